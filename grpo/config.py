@@ -1,0 +1,227 @@
+"""Every knob of a run: frozen, closed, documented in place. `grpo config schema` prints this file as JSON schema."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, description="Seconds.")]
+
+
+class Section(BaseModel):
+    """Closed (an unknown key is an error) and frozen (what ran is what was written)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Run(Section):
+    name: str = Field("grpo", pattern=r"^[a-z0-9]([-a-z0-9]{0,45}[a-z0-9])?$")
+    """Name of the run: a label on every metric and the name of the RayJob."""
+    dir: str = "runs/grpo"
+    """Folder of the run: resolved config, metrics, samples, report, weights. A folder that holds a run is refused."""
+    steps: Positive = 100
+    """Number of GRPO steps."""
+    seed: int = Field(0, ge=0)
+    """Seed of the data order, of every completion and of the shuffled minibatches."""
+
+
+class Model(Section):
+    path: str
+    """Folder in Hugging Face format (config.json, safetensors, tokenizer) or the id of a model on the hub."""
+    revision: str | None = None
+    """Commit of the hub model; a branch name can move under a run."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of the weights in the engine and of the forward pass in the trainer (its optimizer states are fp32)."""
+    max_length: int = Field(2048, ge=8)
+    """Longest prompt plus completion, in tokens."""
+
+
+class Data(Section):
+    source: str = "openai/gsm8k"
+    """"arithmetic" (built in), a .jsonl, .json or .parquet file, or the id of a data set on the hub."""
+    subset: str | None = None
+    """Configuration of the hub data set, for GSM8K "main"."""
+    split: str = "train"
+    """Split of the hub data set; of the built-in task: "train" or "test" (disjoint)."""
+    size: Positive = 4096
+    """Number of rows that the built-in task makes. Other sources are used whole."""
+    question_column: str = "question"
+    """Column of the question."""
+    answer_column: str = "answer"
+    """Column of the reference answer, handed to the reward unchanged."""
+    system_prompt: str | None = None
+    """System message of the chat template."""
+    prompt_format: str = "{question}"
+    """Text of the user's message; `{question}` is replaced. Without a chat template it is the whole prompt."""
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """What to do with a row that cannot be used: stop and name it, or leave it out and count it."""
+
+
+class RewardFunction(Section):
+    function: str = "gsm8k"
+    """"gsm8k", "boxed" or "module:function" with the signature (prompt, completion, answer) -> float."""
+    weight: float = 1.0
+    """Factor of this reward in the sum."""
+
+
+class Rollout(Section):
+    engines: Positive = 1
+    """Number of vLLM engines; each step's prompts are shared evenly."""
+    prompts_per_step: Positive = 32
+    """Prompts of a step (P)."""
+    samples_per_prompt: int = Field(8, ge=2)
+    """Completions of a prompt (G, the N_ROLLOUTS of the original recipe)."""
+    max_tokens: Positive = 512
+    """Longest completion, in tokens."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature of the rollouts; the trainer applies it too."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus of the rollouts. Below 1 the trainer's logprobs are over the whole vocabulary and differ."""
+    tensor_parallel: Positive = 1
+    """GPUs of an engine."""
+    gpus_per_engine: float | None = Field(None, gt=0)
+    """Ray GPUs an engine reserves; null: tensor_parallel on CUDA, 0 on CPU. 0.5 lets two roles share one GPU."""
+    memory_utilization: float = Field(0.9, gt=0, lt=1)
+    """Share of the GPU's memory that an engine takes."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """KV cache of an engine on the CPU, in GiB."""
+    enforce_eager: bool = False
+    """Run vLLM without CUDA graphs and compilation: starts sooner, samples slower."""
+
+
+class Algorithm(Section):
+    loss: Literal["dapo", "grpo"] = "dapo"
+    """dapo: mean over the tokens of the global minibatch; grpo: mean over sequences of their token means."""
+    clip_low: float = Field(0.2, ge=0, lt=1)
+    """Lower bound of the ratio is 1 - clip_low."""
+    clip_high: float = Field(0.28, ge=0)
+    """Upper bound of the ratio is 1 + clip_high."""
+    kl_coef: float = Field(0.0, ge=0)
+    """Weight of the k3 estimate of KL(policy || reference) in the loss; 0 loads no reference model."""
+    advantage_std: Literal["group", "batch", "none"] = "group"
+    """What the centred rewards are divided by: the group's, the batch's or no standard deviation."""
+
+
+class Train(Section):
+    ranks: Positive = 1
+    """DeepSpeed data-parallel ranks, one actor each."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """ZeRO stage: what the ranks shard (1 optimizer states, 2 also gradients, 3 also weights)."""
+    gpus_per_rank: float | None = Field(None, gt=0)
+    """Ray GPUs a rank reserves; null: 1 on CUDA, 0 on CPU."""
+    learning_rate: float = Field(1e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after the warm-up, down to 0 at the last step for linear and cosine."""
+    warmup_steps: int = Field(0, ge=0)
+    """GRPO steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's moments."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    epochs: Positive = 1
+    """Passes over each step's batch."""
+    minibatches: Positive = 1
+    """Shuffled minibatches of a pass; each is one optimizer update."""
+    tokens_per_micro_batch: int = Field(8192, ge=8)
+    """Token budget of one packed forward pass."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more compute."""
+
+
+class Sync(Section):
+    every: Positive = 1
+    """Steps between two weight syncs; samples are then at most every - 1 versions old."""
+    transport: Literal["auto", "nccl", "gloo"] = "auto"
+    """auto: nccl on CUDA, gloo on CPU. gloo also serves two roles on one GPU, which NCCL refuses."""
+    tolerance: float = Field(0.1, gt=0)
+    """Largest mean difference, in nats, between trainer and engine logprobs of the self-test's prompt."""
+
+
+class Eval(Section):
+    every: int = Field(0, ge=0)
+    """Steps between two evaluations; 0: before the first and after the last step only."""
+    source: str | None = None
+    """Source of the held-out prompts as in data.source; null: data.source."""
+    split: str = "test"
+    """Split of the held-out prompts."""
+    prompts: int = Field(128, ge=0)
+    """Held-out prompts of an evaluation; 0 evaluates nothing."""
+    samples_per_prompt: Positive = 1
+    """Completions of a held-out prompt, for pass@k and maj@k."""
+    temperature: float = Field(1.0, ge=0)
+    """Temperature of the evaluation; 0 is greedy."""
+
+
+class Checkpoint(Section):
+    every: int = Field(0, ge=0)
+    """Steps between two saves of the policy's weights; 0: at the end only."""
+
+
+class Metrics(Section):
+    port: int | None = Field(None, ge=0, le=65535)
+    """Port of /metrics for Prometheus; 0 picks a free one, null serves none."""
+    completions_per_step: int = Field(4, ge=0)
+    """Groups of each step whose completions are written to samples.jsonl."""
+    wandb_project: str | None = None
+    """Weights & Biases project; needs `pip install wandb`."""
+    mlflow_uri: str | None = None
+    """MLflow tracking URI; needs `pip install mlflow-skinny`."""
+
+
+class Cluster(Section):
+    address: str | None = None
+    """Address of a running Ray cluster ("auto" inside a RayJob); null starts Ray on this machine."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where engines and ranks run; auto: cuda if the cluster has GPUs."""
+    role_label: str = "grpo.dev/role"
+    """Ray node label whose value (rollout, trainer or any) says what a node is for. Nodes without it take both roles."""
+
+
+class Deadlines(Section):
+    """Longest wait of each phase; longer is an error that names the phase."""
+
+    start: Seconds = 900
+    rollout: Seconds = 1800
+    reward: Seconds = 300
+    train: Seconds = 1800
+    sync: Seconds = 300
+    save: Seconds = 600
+
+
+class Config(Section):
+    run: Run = Run()
+    model: Model
+    data: Data = Data()
+    rewards: tuple[RewardFunction, ...] = Field((RewardFunction(),), min_length=1)
+    rollout: Rollout = Rollout()
+    algorithm: Algorithm = Algorithm()
+    train: Train = Train()
+    sync: Sync = Sync()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    metrics: Metrics = Metrics()
+    cluster: Cluster = Cluster()
+    deadlines: Deadlines = Deadlines()
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> "Config":
+        rows = self.rollout.prompts_per_step * self.rollout.samples_per_prompt
+        if rows < self.train.minibatches * self.train.ranks:
+            raise ValueError(
+                f"each rank needs at least one row of each minibatch: rollout.prompts_per_step x samples_per_prompt = {rows} "
+                f"rows, train.minibatches x train.ranks = {self.train.minibatches * self.train.ranks}; lower train.minibatches"
+            )
+        if self.rollout.max_tokens >= self.model.max_length:
+            raise ValueError(
+                f"a prompt needs room before its completion: rollout.max_tokens = {self.rollout.max_tokens} must be below "
+                f"model.max_length = {self.model.max_length}; raise model.max_length"
+            )
+        if self.train.tokens_per_micro_batch < self.model.max_length:
+            raise ValueError(
+                f"the longest row must fit a micro-batch: train.tokens_per_micro_batch = {self.train.tokens_per_micro_batch} "
+                f"is below model.max_length = {self.model.max_length}; raise the former"
+            )
+        return self
