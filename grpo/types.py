@@ -88,6 +88,10 @@ class TensorRecord:
             product *= size
         return product
 
+    @property
+    def nbytes(self) -> int:
+        return self.numel * {"float32": 4, "bfloat16": 2, "float16": 2}[self.dtype]
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:

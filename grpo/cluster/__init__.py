@@ -1,0 +1,5 @@
+"""Ray: placement, the actors around vLLM and DeepSpeed, deadlines, shutdown. The only floor that imports ray."""
+
+from grpo.cluster.job import evaluate, train
+
+__all__ = ["evaluate", "train"]

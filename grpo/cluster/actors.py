@@ -1,0 +1,110 @@
+"""What runs in the actors: thin shells with verbs around the rollout engine and the trainer rank.
+
+Heavy imports happen inside `start`, so that all actors import side by side and the driver imports nothing heavy.
+"""
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from grpo.config import Config
+from grpo.types import Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
+
+
+class VLLMActor:
+    """A vLLM engine. The methods are coroutines: they run on the event loop that AsyncLLM needs."""
+
+    def __init__(self, config: Config, index: int, device: str) -> None:
+        self.config, self.index, self.device = config, index, device
+
+    async def start(self) -> list[int]:
+        """Builds the engine; returns the pids of its processes."""
+        from grpo.rollout.engine import RolloutEngine
+
+        self.engine = RolloutEngine(self.config, self.index, self.device)
+        await self.engine.start()
+        return [os.getpid(), *self.engine.pids()]
+
+    async def generate(self, requests: Sequence[tuple[Prompt, int]], sampling: Sampling) -> list[Group]:
+        return await self.engine.generate(list(requests), sampling)
+
+    async def join_transfer(self, host: str, port: int, rank_offset: int, world_size: int) -> None:
+        await self.engine.join_transfer(host, port, rank_offset, world_size)
+
+    async def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> list[Manifest]:
+        return await self.engine.receive_weights(version, records)
+
+    async def commit_weights(self, version: int) -> None:
+        await self.engine.commit_weights(version)
+
+    async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        return await self.engine.prompt_logprobs(list(token_ids))
+
+    async def close(self) -> None:
+        if hasattr(self, "engine"):
+            await self.engine.shutdown()
+
+
+class PolicyModelActor:
+    """One DeepSpeed rank of the policy. Rank 0 sends the weights; the others take part in gathering them."""
+
+    def __init__(self, config: Config, rank: int, device: str) -> None:
+        self.config, self.rank, self.device = config, rank, device
+
+    def address(self) -> tuple[str, int]:
+        """Host and a free port for the ranks' rendezvous."""
+        return free_address()
+
+    def start(self, host: str, port: int) -> list[int]:
+        """Builds the DeepSpeed engine together with the other ranks; returns the pids of its processes."""
+        from grpo.trainer import PolicyTrainer
+
+        self.trainer = PolicyTrainer(self.config, rank=self.rank, device=self.device, master_addr=host, master_port=port)
+        return [os.getpid()]
+
+    def records(self) -> tuple[TensorRecord, ...]:
+        return self.trainer.weight_records()
+
+    def step(self, batch: Sequence[Sample], step: int) -> Stats:
+        return self.trainer.step(batch, step)
+
+    def open_transfer(self, host: str, port: int, world_size: int) -> None:
+        """Rank 0: joins the engines' transfer group as its sender."""
+        from grpo.weights import Sender, make_transport
+
+        transport = make_transport(self.config, self.device, host, port, rank=0, world_size=world_size)
+        self.sender = Sender(transport)
+
+    def send_weights(self, version: int) -> Manifest | None:
+        """Sends every tensor; None on the ranks that only help to gather. A collective under ZeRO-3."""
+        if self.rank == 0:
+            return self.sender.send(version, self.trainer.iter_weights())
+        for _ in self.trainer.iter_weights():
+            pass
+        return None
+
+    def perturb(self, scale: float, seed: int) -> None:
+        self.trainer.perturb(scale, seed)
+
+    def restore(self) -> None:
+        self.trainer.restore()
+
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        return self.trainer.logprobs(list(token_ids))
+
+    def save(self, folder: str) -> None:
+        self.trainer.save(Path(folder))
+
+    def close(self) -> None:
+        if hasattr(self, "trainer"):
+            self.trainer.close()
+
+
+def free_address() -> tuple[str, int]:
+    """This node's address, as Ray sees it, and a port that is free now."""
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), int(probe.getsockname()[1])

@@ -1,0 +1,114 @@
+"""The controller's Protocols, fulfilled by actors: who is called, in which order, and how long we wait."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from grpo.cluster.session import Session
+from grpo.config import Config
+from grpo.errors import ClusterError
+from grpo.types import Group, Manifest, Prompt, Sample, Sampling, Stats
+from grpo.weights import check_self_test, verify
+
+PERTURBATION = 0.3  # of each tensor's standard deviation: far above what precision can explain, see `weights/selftest.py`
+
+
+class RayRollouts:
+    """Engines that share each call's prompts evenly."""
+
+    def __init__(self, session: Session, config: Config, engines: Sequence[ActorHandle]) -> None:
+        self.session, self.config, self.engines = session, config, list(engines)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int) -> list[Group]:
+        requests = [(prompt, request_seed(self.config.run.seed, step, prompt.id)) for prompt in prompts]
+        shares = [requests[index :: len(self.engines)] for index in range(len(self.engines))]
+        refs = [engine.generate.remote(share, sampling) for engine, share in zip(self.engines, shares, strict=True)]
+        results = self.session.get(refs, self.config.deadlines.rollout, "rollout")
+        groups: list[Group | None] = [None] * len(requests)
+        for index, share in enumerate(results):
+            groups[index :: len(self.engines)] = share
+        if any(group is None for group in groups):
+            raise ClusterError(f"every prompt needs its group, but engines answered {[len(share) for share in results]}")
+        return [group for group in groups if group is not None]
+
+
+class RayTrainer:
+    """The ranks of the policy, always called together."""
+
+    def __init__(self, session: Session, config: Config, ranks: Sequence[ActorHandle], run_dir: Path) -> None:
+        self.session, self.config, self.ranks, self.run_dir = session, config, list(ranks), run_dir
+
+    def step(self, batch: Sequence[Sample], step: int) -> Stats:
+        shared = ray.put(list(batch))
+        refs = [rank.step.remote(shared, step) for rank in self.ranks]
+        stats: Stats = self.session.get(refs, self.config.deadlines.train, "train")[0]
+        return stats
+
+    def save(self, step: int) -> None:
+        folder = self.run_dir / "policy" / f"step_{step:06d}"
+        refs = [rank.save.remote(str(folder)) for rank in self.ranks]
+        self.session.get(refs, self.config.deadlines.save, "save")
+
+
+class RayWeights:
+    """Weights from trainer rank 0 to every engine: sent, received, compared, and only then stamped."""
+
+    def __init__(
+        self, session: Session, config: Config, ranks: Sequence[ActorHandle], engines: Sequence[ActorHandle], canary: Sequence[int]
+    ) -> None:
+        self.session, self.config = session, config
+        self.ranks, self.engines, self.canary = list(ranks), list(engines), list(canary)
+        self.records = self.get([self.ranks[0].records.remote()])[0]
+
+    def get(self, refs: Sequence[Any]) -> list[Any]:
+        return self.session.get(refs, self.config.deadlines.sync, "weight sync")
+
+    def connect(self) -> None:
+        """One transfer group: rank 0 is the sender, then the workers of every engine."""
+        host, port = self.get([self.ranks[0].address.remote()])[0]
+        workers = self.config.rollout.tensor_parallel
+        world_size = 1 + workers * len(self.engines)
+        refs = [self.ranks[0].open_transfer.remote(host, port, world_size)]
+        for index, engine in enumerate(self.engines):
+            refs.append(engine.join_transfer.remote(host, port, 1 + index * workers, world_size))
+        self.get(refs)
+
+    def sync(self, version: int) -> Stats:
+        began = time.perf_counter()
+        sends = [rank.send_weights.remote(version) for rank in self.ranks]
+        receives = [engine.receive_weights.remote(version, self.records) for engine in self.engines]
+        results = self.get(sends + receives)
+        sent: Manifest = results[0]
+        received: list[Manifest] = [manifest for share in results[len(sends) :] for manifest in share]
+        verify(sent, received)
+        self.get([engine.commit_weights.remote(version) for engine in self.engines])
+        sent_bytes = sum(record.nbytes for record in sent.records)
+        return {"sync/seconds": time.perf_counter() - began, "sync/bytes": float(sent_bytes)}
+
+    def self_test(self) -> Stats:
+        """A perturbed copy must change every engine's logprobs as it changes the trainer's, and the true weights change them back."""
+        self.get([rank.perturb.remote(PERTURBATION, self.config.run.seed) for rank in self.ranks])
+        perturbed = self.compare(version=0)
+        self.get([rank.restore.remote() for rank in self.ranks])
+        true = self.compare(version=0)
+        difference = check_self_test(perturbed, true, tolerance=self.config.sync.tolerance)
+        return {"sync/self_test_diff": difference}
+
+    def compare(self, version: int) -> tuple[list[float], list[list[float]]]:
+        """Logprobs of the canary prompt after a sync: the trainer's, and each engine's."""
+        self.sync(version)
+        refs = [rank.logprobs.remote(self.canary) for rank in self.ranks]
+        refs += [engine.prompt_logprobs.remote(self.canary) for engine in self.engines]
+        results = self.get(refs)
+        return results[0], results[len(self.ranks) :]
+
+
+def request_seed(run_seed: int, step: int, prompt_id: str) -> int:
+    """Seed of a prompt's samples: the same for the same run, step and prompt, whichever engine answers."""
+    digest = hashlib.sha256(f"{run_seed}/{step}/{prompt_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") % (2**31 - 2**16)

@@ -1,0 +1,157 @@
+"""A Ray session: start or connect, wait with deadlines, place by role, and leave no process behind."""
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import psutil
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from grpo.config import Config
+from grpo.errors import ClusterError, ConfigError, DeadlineExceeded, GrpoError, Interrupted
+
+GRACE_SECONDS = 10.0  # for an actor to end by itself before it is killed
+OTHER_ROLE = {"rollout": "trainer", "trainer": "rollout"}
+
+
+class Session:
+    """The actors of one run. Use `session(config)`, which also ends what it started."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.device = "cpu"
+        self._actors: list[ActorHandle] = []
+        self._processes: list[psutil.Process] = []
+
+    def start(self) -> None:
+        """Connects to `cluster.address` or starts Ray on this machine with as many CPUs as the actors reserve."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        address, actors = self.config.cluster.address, self.config.rollout.engines + self.config.train.ranks
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        try:
+            if address is not None:
+                ray.init(address=address, **quiet)
+            else:
+                # Local ports are open to every user of the machine: a token of this run's own, kept out of the home folder.
+                os.environ["RAY_AUTH_MODE"] = "token"
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+                ray._raylet.Config.initialize("")  # ray reads the mode once, at import
+                ray.init(num_cpus=max(actors, os.cpu_count() or 1), include_dashboard=False, **quiet)
+        except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+            where = f"the cluster at {address!r}" if address else "a local cluster"
+            raise ClusterError(f"Ray cannot reach {where}: {error}; check cluster.address") from error
+        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+        self.device = {"auto": "cuda" if has_gpus else "cpu"}.get(self.config.cluster.device, self.config.cluster.device)
+        if self.device == "cuda" and not has_gpus:
+            raise ConfigError("cluster.device is cuda, but the Ray cluster has no GPU; set cluster.device to cpu or auto")
+
+    def create(self, actor_class: type, role: str, gpus: float, *args: object) -> ActorHandle:
+        """An actor on a node of its role: one whose label `cluster.role_label` is not the other role's.
+
+        Nothing retries a method (a second optimizer step would be silent), and a dead actor stays dead.
+        """
+        options = {
+            "num_cpus": 1,
+            "num_gpus": gpus if self.device == "cuda" else 0,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "label_selector": {self.config.cluster.role_label: f"!in({OTHER_ROLE[role]})"},
+        }
+        actor: ActorHandle = ray.remote(actor_class).options(**options).remote(*args)
+        self._actors.append(actor)
+        return actor
+
+    def watch(self, pids: Sequence[int]) -> None:
+        """Remembers processes of this machine that must be gone when the session ends."""
+        for pid in pids:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._processes.append(psutil.Process(pid))
+
+    def stop(self) -> None:
+        """Asks every actor to close, kills those that do not, and waits until their processes are gone."""
+        if not ray.is_initialized():
+            return
+        closing = [actor.close.remote() for actor in self._actors]
+        with contextlib.suppress(RayError):
+            ray.wait(closing, num_returns=len(closing), timeout=GRACE_SECONDS)
+        for process in list(self._processes):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._processes += process.children(recursive=True)
+        for actor in self._actors:
+            with contextlib.suppress(RayError):
+                ray.kill(actor)
+        for process in psutil.wait_procs(self._processes, timeout=GRACE_SECONDS)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._actors = []
+        ray.shutdown()
+
+    def get(self, refs: Sequence[Any], seconds: float, what: str) -> list[Any]:
+        """The results in order, within `seconds`.
+
+        Raises: DeadlineExceeded naming `what`; ClusterError if an actor died; the GrpoError that an actor raised.
+        """
+        deadline = time.monotonic() + seconds
+        pending = list(refs)
+        try:
+            while pending:  # the first failure is reported at once, not after its slower siblings
+                done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+                if not done:
+                    raise DeadlineExceeded(
+                        f"{what} must end within {seconds:g} s (deadlines.*), but {len(pending)} of {len(refs)} actors have not "
+                        f"answered; raise the deadline or look at the actors' logs in {log_folder()}"
+                    )
+                ray.get(done)
+            return list(ray.get(list(refs)))
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, GrpoError):
+                raise cause from None
+            raise ClusterError(f"{what}: an actor failed: {last_line(error)}; logs are in {log_folder()}") from error
+        except RayActorError as error:
+            raise ClusterError(f"{what}: an actor died: {last_line(error)}; logs are in {log_folder()}") from error
+        except GetTimeoutError as error:
+            raise DeadlineExceeded(f"{what} must end within {seconds:g} s (deadlines.*)") from error
+
+
+def log_folder() -> str:
+    """Where Ray writes the actors' output."""
+    return str(ray._private.worker.global_worker.node.get_logs_dir_path())
+
+
+def last_line(error: BaseException) -> str:
+    """The line that says what happened: Ray puts a traceback before it and a list of guesses behind."""
+    lines = [line.strip() for line in str(error).partition("Some common causes")[0].splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def session(config: Config) -> Iterator[Session]:
+    """A started session that is stopped on success, error, Ctrl-C and SIGTERM."""
+    current = Session(config)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        current.start()
+        for number in handlers:  # after ray.init, which installs its own
+            signal.signal(number, interrupt)
+        yield current
+    finally:
+        for number in handlers:  # a second Ctrl-C must not cut the clean-up short
+            signal.signal(number, signal.SIG_IGN)
+        try:
+            current.stop()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+def interrupt(number: int, _frame: FrameType | None) -> None:
+    raise Interrupted(f"stopped by {signal.Signals(number).name}; the last saved policy is whole")
