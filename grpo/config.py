@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, description="Seconds.")]
@@ -11,7 +11,15 @@ Seconds = Annotated[float, Field(gt=0, description="Seconds.")]
 class Section(BaseModel):
     """Closed (an unknown key is an error) and frozen (what ran is what was written)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_true_as_1(cls, value: object, info: ValidationInfo) -> object:
+        """pydantic would take `steps: yes` for 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("must not be true or false; put it in quotes if it is text")
+        return value
 
 
 class Run(Section):
