@@ -1,0 +1,194 @@
+"""The policy: a transformers causal LM that scores packed rows without padding and without the T x V logits.
+
+Rows lie behind each other in a batch of one; positions restart at each row and a registered attention function keeps the
+rows apart by `cu_seqlens`, so no T x T mask is built. The head runs on completion positions only, in chunks, in a function
+that recomputes the logits in the backward pass.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AutoModelForCausalLM
+
+from grpo.batching import PackedBatch
+from grpo.errors import ConfigError
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # older torch: CUDA then takes the padded path too
+    varlen_attn = None
+
+ATTENTION = "grpo_packed"
+CHUNK = 1024
+"""Completion positions whose logits exist at once."""
+
+
+class Policy(nn.Module):
+    """Logprobs and entropies of completion tokens under the model at `temperature`."""
+
+    def __init__(self, causal_lm: Any, temperature: float) -> None:
+        super().__init__()
+        self.causal_lm = causal_lm
+        self.temperature = temperature
+
+    def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns fp32 `(logprobs_C, entropy_C)` in nats; only the logprobs carry a gradient."""
+        hidden = self.causal_lm.base_model(
+            input_ids=batch.input_ids_T[None],
+            position_ids=batch.position_ids_T[None],
+            use_cache=False,
+            cu_seqlens=batch.cu_seqlens_R1,
+            max_length=batch.max_length,
+            grid_T=_grid(batch),
+        ).last_hidden_state
+        logprobs_C, entropy_C = self.causal_lm.lm_head(
+            hidden[0, batch.predict_C], batch.targets_C, self.temperature
+        )
+        return logprobs_C, entropy_C
+
+
+def load_policy(path: str, revision: str | None, dtype: torch.dtype, temperature: float, checkpointing: bool) -> Policy:
+    """Loads a Hugging Face folder or hub model. Raises ConfigError for models whose logits this head cannot reproduce."""
+    causal_lm = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=dtype, attn_implementation=ATTENTION)
+    return make_policy(causal_lm, temperature, checkpointing)
+
+
+def make_policy(causal_lm: Any, temperature: float, checkpointing: bool = False) -> Policy:
+    """Wraps a model: own attention and head, no dropout (the sampler has none, so the ratio would be noise)."""
+    _check_supported(causal_lm)
+    causal_lm.set_attn_implementation(ATTENTION)
+    causal_lm.set_output_embeddings(LogprobHead(causal_lm.get_output_embeddings()))
+    for module in causal_lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if checkpointing:
+        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return Policy(causal_lm, temperature)
+
+
+def _check_supported(causal_lm: Any) -> None:
+    config, head = causal_lm.config.get_text_config(), causal_lm.get_output_embeddings()
+    scaling = {
+        name: getattr(config, name)
+        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")
+        if getattr(config, name, None) not in (None, 1, 1.0)
+    }
+    if scaling or type(head) is not nn.Linear or head.bias is not None or not hasattr(causal_lm, "lm_head"):
+        raise ConfigError(
+            f"the policy's logits must be hidden states times lm_head.weight: {type(causal_lm).__name__} has {scaling or head}; "
+            "choose a Llama- or Qwen-like model in model.path"
+        )
+
+
+class LogprobHead(nn.Linear):
+    """lm_head that returns logprobs of given tokens instead of logits. It shares the weight of the layer it replaces."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight = linear.weight
+
+    def forward(  # type: ignore[override]
+        self, hidden_CD: torch.Tensor, targets_C: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """fp32 `(logprobs_C, entropy_C)` of `targets_C` under softmax(hidden @ weight.T / temperature)."""
+        logprobs_C, entropy_C = _Logprobs.apply(hidden_CD, self.weight, targets_C, temperature)
+        return logprobs_C, entropy_C
+
+
+class _Logprobs(torch.autograd.Function):
+    """Log-softmax at the targets, chunk by chunk: one chunk's fp32 logits exist at a time, in both directions.
+
+    With p = softmax(logits / t): d logprob[c] / d logits[c] = (onehot(target) - p) / t.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_CD: torch.Tensor, weight_VD: torch.Tensor, targets_C: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(hidden_CD, weight_VD, targets_C)
+        ctx.temperature = temperature
+        logprobs, entropies = [], []
+        for hidden, targets in zip(hidden_CD.split(CHUNK), targets_C.split(CHUNK), strict=True):
+            log_probs_cV = _log_softmax(hidden, weight_VD, temperature)
+            logprobs.append(log_probs_cV.gather(1, targets[:, None])[:, 0])
+            entropies.append(-(log_probs_cV.exp() * log_probs_cV).sum(1))
+        entropy_C = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropy_C)
+        return torch.cat(logprobs), entropy_C
+
+    @staticmethod
+    def backward(ctx: Any, grad_C: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_CD, weight_VD, targets_C = ctx.saved_tensors
+        grad_hidden_CD = torch.empty_like(hidden_CD)
+        # fp32 whatever the weight's precision: many chunks add up here
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        chunks = zip(hidden_CD.split(CHUNK), targets_C.split(CHUNK), grad_C.split(CHUNK), strict=True)
+        for number, (hidden, targets, grad) in enumerate(chunks):
+            grad_logits_cV = _log_softmax(hidden, weight_VD, ctx.temperature).exp_().mul_(-grad[:, None])
+            grad_logits_cV.scatter_add_(1, targets[:, None], grad[:, None])
+            grad_logits = grad_logits_cV.div_(ctx.temperature).to(hidden.dtype)
+            grad_hidden_CD[number * CHUNK : number * CHUNK + len(hidden)] = grad_logits @ weight_VD
+            grad_weight_VD += grad_logits.T @ hidden
+        return grad_hidden_CD, grad_weight_VD.to(weight_VD.dtype), None, None
+
+
+def _log_softmax(hidden_cD: torch.Tensor, weight_VD: torch.Tensor, temperature: float) -> torch.Tensor:
+    logits_cV = F.linear(hidden_cD, weight_VD).float()
+    return F.log_softmax(logits_cV if temperature == 1.0 else logits_cV / temperature, dim=1)
+
+
+def _grid(batch: PackedBatch) -> torch.Tensor:
+    """Where each token lies in a [rows, max_length] grid, flattened."""
+    starts_R, ends_R = batch.cu_seqlens_R1[:-1].long(), batch.cu_seqlens_R1[1:].long()
+    first_R = torch.arange(len(starts_R), device=starts_R.device) * batch.max_length - starts_R
+    tokens = torch.arange(len(batch.input_ids_T), device=starts_R.device)
+    return tokens + first_R.repeat_interleave(ends_R - starts_R, output_size=len(tokens))
+
+
+def packed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    cu_seqlens: torch.Tensor,
+    max_length: int,
+    grid_T: torch.Tensor,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention inside each packed row. query, key, value are [1, heads, T, head_dim]; returns [1, T, heads, head_dim].
+
+    CUDA in half precision uses the varlen flash kernel. Elsewhere the rows are laid into a right-padded grid: causal
+    attention never looks at the padding behind a row, and what the padding itself computes is dropped, so this is exact.
+    """
+    if sliding_window is not None and max_length > sliding_window:
+        raise ConfigError(
+            f"rows must fit the model's sliding window: {max_length} tokens > {sliding_window}; lower model.max_length"
+        )
+    grouped = query.shape[1] != key.shape[1]
+    if varlen_attn is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+        output = varlen_attn(
+            *flat, cu_seqlens, cu_seqlens, max_length, max_length, scale=scaling, window_size=(-1, 0), enable_gqa=grouped
+        )
+        return output[None], None
+    rows = len(cu_seqlens) - 1
+    query, key, value = (_to_grid(tensor, grid_T, rows, max_length) for tensor in (query, key, value))
+    output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+    return output.transpose(1, 2).flatten(0, 1)[grid_T][None], None
+
+
+def _to_grid(packed: torch.Tensor, grid_T: torch.Tensor, rows: int, max_length: int) -> torch.Tensor:
+    """[1, heads, T, head_dim] -> [rows, heads, max_length, head_dim], zeros where a row has no token."""
+    heads, _, size = packed.shape[1:]
+    grid = packed.new_zeros(rows * max_length, heads, size)
+    grid = grid.index_copy(0, grid_T, packed[0].transpose(0, 1))
+    return grid.view(rows, max_length, heads, size).transpose(1, 2)
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
