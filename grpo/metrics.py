@@ -56,9 +56,8 @@ BY_PHASE = {f"phase/{phase}": phase for phase in PHASES}
 BY_KIND = {f"rollout/{kind}_tokens": kind for kind in ("prompt", "completion")}
 BY_BOUND = {f"train/clip_{bound}": bound for bound in ("low", "high")}
 BY_PART = {"train/seconds_*": "*"}
-BY_SCORE = {
-    f"eval/{score}": score for score in ("accuracy", "pass@*", "maj@*", "reward", "completion_tokens", "truncated_ratio")
-}
+SCORES = ("accuracy", "pass@*", "maj@*", "reward", "completion_tokens", "truncated_ratio")
+BY_SCORE = {f"eval/{score}": score for score in SCORES}
 
 CATALOGUE: tuple[Metric, ...] = (
     # The run and its steps

@@ -27,18 +27,19 @@ class RunRecorder:
     """Implements `controller.Recorder`; a context manager that creates the run's folder and closes what it opened.
 
     Entering raises ConfigError if the folder holds a run, the port is taken or a tracker's package is missing, and
-    CheckpointError if the folder cannot be written. `command` is shown in the report; null is this process's own.
+    CheckpointError if the folder cannot be written. `command` is shown in the report. By default it is this process's
+    own, and `run_dir` is `run.dir`.
     """
 
     def __init__(
         self,
         config: Config,
-        run_dir: Path,
+        run_dir: Path | None = None,
         progress: RunProgress | None = None,
         command: Sequence[str] | None = None,
     ) -> None:
         self.config = config
-        self.run_dir = run_dir
+        self.run_dir = Path(config.run.dir) if run_dir is None else run_dir
         self.progress = progress or RunProgress(config.run.steps)
         self.port: int | None = None
         self._command = shlex.join(["grpo", *sys.argv[1:]] if command is None else command)

@@ -120,11 +120,11 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.exists():
         return
+    broken: str | None = None
     with open(path, encoding="utf-8", errors="replace") as file:
-        broken: str | None = None
         for number, line in enumerate(file, start=1):
             if broken is not None:
-                raise CheckpointError(f"{path}:{number - 1}: a row must be a JSON object, but {broken}; delete the line")
+                raise CheckpointError(f"{path}:{number - 1}: a row must be a JSON object, but {broken}; delete it")
             try:
                 row = json.loads(line)
             except ValueError as error:
