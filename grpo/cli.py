@@ -1,0 +1,170 @@
+"""The command line: parse, check, launch, exit code. What is heavy is imported inside its command, after parsing."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+import grpo
+from grpo import configfile
+from grpo.errors import GrpoError, Interrupted
+
+
+class _Edge(TyperGroup):
+    """The process edge: a GrpoError is one block on stderr and its exit code; all else is our bug, with a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GrpoError as error:
+            raise _failed(error) from None
+        except KeyboardInterrupt:
+            raise _failed(Interrupted("stopped by Ctrl-C")) from None
+
+
+def _failed(error: GrpoError) -> typer.Exit:
+    lines = str(error).splitlines() or [type(error).__name__]
+    print(
+        "\n".join(f"error: {lines[0]}" if n == 0 else f"       {line}" for n, line in enumerate(lines)), file=sys.stderr
+    )
+    return typer.Exit(error.exit_code)
+
+
+app = typer.Typer(
+    cls=_Edge,
+    name="grpo",
+    help="GRPO fine-tuning of a language model: vLLM samples, DeepSpeed trains, Ray joins them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Show what a configuration may hold or resolves to.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The configuration of the run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes to it, such as train.learning_rate=2e-6."),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run (run.dir).")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"grpo {grpo.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Run the whole job, from the data to the report."""
+    config = configfile.load(run_file, overrides or [])
+    signal.signal(signal.SIGTERM, _terminated)
+    from grpo import cluster
+    from grpo.report import write_report
+
+    run_dir = cluster.train(config)
+    page = write_report(run_dir)
+    print(
+        f"""
+The report: {page}
+What to try next:
+  grpo export {run_dir} OUT                        the trained model, a Hugging Face folder
+  grpo eval {run_file} model.path=OUT              score it again
+  grpo train {run_file} run.dir={run_dir}-2 run.seed=1      the same with another seed"""
+    )
+
+
+@app.command(name="eval")
+def evaluate(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Score the held-out prompts with the model as it is.
+
+    `model.path=runs/x/policy/step_000045` scores a policy that a run saved.
+    """
+    config = configfile.load(run_file, overrides or [])
+    signal.signal(signal.SIGTERM, _terminated)
+    from grpo import cluster
+
+    scores = cluster.evaluate(config)
+    table = Table("score", "value", title=f"{config.model.path} on {config.eval.prompts} held-out prompts")
+    for name, value in scores.items():
+        table.add_row(name, f"{value:.4g}")
+    Console().print(table)
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Draw a run as one HTML page."""
+    from grpo.report import write_report
+
+    print(write_report(run))
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    step: Annotated[int | None, typer.Option(help="The step to take; the last saved one if not given.")] = None,
+) -> None:
+    """Copy a saved policy as a Hugging Face folder."""
+    from grpo.export import export as export_policy
+
+    export_policy(run, out, step)
+    print(f"{out}: load it with transformers, vLLM or model.path={out}")
+
+
+@app.command()
+def plan(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    gpu_gib: Annotated[
+        float, typer.Option(min=1.0, help="Memory of one GPU, in GiB, that the run is planned for.")
+    ] = 80.0,
+) -> None:
+    """Estimate memory and traffic; no weights are loaded."""
+    config = configfile.load(run_file, overrides or [])
+    from grpo.plan import plan as make_plan
+    from grpo.plan import table
+
+    made = make_plan(config, gpu_gib=gpu_gib)
+    Console().print(table(made))
+    for warning in made.warnings:
+        print(f"warning: {warning}")
+
+
+@config_app.command()
+def schema() -> None:
+    """Print the JSON schema: every key and its meaning."""
+    print(json.dumps(configfile.schema(), indent=2))
+
+
+@config_app.command()
+def show(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Print a configuration with every key filled in."""
+    print(configfile.dump(configfile.load(run_file, overrides or [])), end="")
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> None:
+    """Ray installs its own handler later and `cluster` replaces it; this one covers the time before."""
+    raise Interrupted("stopped by SIGTERM")
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,143 @@
+"""The controller's Protocols as implementations without torch or ray; all write what happens into `events`."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from grpo.types import Group, Prompt, Sample, Sampling, Stats
+
+
+def prompt(number: int) -> Prompt:
+    return Prompt(id=f"fake:{number}", question=f"{number}+1?", answer=f"#### {number + 1}", token_ids=(1, 2, number))
+
+
+def sample(of: Prompt, index: int, version: int, text: str = "#### 1") -> Sample:
+    ids = (7, 8, 9)
+    return Sample(
+        prompt_id=of.id,
+        index=index,
+        prompt_ids=of.token_ids,
+        output_ids=ids,
+        logprobs=(-0.5,) * len(ids),
+        version=version,
+        finish_reason="stop",
+        text=text,
+    )
+
+
+@dataclass
+class FakePrompts:
+    """Numbers its prompts from 0, for ever."""
+
+    taken: int = 0
+
+    def take(self, count: int) -> list[Prompt]:
+        self.taken += count
+        return [prompt(number) for number in range(self.taken - count, self.taken)]
+
+
+@dataclass
+class FakeWeights:
+    """Engines that hold the version of the last sync, unless `lost` syncs never reach them."""
+
+    events: list[str]
+    version: int = -1
+    lost: frozenset[int] = frozenset()
+
+    def self_test(self) -> Stats:
+        self.events.append("self_test")
+        return {"self_test": 1.0}
+
+    def sync(self, version: int) -> Stats:
+        self.events.append(f"sync {version}")
+        if version not in self.lost:
+            self.version = version
+        return {"sync_version": float(version)}
+
+
+@dataclass
+class FakeRollouts:
+    """Answers with `texts`, one for each sample of a prompt, stamped with the version that the engines hold."""
+
+    events: list[str]
+    weights: FakeWeights
+    texts: Sequence[str] = ("#### 1", "#### 2")
+    samplings: list[Sampling] = field(default_factory=list)
+    versions: list[tuple[int, int]] = field(default_factory=list)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int) -> list[Group]:
+        self.events.append(f"generate {step}")
+        self.samplings.append(sampling)
+        self.versions.append((step, self.weights.version))
+        texts = [self.texts[index % len(self.texts)] for index in range(sampling.samples_per_prompt)]
+        return [
+            Group(each, tuple(sample(each, index, self.weights.version, text) for index, text in enumerate(texts)))
+            for each in prompts
+        ]
+
+
+@dataclass
+class FakeRewards:
+    """1 for the text `right`, else 0."""
+
+    events: list[str]
+    right: str = "#### 1"
+
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        self.events.append("score")
+        return [
+            Group(group.prompt, tuple(replace(each, reward=float(each.text == self.right)) for each in group.samples))
+            for group in groups
+        ]
+
+
+@dataclass
+class FakeTrainer:
+    events: list[str]
+    batches: list[list[Sample]] = field(default_factory=list)
+
+    def step(self, batch: Sequence[Sample], step: int) -> Stats:
+        self.events.append(f"step {step}")
+        self.batches.append(list(batch))
+        return {"loss": float(step)}
+
+    def save(self, step: int) -> None:
+        self.events.append(f"save {step}")
+
+
+@dataclass
+class FakeRecorder:
+    """Keeps what it is shown; `open` names the step and phase that time would be counted to."""
+
+    events: list[str]
+    phases: list[str] = field(default_factory=list)
+    steps: dict[int, Stats] = field(default_factory=dict)
+    scores: dict[int, Stats] = field(default_factory=dict)
+    open: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        with self._opened(f"step {step}"):
+            yield
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.phases.append("/".join([*self.open, name]))
+        with self._opened(name):
+            yield
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[None]:
+        self.open.append(name)
+        try:
+            yield
+        finally:
+            self.open.pop()
+
+    def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None:
+        self.events.append(f"log_step {step}")
+        self.steps[step] = stats
+
+    def log_eval(self, step: int, groups: Sequence[Group], scores: Stats) -> None:
+        self.events.append(f"eval {step}")
+        self.scores[step] = scores

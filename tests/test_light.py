@@ -1,0 +1,23 @@
+"""The controller and the command line load nothing heavy: they answer at once, and run on a pod without a GPU."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "datasets", "plotly")
+
+
+def loaded(statement: str) -> set[str]:
+    program = f"import sys\n{statement}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["controller", "cli", "plan", "metrics"])
+def test_importing_it_loads_nothing_heavy(module: str) -> None:
+    assert loaded(f"import grpo.{module}").intersection(HEAVY) == set()
+
+
+def test_the_probe_sees_what_is_loaded() -> None:
+    assert "plotly" in loaded("import plotly")
