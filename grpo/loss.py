@@ -107,6 +107,5 @@ def _statistics(
         "clip_low": ((ratio_C < 1.0 - clip_low) & (advantages_C < 0)).sum(),
         "clip_high": ((ratio_C > 1.0 + clip_high) & (advantages_C > 0)).sum(),
         "approx_kl": k3(-log_ratio_C).sum(),
-        "approx_kl_k1": -log_ratio_C.sum(),
         "abs_diff": log_ratio_C.abs().sum(),
     }

@@ -33,8 +33,11 @@ class Policy(nn.Module):
         self.causal_lm = causal_lm
         self.temperature = temperature
 
-    def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns fp32 `(logprobs_C, entropy_C)` in nats; only the logprobs carry a gradient."""
+    def forward(self, batch: PackedBatch, temperature: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns fp32 `(logprobs_C, entropy_C)` in nats; only the logprobs carry a gradient.
+
+        `temperature` replaces the policy's own.
+        """
         hidden = self.causal_lm.base_model(
             input_ids=batch.input_ids_T[None],
             position_ids=batch.position_ids_T[None],
@@ -44,7 +47,7 @@ class Policy(nn.Module):
             grid_T=_grid(batch),
         ).last_hidden_state
         logprobs_C, entropy_C = self.causal_lm.lm_head(
-            hidden[0, batch.predict_C], batch.targets_C, self.temperature
+            hidden[0, batch.predict_C], batch.targets_C, self.temperature if temperature is None else temperature
         )
         return logprobs_C, entropy_C
 
