@@ -60,7 +60,19 @@ class PolicyModelActor:
         """Builds the DeepSpeed engine together with the other ranks; returns the pids of its processes."""
         from grpo.trainer import PolicyTrainer
 
-        self.trainer = PolicyTrainer(self.config, rank=self.rank, device=self.device, master_addr=host, master_port=port)
+        ranks = self.config.train.ranks
+        on_cpu = self.device == "cpu"
+        self.trainer = PolicyTrainer(
+            self.config,
+            rank=self.rank,
+            world_size=ranks,
+            local_rank=self.rank if on_cpu else 0,  # Ray shows an actor its own GPUs only
+            device=self.device,
+            master_addr=host,
+            master_port=port,
+            total_steps=self.config.run.steps,
+            threads=max(1, len(os.sched_getaffinity(0)) // ranks) if on_cpu else None,
+        )
         return [os.getpid()]
 
     def records(self) -> tuple[TensorRecord, ...]:

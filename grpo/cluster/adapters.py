@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
-from grpo.cluster.session import Session
+from grpo.cluster.session import Actor, Session
 from grpo.config import Config
 from grpo.errors import ClusterError
 from grpo.types import Group, Manifest, Prompt, Sample, Sampling, Stats
 from grpo.weights import check_self_test, verify
 
-PERTURBATION = 0.3  # of each tensor's standard deviation: far above what precision can explain, see `weights/selftest.py`
+PERTURBATION = 0.3  # of each tensor's standard deviation: far above what precision can explain
 
 
 class RayRollouts:
     """Engines that share each call's prompts evenly."""
 
-    def __init__(self, session: Session, config: Config, engines: Sequence[ActorHandle]) -> None:
+    def __init__(self, session: Session, config: Config, engines: Sequence[Actor]) -> None:
         self.session, self.config, self.engines = session, config, list(engines)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int) -> list[Group]:
@@ -33,14 +32,14 @@ class RayRollouts:
         for index, share in enumerate(results):
             groups[index :: len(self.engines)] = share
         if any(group is None for group in groups):
-            raise ClusterError(f"every prompt needs its group, but engines answered {[len(share) for share in results]}")
+            raise ClusterError(f"every prompt needs a group, but the engines sent {[len(share) for share in results]}")
         return [group for group in groups if group is not None]
 
 
 class RayTrainer:
     """The ranks of the policy, always called together."""
 
-    def __init__(self, session: Session, config: Config, ranks: Sequence[ActorHandle], run_dir: Path) -> None:
+    def __init__(self, session: Session, config: Config, ranks: Sequence[Actor], run_dir: Path) -> None:
         self.session, self.config, self.ranks, self.run_dir = session, config, list(ranks), run_dir
 
     def step(self, batch: Sequence[Sample], step: int) -> Stats:
@@ -59,7 +58,7 @@ class RayWeights:
     """Weights from trainer rank 0 to every engine: sent, received, compared, and only then stamped."""
 
     def __init__(
-        self, session: Session, config: Config, ranks: Sequence[ActorHandle], engines: Sequence[ActorHandle], canary: Sequence[int]
+        self, session: Session, config: Config, ranks: Sequence[Actor], engines: Sequence[Actor], canary: Sequence[int]
     ) -> None:
         self.session, self.config = session, config
         self.ranks, self.engines, self.canary = list(ranks), list(engines), list(canary)
@@ -91,7 +90,7 @@ class RayWeights:
         return {"sync/seconds": time.perf_counter() - began, "sync/bytes": float(sent_bytes)}
 
     def self_test(self) -> Stats:
-        """A perturbed copy must change every engine's logprobs as it changes the trainer's, and the true weights change them back."""
+        """Perturbed weights must change every engine's logprobs as they change the trainer's, and the true ones back."""
         self.get([rank.perturb.remote(PERTURBATION, self.config.run.seed) for rank in self.ranks])
         perturbed = self.compare(version=0)
         self.get([rank.restore.remote() for rank in self.ranks])

@@ -12,13 +12,13 @@ from typing import Any
 
 import psutil
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, DeadlineExceeded, GrpoError, Interrupted
 
 GRACE_SECONDS = 10.0  # for an actor to end by itself before it is killed
+Actor = Any  # ray's ActorHandle: its methods are made at run time, so no checker can know them
 OTHER_ROLE = {"rollout": "trainer", "trainer": "rollout"}
 
 
@@ -28,7 +28,7 @@ class Session:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.device = "cpu"
-        self._actors: list[ActorHandle] = []
+        self._actors: list[Actor] = []
         self._processes: list[psutil.Process] = []
 
     def start(self) -> None:
@@ -40,7 +40,7 @@ class Session:
             if address is not None:
                 ray.init(address=address, **quiet)
             else:
-                # Local ports are open to every user of the machine: a token of this run's own, kept out of the home folder.
+                # Its ports are open to every user of this machine, so it gets a token of its own (not in the home folder).
                 os.environ["RAY_AUTH_MODE"] = "token"
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
                 ray._raylet.Config.initialize("")  # ray reads the mode once, at import
@@ -49,11 +49,12 @@ class Session:
             where = f"the cluster at {address!r}" if address else "a local cluster"
             raise ClusterError(f"Ray cannot reach {where}: {error}; check cluster.address") from error
         has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-        self.device = {"auto": "cuda" if has_gpus else "cpu"}.get(self.config.cluster.device, self.config.cluster.device)
+        wanted = self.config.cluster.device
+        self.device = wanted if wanted != "auto" else "cuda" if has_gpus else "cpu"
         if self.device == "cuda" and not has_gpus:
-            raise ConfigError("cluster.device is cuda, but the Ray cluster has no GPU; set cluster.device to cpu or auto")
+            raise ConfigError("cluster.device is cuda, but Ray sees no GPU; set cluster.device to cpu or auto")
 
-    def create(self, actor_class: type, role: str, gpus: float, *args: object) -> ActorHandle:
+    def create(self, actor_class: type, role: str, gpus: float, *args: object) -> Actor:
         """An actor on a node of its role: one whose label `cluster.role_label` is not the other role's.
 
         Nothing retries a method (a second optimizer step would be silent), and a dead actor stays dead.
@@ -65,7 +66,7 @@ class Session:
             "max_task_retries": 0,
             "label_selector": {self.config.cluster.role_label: f"!in({OTHER_ROLE[role]})"},
         }
-        actor: ActorHandle = ray.remote(actor_class).options(**options).remote(*args)
+        actor: Actor = ray.remote(actor_class).options(**options).remote(*args)
         self._actors.append(actor)
         return actor
 
@@ -106,8 +107,8 @@ class Session:
                 done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
                 if not done:
                     raise DeadlineExceeded(
-                        f"{what} must end within {seconds:g} s (deadlines.*), but {len(pending)} of {len(refs)} actors have not "
-                        f"answered; raise the deadline or look at the actors' logs in {log_folder()}"
+                        f"{what} must end within {seconds:g} s (deadlines.*), but {len(pending)} of {len(refs)} actors "
+                        f"have not answered; raise the deadline or look at their logs in {log_folder()}"
                     )
                 ray.get(done)
             return list(ray.get(list(refs)))
