@@ -1,0 +1,62 @@
+# Verbs of the house; `make help` lists them. CI runs the same ones.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The first Python that exists and runs (a shim on the PATH may do only the former). Another one: make PYTHON=... setup
+RUNS := import sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(RUNS)' 2>/dev/null && echo $$p && break; done)
+
+BIN := .venv/bin
+UV := $(BIN)/uv
+# What was installed is known by content, not by date: a changed lock is a new stamp.
+STAMP := .venv/setup-$(shell cat requirements/cpu.lock requirements/uv.lock pyproject.toml | cksum | cut -d' ' -f1)
+COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
+
+.PHONY: help setup quickstart test lint typecheck lock bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 14
+
+setup: $(STAMP)  ## Python environment in .venv: every package pinned and hashed, for the CPU
+
+quickstart: setup  ## set-up, then a small model learns arithmetic with the real stack, in minutes
+	$(BIN)/grpo train examples/quickstart.yaml run.dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)
+
+test: setup lint typecheck  ## lint, types and all tests that need no GPU
+	$(BIN)/python -m pytest
+
+lint: setup  ## ruff
+	$(BIN)/ruff check
+
+typecheck: setup  ## mypy --strict on grpo/
+	$(BIN)/mypy
+
+lock: $(UV)  ## resolve the dependencies again into requirements/*.lock
+	$(COMPILE) pyproject.toml --extra cpu --extra dev -o requirements/cpu.lock
+	$(COMPILE) pyproject.toml --extra gpu --extra dev -o requirements/gpu.lock
+	$(COMPILE) requirements/bench.in -o requirements/bench.lock
+	$(COMPILE) requirements/uv.in -o requirements/uv.lock
+
+bench: setup  ## the same work side by side: TRL's GRPOTrainer and grpo (not part of the tests)
+	$(BIN)/python -m benchmarks.run
+
+clean:  ## remove environments and caches; runs stay
+	rm -rf .venv .venv-* .build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(UV):
+	@test -n "$(PYTHON)" || { echo "error: setup needs Python 3.11 or 3.12; none on the PATH runs. Try: make PYTHON=/path/to/python3.11 setup" >&2; exit 1; }
+	@echo "setup 1/3: .venv with $$($(PYTHON) --version), and uv in it"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.lock
+
+$(STAMP): | $(UV)
+	@echo "setup 2/3: $$(grep -c == requirements/cpu.lock) packages of requirements/cpu.lock (a few GB the first time)"
+	@$(UV) pip install --python $(BIN)/python --no-deps --require-hashes -r requirements/cpu.lock
+	@echo "setup 3/3: grpo itself, editable"
+	@$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@rm -f .venv/setup-*
+	@touch $@
+	@echo "setup: done"
