@@ -46,11 +46,11 @@ class Model(Section):
 
 class Data(Section):
     source: str = "openai/gsm8k"
-    """"arithmetic" (built in), a .jsonl, .json or .parquet file, or the id of a data set on the hub."""
+    """"arithmetic" (built in), a .jsonl, .json or .parquet file (may say `{split}`), or the id of a hub data set."""
     subset: str | None = None
     """Configuration of the hub data set, for GSM8K "main"."""
     split: str = "train"
-    """Split of the hub data set; of the built-in task: "train" or "test" (disjoint)."""
+    """Split of the hub data set; of the built-in task: "train" or "test" (disjoint); of a file: value of `{split}`."""
     size: Positive = 4096
     """Number of rows that the built-in task makes. Other sources are used whole."""
     question_column: str = "question"
@@ -63,6 +63,13 @@ class Data(Section):
     """Text of the user's message; `{question}` is replaced. Without a chat template it is the whole prompt."""
     on_bad_row: Literal["fail", "skip"] = "fail"
     """What to do with a row that cannot be used: stop and name it, or leave it out and count it."""
+
+    @field_validator("prompt_format")
+    @classmethod
+    def _has_a_question(cls, prompt_format: str) -> str:
+        if "{question}" not in prompt_format:
+            raise ValueError("the prompt needs the question; write {question} where it shall stand")
+        return prompt_format
 
 
 class RewardFunction(Section):
@@ -153,6 +160,8 @@ class Eval(Section):
     """Steps between two evaluations; 0: before the first and after the last step only."""
     source: str | None = None
     """Source of the held-out prompts as in data.source; null: data.source."""
+    subset: str | None = None
+    """Configuration of eval.source on the hub; without eval.source, data.subset counts."""
     split: str = "test"
     """Split of the held-out prompts."""
     prompts: int = Field(128, ge=0)
