@@ -110,14 +110,14 @@ def line_figure(plot: Plot, rows: Sequence[Row]) -> go.Figure | None:
         if plot.band is not None:
             _add_band(figure, steps, values, series(rows, plot.band)[1], color)
         mode = "lines+markers" if len(steps) <= MOST_MARKERS else "lines"
-        line = {"color": color, "width": 2}
-        figure.add_scatter(x=steps, y=values, name=name, mode=mode, line=line, marker={"size": 5})
+        marker = {"size": 5 if len(steps) > 1 else 10}
+        figure.add_scatter(x=steps, y=values, name=name, mode=mode, line={"color": color, "width": 2}, marker=marker)
     if not figure.data:
         return None
     _lay_out(figure, plot.unit, legend=len(names) > 1)
     if plot.share:
         highest = max(max(trace.y) for trace in figure.data)
-        figure.update_yaxes(tickformat=".0%" if highest > 0.05 else ".1%", rangemode="tozero")
+        figure.update_yaxes(tickformat=".0%" if highest > 0.05 else ".1%")
     return figure
 
 
@@ -139,7 +139,7 @@ def phase_figure(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
         if bars:
             figure.add_bar(x=list(bars), y=list(bars.values()), name=phase.replace("_", " "), marker={"color": color})
     _lay_out(figure, "seconds", legend=True)
-    figure.update_layout(barmode="stack", bargap=0.1)
+    figure.update_layout(barmode="stack", bargap=0.1 if last > 10 else 0.6)
     caption = "What a step's time goes into; evaluations and saves count to the step before them."
     if width > 1:
         caption += f" A bar is the mean of {width} steps."
@@ -168,7 +168,10 @@ def _lay_out(figure: go.Figure, unit: str, legend: bool) -> None:
         font={"family": "system-ui, sans-serif", "size": 12},
         hovermode="x unified",
         showlegend=legend,
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
     )
     figure.update_xaxes(title={"text": "step", "standoff": 6}, zeroline=False, showgrid=False, tickformat="d")
-    figure.update_yaxes(title={"text": unit, "standoff": 6}, zeroline=False, automargin=True)
+    if max(max(trace.x) for trace in figure.data) <= 10:
+        figure.update_xaxes(dtick=1)  # else Plotly puts ticks between the steps
+    title = {"text": unit, "standoff": 6}
+    figure.update_yaxes(title=title, zeroline=False, automargin=True, rangemode="tozero", tickformat=".6~g")

@@ -27,7 +27,7 @@ def write_report(run_dir: Path) -> Path:
         raise CheckpointError(f"a run's folder must hold {METRICS}, but {run_dir} does not; give the run.dir of a run")
     rows = list(read_rows(run_dir / METRICS))
     config_text = _read(run_dir / CONFIG)
-    drawn = list(figures(rows))
+    drawn = list(figures(rows)) if any(row["event"] == "step" for row in rows) else []
     # The file's name does not end in .html, so that autoescape must be asked for.
     environment = Environment(loader=PackageLoader("grpo", ""), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
@@ -96,12 +96,15 @@ def examples(path: Path) -> Iterable[dict[str, Any]]:
             last.append(row)
         if first:
             sides = [first] if first[0]["step"] == last[0]["step"] else [first, last]
-            yield {"title": title, "sides": [side[:GROUPS_SHOWN] for side in sides]}
+            rows = list(zip(*(side[:GROUPS_SHOWN] for side in sides), strict=False))
+            paired = all(len({row["prompt_id"] for row in pair}) == 1 for pair in rows)
+            yield {"title": title, "rows": rows, "paired": paired}
 
 
-def _first_and_last(rows: Sequence[Row], key: str) -> tuple[float, float] | None:
+def _first_and_last(rows: Sequence[Row], key: str) -> tuple[float, float | None] | None:
+    """None if never measured; the last is None if measured once."""
     values = series(rows, key)[1]
-    return (values[0], values[-1]) if values else None
+    return (values[0], values[-1] if len(values) > 1 else None) if values else None
 
 
 def _read(path: Path) -> str:
