@@ -1,0 +1,100 @@
+"""How vLLM is set up: engine arguments, the engine's processes, sampling parameters. Imports vLLM."""
+
+import contextlib
+import multiprocessing
+from collections.abc import Iterator
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import utils as engine_utils
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from grpo.config import Config
+from grpo.rollout.guard import GuardedMultiprocExecutor, GuardedUniProcExecutor
+from grpo.types import Sampling
+
+MOST_SEQUENCES = 512
+"""Sequences that decode together; vLLM's CUDA graphs end there."""
+CPU_BATCH_TOKENS = 8192
+
+
+def engine_args(config: Config, device: str) -> AsyncEngineArgs:
+    """The arguments of one engine."""
+    model, rollout = config.model, config.rollout
+    rows = -(-rollout.prompts_per_step // rollout.engines) * rollout.samples_per_prompt
+    args = AsyncEngineArgs(
+        model=model.path,
+        revision=model.revision,
+        tokenizer_revision=model.revision,
+        dtype=model.dtype,
+        max_model_len=model.max_length,
+        max_num_seqs=min(rows, MOST_SEQUENCES),
+        tensor_parallel_size=rollout.tensor_parallel,
+        distributed_executor_backend="mp" if rollout.tensor_parallel > 1 else "uni",
+        worker_extension_cls="grpo.rollout.receiver.Receiver",
+        logprobs_mode="processed_logprobs",  # of the distribution that was sampled from: after temperature and top_p
+        enable_prefix_caching=True,
+        skip_tokenizer_init=True,  # prompts come as ids, and whole completions are decoded at once
+        gpu_memory_utilization=rollout.memory_utilization,
+        enforce_eager=rollout.enforce_eager,
+        disable_log_stats=True,
+        enable_log_requests=False,
+        seed=config.run.seed,
+    )
+    if device == "cpu":
+        args.enforce_eager = True
+        args.kv_cache_memory_bytes = int(rollout.kv_cache_gib * 2**30)
+        # A seeded request whose prompt is prefilled in parts kills the CPU build ("Generator does not use offset").
+        args.enable_chunked_prefill = False
+        args.max_num_batched_tokens = max(CPU_BATCH_TOKENS, model.max_length)
+    return args
+
+
+def start_engine(config: Config, device: str, fork: bool) -> AsyncLLM:
+    """Starts the engine core and waits until it has loaded the model. The core ends with this process."""
+    vllm_config = engine_args(config, device).create_engine_config()
+    tensor_parallel = config.rollout.tensor_parallel > 1
+    executor = GuardedMultiprocExecutor if tensor_parallel else GuardedUniProcExecutor
+    with _forking() if fork else contextlib.nullcontext():
+        return AsyncLLM(vllm_config, executor, log_stats=False, log_requests=False)
+
+
+@contextlib.contextmanager
+def _forking() -> Iterator[None]:
+    """vLLM spawns inside a Ray actor and on the CPU build; a forked core does not import everything a second time."""
+    original = engine_utils.get_mp_context
+    engine_utils.get_mp_context = lambda: multiprocessing.get_context("fork")
+    try:
+        yield
+    finally:
+        engine_utils.get_mp_context = original
+
+
+def sampling_params(sampling: Sampling, seed: int, stop_ids: list[int]) -> SamplingParams:
+    """Parameters of one prompt's request. Sample i is drawn with the seed `seed + i`."""
+    return SamplingParams(
+        n=sampling.samples_per_prompt,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=seed,
+        stop_token_ids=stop_ids,
+        logprobs=0,  # the sampled token's alone
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def canary_params() -> SamplingParams:
+    """Parameters of a request that is made for the logprobs of its prompt."""
+    return SamplingParams(
+        max_tokens=1,
+        temperature=1.0,
+        seed=0,
+        prompt_logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )

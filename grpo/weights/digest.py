@@ -1,0 +1,48 @@
+"""Digests of tensors: fast, on the tensor's own device, the same number on every device."""
+
+from functools import lru_cache
+
+import torch
+
+from grpo.types import TensorRecord
+
+CHUNK = 1 << 20
+MASK = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def record(name: str, tensor: torch.Tensor) -> TensorRecord:
+    """Name, shape, dtype and digest of a tensor."""
+    return TensorRecord(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), digest(tensor))
+
+
+@torch.no_grad()
+def digest(tensor: torch.Tensor) -> str:
+    """32 hex digits from two sums over the raw bits modulo 2^64, one of them weighted by position; "" without elements.
+
+    Integer sums do not depend on the order of reduction, so CPU and GPU agree. The weights are odd and irregular: values that
+    are zeroed, swapped or permuted give another weighted sum. It guards against mistakes, not against forgery.
+    """
+    if tensor.numel() == 0:
+        return ""
+    bits = tensor.detach().reshape(-1).view(INTEGERS[tensor.element_size()])
+    weights = position_weights(bits.device)
+    sums = []
+    for chunk in bits.split(CHUNK):
+        wide = chunk.to(torch.int64)
+        sums.append(torch.stack((wide.sum(), (wide * weights[: wide.numel()]).sum())))
+    plain = weighted = 0
+    for number, (chunk_plain, chunk_weighted) in enumerate(torch.stack(sums).tolist()):
+        plain += chunk_plain
+        weighted += (2 * number + 1) * GOLDEN * chunk_weighted
+    return f"{plain & MASK:016x}{weighted & MASK:016x}"
+
+
+@lru_cache(maxsize=4)
+def position_weights(device: torch.device) -> torch.Tensor:
+    """One odd int64 for each position of a chunk, by a multiply-xorshift of the position (the finaliser of SplitMix64)."""
+    multiplier = GOLDEN - (1 << 64)  # the same bits as a signed number
+    mixed = torch.arange(1, CHUNK + 1, dtype=torch.int64, device=device) * multiplier
+    mixed = (mixed ^ (mixed >> 31)) * multiplier
+    return (mixed ^ (mixed >> 29)) | 1

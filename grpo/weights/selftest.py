@@ -1,0 +1,56 @@
+"""The start-up self-test: do the engines compute with the weights that were sent, and not only hold them?
+
+Manifests see what arrived. They do not see a copy that the engine computes with and never refreshes: on the CPU build of
+vLLM the packed copy of a tied head. So the trainer sends a strongly perturbed policy and then the true one, and the
+engines' logprobs of a fixed prompt must follow it both times. A small perturbation would hide in rounding errors.
+"""
+
+import math
+from collections.abc import Sequence
+
+from grpo.errors import WeightSyncError
+
+STRONG = 3.0
+"""The perturbation must move the trainer's own logprobs by this many tolerances, else the test proves nothing."""
+
+Compared = tuple[Sequence[float], Sequence[Sequence[float]]]
+"""Logprobs of tokens 1..T-1 of the fixed prompt: the trainer's, and those of each engine. In nats."""
+
+
+def check_self_test(perturbed: Compared, true: Compared, tolerance: float) -> float:
+    """The largest mean |trainer - engine| in nats, over both rounds and all engines, if no engine exceeds `tolerance`.
+
+    Raises: WeightSyncError if an engine does not follow the trainer or if the perturbation was too weak to tell.
+    """
+    moved = mean_difference(perturbed[0], true[0])
+    if not moved >= STRONG * tolerance:
+        raise WeightSyncError(
+            f"the self-test's perturbation must move the trainer's logprobs by at least {STRONG * tolerance:.3g} nats, but it "
+            f"moved them by {moved:.3g}: engines that ignore the weights could not be told apart; lower sync.tolerance"
+        )
+    worst = 0.0
+    for name, (trainer, engines) in (("perturbed", perturbed), ("true", true)):
+        if not engines:
+            raise WeightSyncError("the self-test needs at least one engine, but none answered; check the engines")
+        for engine, logprobs in enumerate(engines):
+            difference = mean_difference(trainer, logprobs)
+            if not difference <= tolerance:
+                raise WeightSyncError(
+                    f"engine {engine} must follow the trainer within sync.tolerance = {tolerance:g} nats, but with the {name} "
+                    f"weights its logprobs of the fixed prompt differ by {difference:.3g} on average; it computes with other "
+                    "weights or another precision than the trainer"
+                )
+            worst = max(worst, difference)
+    return worst
+
+
+def mean_difference(left: Sequence[float], right: Sequence[float]) -> float:
+    """Mean absolute difference; NaN if a value is not finite, which no threshold accepts.
+
+    Raises: WeightSyncError if there is nothing to compare.
+    """
+    if len(left) != len(right) or not left:
+        raise WeightSyncError(
+            f"the self-test compares equally many logprobs, but got {len(left)} and {len(right)}; its prompt needs two tokens"
+        )
+    return math.fsum(abs(a - b) for a, b in zip(left, right, strict=True)) / len(left)

@@ -1,0 +1,158 @@
+"""Tensors from trainer rank 0 to the engine workers through a process group of their own: NCCL between GPUs, else gloo.
+
+The group is torch.distributed's on both ends. vLLM's own communicator switches itself off without an error when its NCCL
+binding does not fit, and its broadcasts then do nothing; it would also bring vLLM into the trainer. torch raises instead,
+and has timeouts. The stream describes itself (names before bytes), so that a wrong tensor is found by comparison and not
+by a deadlock of two sides that count differently.
+
+    bucket := [length of header, length of payload] header payload      header := JSON [[name, shape, dtype], ...]
+    stream := bucket* [0, 0]
+"""
+
+import json
+import secrets
+import socket
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import (
+    AllreduceOptions,
+    BroadcastOptions,
+    PrefixStore,
+    ProcessGroupGloo,
+    TCPStore,
+)
+
+from grpo.errors import ClusterError, WeightSyncError
+from grpo.types import TensorRecord
+from grpo.weights.digest import record
+
+BUCKET_BYTES = 256 * 1024 * 1024
+ALIGNMENT = 16  # every tensor of a bucket starts at a multiple: a view as another dtype needs it
+
+
+def choose_backend(transport: str, device: str) -> str:
+    """ "nccl" or "gloo"; auto is nccl on CUDA. gloo stages through host memory and so serves two roles on one GPU."""
+    return {"cuda": "nccl"}.get(device, "gloo") if transport == "auto" else transport
+
+
+class GroupTransport:
+    """A `Transport` over one process group. `device` is where tensors come from or go to: "cpu" or "cuda"."""
+
+    def __init__(
+        self, backend: str, device: str, host: str, port: int, rank: int, world_size: int, seconds: float
+    ) -> None:
+        self.device = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
+        self.wire = self.device if backend == "nccl" else torch.device("cpu")
+        self.timeout = timedelta(seconds=seconds)
+        self.where = f"weight transfer group at {host}:{port} (rank {rank} of {world_size}, {backend})"
+        try:
+            store = TCPStore(host, port, world_size, is_master=rank == 0, timeout=self.timeout)
+            self.group = _join(backend, PrefixStore("weights", store), host, port, rank, world_size, self.timeout)
+        except RuntimeError as error:
+            raise ClusterError(
+                f"all ranks must join the {self.where} within deadlines.sync = {seconds:g} s, but: {error}; "
+                "check that trainer and engine nodes reach each other"
+            ) from error
+        self._prove_that_it_moves_data(rank, world_size)
+
+    def send(self, tensors: Iterable[tuple[str, Tensor]]) -> tuple[TensorRecord, ...]:
+        records: list[TensorRecord] = []
+        for bucket in self._buckets(tensors):
+            names = json.dumps([[sent.name, sent.shape, sent.dtype] for sent, _ in bucket]).encode()
+            header = torch.frombuffer(bytearray(names), dtype=torch.uint8).to(self.wire)
+            payload = torch.cat([data for _, data in bucket])
+            self._broadcast(torch.tensor([header.numel(), payload.numel()], device=self.wire))
+            self._broadcast(header)
+            self._broadcast(payload)
+            records += [sent for sent, _ in bucket]
+        self._broadcast(torch.zeros(2, dtype=torch.int64, device=self.wire))
+        return tuple(records)
+
+    def receive(self) -> Iterator[tuple[TensorRecord, Tensor]]:
+        while True:
+            sizes = self._broadcast(torch.zeros(2, dtype=torch.int64, device=self.wire)).tolist()
+            if sizes == [0, 0]:
+                return
+            header = self._broadcast(torch.zeros(sizes[0], dtype=torch.uint8, device=self.wire))
+            payload = self._broadcast(torch.zeros(sizes[1], dtype=torch.uint8, device=self.wire)).to(self.device)
+            start = 0
+            for name, shape, dtype_name in json.loads(bytes(header.tolist())):
+                dtype = getattr(torch, dtype_name)
+                size = dtype.itemsize * torch.Size(shape).numel()
+                tensor = payload[start : start + size].view(dtype).view(shape)
+                yield record(name, tensor), tensor
+                start += _aligned(size)
+
+    def close(self) -> None:
+        self.group = None
+
+    def _buckets(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[TensorRecord, Tensor]]]:
+        """Records and padded byte copies, gathered up to BUCKET_BYTES."""
+        bucket: list[tuple[TensorRecord, Tensor]] = []
+        filled = 0
+        for name, tensor in tensors:
+            data = tensor.detach().reshape(-1).view(torch.uint8)
+            padded = torch.zeros(_aligned(data.numel()), dtype=torch.uint8, device=self.wire)
+            padded[: data.numel()].copy_(data)
+            if bucket and filled + padded.numel() > BUCKET_BYTES:
+                yield bucket
+                bucket, filled = [], 0
+            bucket.append((record(name, tensor), padded))
+            filled += padded.numel()
+        if bucket:
+            yield bucket
+
+    def _broadcast(self, tensor: Tensor) -> Tensor:
+        """From rank 0, in place; returns when the data has arrived."""
+        return self._wait(lambda: self.group.broadcast([tensor], BroadcastOptions()), tensor)
+
+    def _wait(self, start: Any, tensor: Tensor) -> Tensor:
+        try:
+            start().wait(self.timeout)
+        except RuntimeError as error:
+            raise ClusterError(
+                f"the {self.where} broke off: {error}; the other end died or took longer than deadlines.sync"
+            ) from error
+        return tensor
+
+    def _prove_that_it_moves_data(self, rank: int, world_size: int) -> None:
+        """Rank 0's random number must reach every rank, and every rank's copy must reach all."""
+        nonce = secrets.randbelow(1 << 30) + 1 if rank == 0 else 0
+        seen = self._broadcast(torch.tensor([nonce], device=self.wire)).clone()
+        total = self._wait(lambda: self.group.allreduce([total_], AllreduceOptions()), total_ := seen.clone())
+        if int(seen) == 0 or int(total) != int(seen) * world_size:
+            raise WeightSyncError(
+                f"a number that rank 0 sent must reach all ranks of the {self.where}, but this rank saw {int(seen)} and the "
+                f"sum over all ranks was {int(total)}; check the NCCL installation or set sync.transport to gloo"
+            )
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _join(
+    backend: str, store: PrefixStore, host: str, port: int, rank: int, world_size: int, timeout: timedelta
+) -> Any:
+    if backend == "nccl":
+        from torch.distributed import ProcessGroupNCCL
+
+        nccl = ProcessGroupNCCL.Options()
+        nccl._timeout = timeout
+        return ProcessGroupNCCL(store, rank, world_size, nccl)
+    gloo = ProcessGroupGloo._Options()
+    gloo._timeout = timeout
+    gloo._devices = [ProcessGroupGloo.create_device(hostname=host if rank == 0 else address_towards(host, port))]
+    return ProcessGroupGloo(store, rank, world_size, gloo)
+
+
+def address_towards(host: str, port: int) -> str:
+    """This machine's address on the network that leads to `host`; the machine's own name may resolve to another one."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
