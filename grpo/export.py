@@ -52,7 +52,7 @@ def find_policy(run_dir: Path, step: int | None = None) -> Path:
         return policies[max(policies)]
     if step not in policies:
         saved = ", ".join(str(step) for step in sorted(policies))
-        raise CheckpointError(f"--step: step {step} must have been saved, but {run_dir} holds {saved}; choose from them")
+        raise CheckpointError(f"--step: step {step} must be a saved one, but {run_dir} holds {saved}; choose of them")
     return policies[step]
 
 

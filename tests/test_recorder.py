@@ -1,0 +1,372 @@
+import json
+import math
+import sys
+import types
+import urllib.error
+import urllib.request
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from grpo.config import Config
+from grpo.errors import CheckpointError, ConfigError, RewardError
+from grpo.recorder import RunRecorder
+from grpo.runfolder import RunFolder, prepare_folder, read_rows
+from grpo.trackers import flatten
+from tests.runs import make_config, make_group, make_stats, quiet_progress, write_run
+
+
+def make_recorder(run_dir, **sections):
+    config = make_config(**sections)
+    return RunRecorder(config, run_dir, quiet_progress(config), ["grpo", "train", "a b.yaml"])
+
+
+def log_step(recorder, step, stats=None, rewards_G=(1.0, 0.0)):
+    with recorder.step(step), recorder.phase("rollout"):
+        pass
+        recorder.log_step(step, [make_group(rewards_G, step)], stats or make_stats(step))
+
+
+def rows_of(run_dir, name="metrics.jsonl"):
+    return [json.loads(line) for line in (run_dir / name).read_text().splitlines()]
+
+
+def scrape(port):
+    with urllib.request.urlopen(f"http://localhost:{port}/metrics", timeout=10) as answer:
+        return answer.read().decode()
+
+
+class Clock:
+    """perf_counter that goes forward by what it is told."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr("grpo.recorder.time.perf_counter", lambda: self.now)
+
+
+def test_rows_come_in_the_order_of_the_run(tmp_path):
+    write_run(tmp_path / "run", steps=3, eval_every=2)
+    events = [(row["event"], row["step"]) for row in rows_of(tmp_path / "run")]
+    assert events == [
+        ("start", 0),
+        ("weight_sync", 0),
+        ("eval", 0),
+        ("step", 1),
+        ("step", 2),
+        ("eval", 2),
+        ("step", 3),
+        ("eval", 3),
+        ("end", 3),
+    ]
+
+
+def test_a_step_has_one_row_with_the_times_of_its_phases(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    with make_recorder(tmp_path / "run") as recorder:
+        with recorder.step(1):
+            with recorder.phase("rollout"):
+                clock.now += 1.5
+            with recorder.phase("weight_sync"):
+                clock.now += 0.25
+            with recorder.phase("weight_sync"):
+                clock.now += 0.25
+            clock.now += 2.0
+            recorder.log_step(1, [make_group([1.0, 0.0])], {"train/loss": 0.5})
+        with recorder.phase("checkpoint"):
+            clock.now += 4.0
+    _, step, checkpoint, _ = rows_of(tmp_path / "run")
+    assert {key: step[key] for key in step if key.startswith("phase/")} == {
+        "phase/rollout": 1.5,
+        "phase/weight_sync": 0.5,
+    }
+    assert (step["step/seconds"], step["step/tokens_per_second"]) == (4.0, 21 / 4.0)
+    assert (step["train/loss"], step["reward/mean"], step["completion/tokens"]) == (0.5, 0.5, 10.5)
+    assert (checkpoint["event"], checkpoint["step"], checkpoint["phase/checkpoint"]) == ("checkpoint", 1, 4.0)
+    assert "step/seconds" not in checkpoint
+
+
+def test_an_evaluation_has_one_row(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    with make_recorder(tmp_path / "run") as recorder, recorder.phase("eval"):
+        clock.now += 3.0
+        recorder.log_eval(7, [make_group([1.0])], {"eval/accuracy": 0.25, "eval/pass@4": 0.5})
+    row = rows_of(tmp_path / "run")[1]
+    del row["time"]
+    assert row == {"event": "eval", "step": 7, "eval/accuracy": 0.25, "eval/pass@4": 0.5, "phase/eval": 3.0}
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    with make_recorder(tmp_path / "run") as recorder:
+        log_step(recorder, 1, {"train/loss": math.nan, "train/grad_norm": math.inf, "train/entropy": 1.0})
+    row = rows_of(tmp_path / "run")[1]
+    assert (row["train/loss"], row["train/grad_norm"], row["train/entropy"]) == (None, None, 1.0)
+
+
+def test_rows_are_there_while_the_run_goes_on(tmp_path):
+    with make_recorder(tmp_path / "run") as recorder:
+        log_step(recorder, 1)
+        assert [row["event"] for row in rows_of(tmp_path / "run")] == ["start", "step"]
+        assert len(rows_of(tmp_path / "run", "samples.jsonl")) == 1
+
+
+def test_a_step_that_fails_has_no_row_and_the_end_says_why(tmp_path):
+    with (
+        pytest.raises(RewardError),
+        make_recorder(tmp_path / "run", metrics={"port": 0}) as recorder,
+    ):
+        log_step(recorder, 1)
+        try:
+            with recorder.step(2), recorder.phase("reward"):
+                raise RewardError("reward went wrong")
+        finally:
+            page = scrape(recorder.port)
+    assert 'grpo_steps_total{outcome="failed",run="fake"} 1.0' in page
+    assert 'grpo_steps_total{outcome="ok",run="fake"} 1.0' in page
+    assert 'grpo_phase{phase="reward",run="fake"} 0.0' in page
+    _, step, end = rows_of(tmp_path / "run")
+    assert (step["event"], step["step"]) == ("step", 1)
+    assert (end["event"], end["outcome"], end["message"]) == ("end", "RewardError", "reward went wrong")
+
+
+def test_what_failed_does_not_leak_into_the_next_row(tmp_path):
+    with make_recorder(tmp_path / "run") as recorder:
+        with pytest.raises(RewardError), recorder.step(1), recorder.phase("train"):
+            raise RewardError("lost")
+        with recorder.phase("checkpoint"):
+            pass
+    assert set(rows_of(tmp_path / "run")[1]) == {"event", "step", "time", "phase/checkpoint"}
+
+
+def test_an_unknown_key_is_our_mistake(tmp_path):
+    with pytest.raises(AssertionError, match="train/typo"), make_recorder(tmp_path / "run") as recorder:
+        log_step(recorder, 1, {"train/typo": 1.0})
+
+
+def test_the_start_row_holds_the_command(tmp_path):
+    with make_recorder(tmp_path / "run"):
+        pass
+    assert rows_of(tmp_path / "run")[0]["command"] == "grpo train 'a b.yaml'"
+
+
+def test_the_resolved_config_is_written_and_reads_back(tmp_path):
+    recorder = make_recorder(tmp_path / "run", train={"learning_rate": 2e-6})
+    with recorder:
+        pass
+    written = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert written["train"]["learning_rate"] == 2e-6
+    assert Config.model_validate(written) == recorder.config
+
+
+def test_samples_keep_the_first_groups_of_a_step(tmp_path):
+    groups = [make_group([1.0, 0.0], row=row, text="text", truncated=1) for row in range(5)]
+    with (
+        make_recorder(tmp_path / "run", metrics={"completions_per_step": 2}) as recorder,
+        recorder.step(1),
+        recorder.phase("rollout"),
+    ):
+        recorder.log_step(1, groups, make_stats(1))
+    rows = rows_of(tmp_path / "run", "samples.jsonl")
+    assert [row["prompt_id"] for row in rows] == ["fake:0", "fake:1"]
+    assert rows[0] == {
+        "event": "step",
+        "step": 1,
+        "prompt_id": "fake:0",
+        "question": "Question 0: what is 2 + 2?",
+        "answer": "4",
+        "completions": ["text (0)", "text (1)"],
+        "rewards": [1.0, 0.0],
+        "finish_reasons": ["length", "stop"],
+    }
+
+
+def test_tensorboard_shows_the_same_numbers(tmp_path):
+    write_run(tmp_path / "run", steps=3, eval_every=3)
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    rows = rows_of(tmp_path / "run")
+    numbers = {key for row in rows for key, value in row.items() if "/" in key and value is not None}
+    assert set(events.Tags()["tensors"]) == numbers
+    for key in ("reward/mean", "eval/accuracy", "phase/train"):
+        shown = [(event.step, event.tensor_proto.float_val[0]) for event in events.Tensors(key)]
+        assert shown == [(row["step"], pytest.approx(row[key])) for row in rows if key in row]
+
+
+@pytest.mark.parametrize("trace", ["metrics.jsonl", "config.yaml", "samples.jsonl", "policy/"])
+def test_a_folder_that_holds_a_run_is_refused_and_untouched(tmp_path, trace):
+    (tmp_path / trace).mkdir() if trace.endswith("/") else (tmp_path / trace).write_text("kept")
+    with pytest.raises(ConfigError, match=f"run.dir.*{trace.strip('/')}.*delete"), make_recorder(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [trace.strip("/")]
+    assert trace.endswith("/") or (tmp_path / trace).read_text() == "kept"
+
+
+def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path):
+    prepare_folder(tmp_path)
+    prepare_folder(tmp_path)  # both see an empty folder
+    first = RunFolder(tmp_path, make_config())
+    with pytest.raises(ConfigError, match="holds"):
+        RunFolder(tmp_path, make_config())
+    first.close()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="run.dir.*file/run"), make_recorder(tmp_path / "file/run"):
+        pass
+
+
+def test_a_full_disk_is_a_typed_error(tmp_path):
+    class Full:
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="No space left"), make_recorder(tmp_path / "run") as recorder:
+        recorder._folder._metrics = Full()
+        log_step(recorder, 1)
+
+
+def test_prometheus_serves_while_the_run_goes_on(tmp_path):
+    with make_recorder(tmp_path / "run", metrics={"port": 0}) as recorder:
+        log_step(recorder, 1)
+        with recorder.phase("train"):
+            page = scrape(recorder.port)
+    assert 'grpo_step{run="fake"} 1.0' in page
+    assert 'grpo_phase{phase="train",run="fake"} 1.0' in page
+    assert 'grpo_run_info{loss="dapo",model="models/tiny",run="fake"} 1.0' in page
+    with pytest.raises(urllib.error.URLError):
+        scrape(recorder.port)
+
+
+def test_no_port_serves_nothing(tmp_path):
+    with make_recorder(tmp_path / "run") as recorder:
+        assert recorder.port is None
+
+
+def test_a_taken_port_is_refused_before_the_folder_is_used(tmp_path):
+    with make_recorder(tmp_path / "a", metrics={"port": 0}) as first:
+        taken = {"port": first.port}
+        second = make_recorder(tmp_path / "b", metrics=taken)
+        with pytest.raises(ConfigError, match=f"metrics.port.*{first.port}"), second:
+            pass
+    with make_recorder(tmp_path / "b", metrics=taken):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("metrics", "package", "install"),
+    [
+        ({"wandb_project": "p"}, "wandb", "pip install wandb"),
+        ({"mlflow_uri": "file:x"}, "mlflow", "pip install mlflow-skinny"),
+    ],
+)
+def test_a_missing_package_is_named_before_the_folder_is_used(tmp_path, monkeypatch, metrics, package, install):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=install), make_recorder(tmp_path / "run", metrics=metrics):
+        pass
+    with make_recorder(tmp_path / "run"):
+        pass
+
+
+class FakeWandb(types.ModuleType):
+    errors = types.SimpleNamespace(Error=type("Error", (Exception,), {}))
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.calls = []
+
+    def init(self, project, name, dir, config):
+        self.calls.append(("init", project, name, config["run"]["steps"]))
+        return types.SimpleNamespace(
+            log=lambda row, step: self.calls.append(("log", step, row["reward/mean"])),
+            finish=lambda exit_code: self.calls.append(("finish", exit_code)),
+        )
+
+
+def test_wandb_gets_every_row_and_the_outcome(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with make_recorder(tmp_path / "run", metrics={"wandb_project": "mine"}) as recorder:
+        log_step(recorder, 1)
+    with pytest.raises(RewardError), make_recorder(tmp_path / "run2", metrics={"wandb_project": "mine"}):
+        raise RewardError("x")
+    start = ("init", "mine", "fake", 3)
+    assert wandb.calls == [start, ("log", 1, 0.5), ("finish", 0), start, ("finish", 1)]
+
+
+class FakeMlflow(types.ModuleType):
+    exceptions = types.SimpleNamespace(MlflowException=type("MlflowException", (Exception,), {}))
+
+    def __init__(self):
+        super().__init__("mlflow")
+        self.calls = []
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values()))
+
+
+def test_mlflow_gets_names_it_allows_and_finite_numbers(tmp_path, monkeypatch):
+    mlflow = FakeMlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    with (
+        make_recorder(tmp_path / "run", metrics={"mlflow_uri": "file:/x"}) as recorder,
+        recorder.phase("eval"),
+    ):
+        recorder.log_eval(2, [], {"eval/pass@4": 0.5, "eval/accuracy": math.nan})
+    names = [call[0] for call in mlflow.calls]
+    assert names == ["set_tracking_uri", "set_experiment", "start_run", "log_params", "log_metrics", "end_run"]
+    assert mlflow.calls[3][1]["run.steps"] == 3
+    assert set(mlflow.calls[4][1]) == {"eval/pass_at_4", "phase/eval"}
+    assert mlflow.calls[5] == ("end_run", "FINISHED")
+
+
+def test_a_tracker_that_refuses_is_a_config_error(tmp_path, monkeypatch):
+    mlflow = FakeMlflow()
+
+    def refuse(name):
+        raise mlflow.exceptions.MlflowException("no such server")
+
+    mlflow.set_experiment = refuse
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    with (
+        pytest.raises(ConfigError, match="metrics.mlflow_uri.*no such server"),
+        make_recorder(tmp_path / "run", metrics={"mlflow_uri": "http://x"}),
+    ):
+        pass
+
+
+def test_a_password_in_the_uri_is_refused_without_showing_it(tmp_path):
+    uri = "https://me:hunter2@mlflow.example"
+    with (
+        pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD") as caught,
+        make_recorder(tmp_path / "run", metrics={"mlflow_uri": uri}),
+    ):
+        pass
+    assert "hunter2" not in str(caught.value)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_flatten():
+    assert flatten({"run": {"steps": 3, "deep": {"a": None}}, "x": [1]}) == {
+        "run.steps": 3,
+        "run.deep.a": None,
+        "x": [1],
+    }
+
+
+def test_read_rows_leaves_out_the_half_line_of_a_killed_run(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert list(read_rows(path)) == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize("line", ['{"st', "[1]", "", "\x00\x00"])
+def test_read_rows_names_a_damaged_line(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(CheckpointError, match="metrics.jsonl:2"):
+        list(read_rows(path))
+
+
+def test_read_rows_of_no_file(tmp_path):
+    assert list(read_rows(tmp_path / "none.jsonl")) == []
