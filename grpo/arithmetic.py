@@ -1,8 +1,8 @@
 """The built-in task: word problems in the manner of GSM8K, made on the spot, so that a run needs no download.
 
-    question  Ana has 12 apples and buys 7 more. How many apples does Ana have now?
-    answer    12 + 7 = 19
-              #### 19
+question  Ana has 12 apples and buys 7 more. How many apples does Ana have now?
+answer    12 + 7 = 19
+          #### 19
 """
 
 import hashlib
