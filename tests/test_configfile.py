@@ -58,7 +58,7 @@ def test_overrides_start_from_the_default_list_and_may_add_one_item(tmp_path: Pa
 
 @pytest.mark.parametrize("text", ["5", "no", "{question}", "a: b", "[x", "1e-6", "2024-01-01", "'quoted'"])
 def test_the_value_of_a_text_key_is_the_text_itself(tmp_path: Path, text: str) -> None:
-    assert load(write(tmp_path, MINIMAL), [f"data.prompt_format={text}"]).data.prompt_format == text
+    assert load(write(tmp_path, MINIMAL), [f"data.system_prompt={text}"]).data.system_prompt == text
 
 
 def test_a_date_is_text(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ FLOORS = {
     "types": 0,
     "advantages": 1,
     "arithmetic": 1,
-    "checkpoint": 1,
     "data": 1,
     "evaluation": 1,
     "export": 1,
