@@ -119,4 +119,5 @@ def free_address() -> tuple[str, int]:
 
     with socket.socket() as probe:
         probe.bind(("", 0))
-        return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+        host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return host, int(probe.getsockname()[1])

@@ -90,7 +90,7 @@ class RayWeights:
         return {"sync/seconds": time.perf_counter() - began, "sync/bytes": float(sent_bytes)}
 
     def self_test(self) -> Stats:
-        """Perturbed weights must change every engine's logprobs as they change the trainer's, and the true ones back."""
+        """Engines must follow the trainer to perturbed weights and back; see `weights/selftest.py`."""
         self.get([rank.perturb.remote(PERTURBATION, self.config.run.seed) for rank in self.ranks])
         perturbed = self.compare(version=0)
         self.get([rank.restore.remote() for rank in self.ranks])

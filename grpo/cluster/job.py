@@ -55,6 +55,7 @@ def evaluate(config: Config) -> Stats:
         with session(config) as cluster:
             engines = create_engines(cluster, config)
             start(cluster, config, engines, ranks=[])
+            cluster.get([engine.commit_weights.remote(0) for engine in engines], config.deadlines.start, "start")
             groups = RayRollouts(cluster, config, engines).generate(held_out, eval_sampling(config), step=0)
             return score_evaluation(rewards.score(groups))
 

@@ -40,15 +40,16 @@ class Session:
             if address is not None:
                 ray.init(address=address, **quiet)
             else:
-                # Its ports are open to every user of this machine, so it gets a token of its own (not in the home folder).
+                # Its ports are open to every user of this machine: a token of its own, not kept in the home folder.
+                raylet: Any = ray._raylet
                 os.environ["RAY_AUTH_MODE"] = "token"
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-                ray._raylet.Config.initialize("")  # ray reads the mode once, at import
+                raylet.Config.initialize("")  # ray reads the mode once, at import
                 ray.init(num_cpus=max(actors, os.cpu_count() or 1), include_dashboard=False, **quiet)
         except (RayError, ConnectionError, RuntimeError, ValueError) as error:
             where = f"the cluster at {address!r}" if address else "a local cluster"
             raise ClusterError(f"Ray cannot reach {where}: {error}; check cluster.address") from error
-        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+        has_gpus = resources().get("GPU", 0) > 0
         wanted = self.config.cluster.device
         self.device = wanted if wanted != "auto" else "cuda" if has_gpus else "cpu"
         if self.device == "cuda" and not has_gpus:
@@ -123,9 +124,16 @@ class Session:
             raise DeadlineExceeded(f"{what} must end within {seconds:g} s (deadlines.*)") from error
 
 
+def resources() -> dict[str, float]:
+    """All that the cluster's nodes offer."""
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
+
+
 def log_folder() -> str:
     """Where Ray writes the actors' output."""
-    return str(ray._private.worker.global_worker.node.get_logs_dir_path())
+    node: Any = ray._private.worker.global_worker.node
+    return str(node.get_logs_dir_path())
 
 
 def last_line(error: BaseException) -> str:
