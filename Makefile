@@ -12,12 +12,14 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 # What was installed is known by content, not by date: a changed lock is a new stamp.
 STAMP := .venv/setup-$(shell cat requirements/cpu.lock requirements/uv.lock pyproject.toml | cksum | cut -d' ' -f1)
+BENCH_STAMP := .venv-bench/setup-$(shell cat requirements/bench.lock | cksum | cut -d' ' -f1)
+SMOLLM2 := models/smollm2-135m-instruct
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
 
 .PHONY: help setup quickstart test lint typecheck lock bench clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 14
+	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*  ## /  \1\t/' | expand -t 14
 
 setup: $(STAMP)  ## Python environment in .venv: every package pinned and hashed, for the CPU
 
@@ -39,8 +41,8 @@ lock: $(UV)  ## resolve the dependencies again into requirements/*.lock
 	$(COMPILE) requirements/bench.in -o requirements/bench.lock
 	$(COMPILE) requirements/uv.in -o requirements/uv.lock
 
-bench: setup  ## the same work side by side: TRL's GRPOTrainer and grpo (not part of the tests)
-	$(BIN)/python -m benchmarks.run
+bench: setup $(BENCH_STAMP) $(SMOLLM2)  ## the same work side by side: TRL's GRPOTrainer and grpo (not part of the tests)
+	$(BIN)/python benchmarks/bench.py --trl-python .venv-bench/bin/python
 
 clean:  ## remove environments and caches; runs stay
 	rm -rf .venv .venv-* .build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -60,3 +62,12 @@ $(STAMP): | $(UV)
 	@rm -f .venv/setup-*
 	@touch $@
 	@echo "setup: done"
+
+$(BENCH_STAMP): | $(UV)
+	@echo "setup: .venv-bench, TRL's own environment"
+	@$(UV) venv --quiet --clear --python $(BIN)/python .venv-bench
+	@$(UV) pip install --python .venv-bench/bin/python --no-deps --require-hashes -r requirements/bench.lock
+	@touch $@
+
+$(SMOLLM2): | $(STAMP)
+	$(BIN)/python examples/smollm2.py --out $@

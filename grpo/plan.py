@@ -209,8 +209,8 @@ def table(made: Plan) -> Table:
     out = Table(title="plan", show_header=False, title_justify="left")
     out.add_column(style="bold")
     out.add_column(justify="right")
-    out.add_row("parameters", f"{made.parameters / 1e9:.4f} B")
-    out.add_row("bytes of a weight sync", gb(made.sync_bytes), end_section=True)
+    out.add_row("parameters", f"{made.parameters:,}")
+    out.add_row("bytes of a weight sync", f"{made.sync_bytes:,}", end_section=True)
     for name in ("weights", "reference", "gradients", "optimizer", "activations", "head"):
         out.add_row(f"trainer rank: {name}", gib(getattr(made, name)))
     out.add_row("trainer rank: sum", gib(made.rank_bytes), end_section=True)
@@ -225,8 +225,4 @@ def table(made: Plan) -> Table:
 
 
 def gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB"
-
-
-def gb(size: float) -> str:
-    return f"{size / 1e9:.3f} GB"
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"

@@ -1,7 +1,7 @@
 """No knob without a reader: every key of the configuration is read as `section.key` somewhere outside config.py.
 
-The owner must be the section itself (`config.train.epochs`), a variable of its name (`train.epochs`, and `reward.weight` for
-an item of `rewards`), or a variable that was assigned from it (`held_out = config.eval`).
+The owner must be the section itself (`config.train.epochs`), a variable of its name (`train.epochs`; `reward.weight`
+for an item of `rewards`), or a variable that was assigned from it (`held_out = config.eval`).
 """
 
 import ast

@@ -132,7 +132,7 @@ def test_the_table_shows_the_sums(tmp_path: Path) -> None:
     made = plan(config(tmp_path, QWEN_1_5B))
     console.print(table(made))
     text = console.export_text()
-    assert "1.5437 B" in text and "3.087 GB" in text and f"{made.rank_bytes / GIB:.2f} GiB" in text
+    assert "1,543,714,304" in text and "3,087,428,608" in text and f"{made.rank_bytes / GIB:.2f} GiB" in text
 
 
 @pytest.mark.parametrize(
