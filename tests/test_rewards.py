@@ -325,6 +325,12 @@ USER_REWARDS = """
     @only_bad
     def unprintable(prompt, completion, answer): raise Unprintable
     @only_bad
+    def writes(prompt, completion, answer):
+        for fd in range(3, 20):
+            try: os.write(fd, b"junk" * 20_000 + b"\\n" + b'{"reward": 1.0}\\n' * 9)
+            except OSError: pass
+        return 1.0
+    @only_bad
     async def asynchronous(prompt, completion, answer): return 1.0
     not_a_function = 3
 """
@@ -423,6 +429,7 @@ def test_unusable_reward_is_a_config_error_before_anything_starts(user_folder, f
         ("asynchronous", "returned coroutine"),
         ("nan", "returned nan"),
         ("huge", "raised OverflowError"),
+        ("writes", "wrote into the pipe of the reward process"),
         ("unprintable", "raised my_rewards.Unprintable: <exception str"),
     ],
 )
@@ -430,6 +437,13 @@ def test_failed_reward_is_an_error_not_a_zero(user_folder, function, message):
     expected = f"reward my_rewards:{function} must return a finite number, but for prompt file:0, sample 1, it "
     with pytest.raises(RewardError, match=re.escape(expected + message)):
         rewards_of(configured(("gsm8k", 1.0), (f"my_rewards:{function}", 1.0)), grouped(["fine", "bad"]))
+
+
+def test_a_disturbed_pipe_leaves_no_reward_behind(user_folder):
+    with RewardScorer(configured("my_rewards:writes", "my_rewards:length")) as scorer:
+        with pytest.raises(RewardError, match="wrote into the pipe"):
+            scorer.score(grouped(["bad"]))
+        assert [group.rewards_G for group in scorer.score(grouped(["fine"]))] == [[1.0 + 4.0]]
 
 
 def test_infinite_sum_is_an_error(user_folder):

@@ -109,4 +109,7 @@ class RewardProcess:
             reply = json.loads(line)
         except ValueError:
             reply = None
-        return reply if isinstance(reply, dict) else {"error": "disturbed the reward process's pipe"}
+        if not isinstance(reply, dict):
+            self._kill()  # what else is in the pipe must not pass for the next reward
+            raise RewardError("wrote into the pipe of the reward process")
+        return reply
