@@ -27,7 +27,7 @@ class RewardProcess:
         """Raises ConfigError if a function cannot be used, DeadlineExceeded if the import takes over `seconds`."""
         self.functions = tuple(functions)
         self.seconds = seconds
-        self.expired = False
+        self.expired = self.killed = False
         path = [entry or os.getcwd() for entry in sys.path]  # the child finds the same modules as this process
         self.child = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))],
@@ -85,13 +85,14 @@ class RewardProcess:
 
     @property
     def alive(self) -> bool:
-        return self.child.poll() is None
+        return not self.killed and self.child.poll() is None
 
     def _expire(self) -> None:
         self.expired = True
         self._kill()
 
     def _kill(self) -> None:
+        self.killed = True
         with suppress(ProcessLookupError):  # it has ended by itself, and nothing of its group is left
             os.killpg(self.child.pid, signal.SIGKILL)
 
