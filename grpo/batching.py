@@ -1,12 +1,13 @@
 """Samples to packed micro-batches: which rows go where (`plan`), and how they look to the model (`pack`).
 
-Everything here is a pure function of its arguments. Every rank computes the whole plan by itself and finds the same one, so
-nothing is sent between ranks to agree on it. Masks come from lengths, never from pad or end-of-text ids.
+Everything here is a pure function of its arguments. Every rank computes the whole plan by itself and finds the same
+one, so nothing is sent between ranks to agree on it. Masks come from lengths, never from pad or end-of-text ids.
 """
 
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -19,8 +20,8 @@ Rows = tuple[int, ...]
 class Minibatch:
     """One optimizer update. `rows` are all its rows, also the skipped ones: they count in the loss's normaliser.
 
-    `micro_batches[rank]` is what each rank runs, as many as every other rank; an empty one is run as filler, because ZeRO's
-    collectives need all ranks.
+    `micro_batches[rank]` is what each rank runs, as many as every other rank; an empty one is run as filler, because
+    ZeRO's collectives need all ranks.
     """
 
     rows: Rows
@@ -36,9 +37,9 @@ def plan(
     seed: str,
     skip: Collection[int] = (),
 ) -> tuple[Minibatch, ...]:
-    """One pass over the batch: every row in exactly one minibatch, and there (unless skipped) in one micro-batch of one rank.
+    """One pass over the batch: every row is in exactly one minibatch and, unless skipped, in one of its micro-batches.
 
-    `lengths_B` are tokens, `token_budget` the most tokens of a micro-batch. `seed` names the shuffle, such as "7/step 3/epoch 0".
+    `lengths_B` and `token_budget` (of a micro-batch) are in tokens. `seed` names the shuffle: "7/step 3/epoch 0".
     Rows are dealt longest first to the rank with the fewest tokens. Raises ValueError if a row exceeds the budget.
     """
     for row, length in enumerate(lengths_B):
@@ -77,7 +78,7 @@ def _micro_batches(
 
 
 def _fill(rows: Sequence[int], lengths_B: Sequence[int], token_budget: int) -> list[Rows]:
-    """Fills one micro-batch after the other. The rows come longest first, so neighbours are alike and pad little in attention."""
+    """Fills one micro-batch after the other. Rows come longest first: neighbours are alike, attention pads little."""
     micro_batches: list[list[int]] = []
     room = 0
     for row in rows:
@@ -98,8 +99,8 @@ def packed_length(sample: Sample) -> int:
 class PackedBatch:
     """R rows behind each other, without padding. T forwarded tokens, C completion tokens.
 
-    `cu_seqlens_R1` are the R + 1 bounds of the rows in T, `predict_C` the positions in T whose next token is a completion
-    token, `targets_C` that token, `rows_C` its row. A filler (`rows` = 0) has one token that must not count anywhere.
+    `cu_seqlens_R1` are the R + 1 bounds of the rows in T, `predict_C` the positions in T whose next token is a
+    completion token, `targets_C` that token, `rows_C` its row. A filler (`rows` = 0) is one token that counts nowhere.
     """
 
     rows: int
@@ -117,14 +118,18 @@ class PackedBatch:
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch with every tensor on `device`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return PackedBatch(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+        moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, torch.Tensor)}
+        return replace(self, **moved)
 
 
 def pack(samples: Sequence[Sample]) -> PackedBatch:
-    """Packs samples that have advantages; no samples give a filler. Raises ValueError if ids and logprobs differ in number."""
+    """Packs samples that have advantages; none give a filler. Raises ValueError if ids or logprobs are missing."""
     inputs: list[int] = []
     positions: list[int] = []
-    bounds, predict, targets, rows = [0], [], [], []
+    bounds = [0]
+    predict: list[int] = []
+    targets: list[int] = []
+    rows: list[int] = []
     rollout_logprobs: list[float] = []
     advantages: list[float] = []
     for row, sample in enumerate(samples):

@@ -1,12 +1,12 @@
 """Clipped policy-gradient losses as pure functions of tensors, with their statistics as sums that add up.
 
 A token's loss is the same in every variant (PPO's clipped surrogate, arXiv:1707.06347, with separate bounds as in DAPO,
-arXiv:2503.14476); a variant only says with which weight a token counts. The weights hold the *global* normaliser, so losses
-and gradients of micro-batches and ranks add up to those of the whole minibatch. Dividing by local token counts would not:
-it can even turn the sign.
+arXiv:2503.14476); a variant only says with which weight a token counts. The weights hold the *global* normaliser, so
+losses and gradients of micro-batches and ranks add up to those of the whole minibatch. Dividing by local token counts
+would not: it can even turn the sign.
 
-The old logprobs are the sampler's own. That saves a forward pass, and the ratio corrects the difference between sampler and
-trainer too; there is no further importance weight.
+The old logprobs are the sampler's own. That saves a forward pass, and the ratio corrects the difference between
+sampler and trainer too; there is no further importance weight.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Normaliser:
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """`loss` is a scalar with a gradient. `sums` and `maxima` are detached; divide the sums by `sums["tokens"]` after adding."""
+    """`loss` is a scalar with a gradient; the rest is detached. Add up the `sums`, then divide by `sums["tokens"]`."""
 
     loss: torch.Tensor
     sums: dict[str, torch.Tensor]
@@ -68,9 +68,8 @@ def policy_loss(
 ) -> LossOutput:
     """sum_C weight * (-min(r A, clip(r, 1 - low, 1 + high) A) + kl_coef * k3), with r = exp(logprob - rollout logprob).
 
-    `lengths_C` is the number of completion tokens of each token's row (same dtype as the logprobs). A rollout logprob that is
-    NaN (engines can return it) gives r = 1 and stays out of the statistics. k3 = e^-x - 1 + x with x = logprob - reference
-    logprob estimates KL(policy || reference) (http://joschu.net/blog/kl-approx.html). All in nats.
+    `lengths_C` is the number of completion tokens of each token's row, in the logprobs' dtype. A rollout logprob that
+    is NaN (engines can return it) gives r = 1 and stays out of the statistics. All in nats.
     """
     known_C = ~rollout_logprobs_C.isnan()
     old_C = torch.where(known_C, rollout_logprobs_C, logprobs_C.detach())
@@ -91,7 +90,10 @@ def policy_loss(
 
 
 def k3(log_ratio_C: torch.Tensor) -> torch.Tensor:
-    """Schulman's estimate of KL(p || q) per token of p's samples, from log p - log q: non-negative, unbiased."""
+    """KL(p || q) per token of p's samples, from x = log p - log q: e^-x - 1 + x, never negative and unbiased.
+
+    Source: http://joschu.net/blog/kl-approx.html
+    """
     limited_C = log_ratio_C.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return (-limited_C).exp() - 1.0 + limited_C
 
@@ -99,7 +101,7 @@ def k3(log_ratio_C: torch.Tensor) -> torch.Tensor:
 def _statistics(
     log_ratio_C: torch.Tensor, advantages_C: torch.Tensor, known_C: torch.Tensor, clip_low: float, clip_high: float
 ) -> dict[str, torch.Tensor]:
-    """Sums over the tokens with a known ratio: how many, how many clipped on the side where it matters, and how far off."""
+    """Sums over tokens with a known ratio: how many, how many lost their gradient to a bound, how far off they are."""
     log_ratio_C, advantages_C = log_ratio_C[known_C], advantages_C[known_C]
     ratio_C = log_ratio_C.exp()
     return {

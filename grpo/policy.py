@@ -1,24 +1,21 @@
 """The policy: a transformers causal LM that scores packed rows without padding and without the T x V logits.
 
-Rows lie behind each other in a batch of one; positions restart at each row and a registered attention function keeps the
-rows apart by `cu_seqlens`, so no T x T mask is built. The head runs on completion positions only, in chunks, in a function
-that recomputes the logits in the backward pass.
+Rows lie behind each other in a batch of one; positions restart at each row and a registered attention function keeps
+the rows apart by `cu_seqlens`, so no T x T mask is built. The head runs on completion positions only, in chunks, in a
+function that recomputes the logits in the backward pass.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from grpo.batching import PackedBatch
 from grpo.errors import ConfigError
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # older torch: CUDA then takes the padded path too
-    varlen_attn = None
 
 ATTENTION = "grpo_packed"
 CHUNK = 1024
@@ -53,8 +50,8 @@ class Policy(nn.Module):
 
 
 def load_policy(path: str, revision: str | None, dtype: torch.dtype, temperature: float, checkpointing: bool) -> Policy:
-    """Loads a Hugging Face folder or hub model. Raises ConfigError for models whose logits this head cannot reproduce."""
-    causal_lm = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=dtype, attn_implementation=ATTENTION)
+    """Loads a Hugging Face folder or hub model. Raises ConfigError for models whose logits the head cannot make."""
+    causal_lm = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=dtype)
     return make_policy(causal_lm, temperature, checkpointing)
 
 
@@ -80,13 +77,13 @@ def _check_supported(causal_lm: Any) -> None:
     }
     if scaling or type(head) is not nn.Linear or head.bias is not None or not hasattr(causal_lm, "lm_head"):
         raise ConfigError(
-            f"the policy's logits must be hidden states times lm_head.weight: {type(causal_lm).__name__} has {scaling or head}; "
-            "choose a Llama- or Qwen-like model in model.path"
+            f"the policy's logits must be hidden states times lm_head.weight: {type(causal_lm).__name__} has "
+            f"{scaling or head}; choose a Llama- or Qwen-like model in model.path"
         )
 
 
 class LogprobHead(nn.Linear):
-    """lm_head that returns logprobs of given tokens instead of logits. It shares the weight of the layer it replaces."""
+    """lm_head that returns logprobs of given tokens, not logits. It shares the weight of the layer it replaces."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
@@ -96,7 +93,8 @@ class LogprobHead(nn.Linear):
         self, hidden_CD: torch.Tensor, targets_C: torch.Tensor, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """fp32 `(logprobs_C, entropy_C)` of `targets_C` under softmax(hidden @ weight.T / temperature)."""
-        logprobs_C, entropy_C = _Logprobs.apply(hidden_CD, self.weight, targets_C, temperature)
+        apply: Any = _Logprobs.apply
+        logprobs_C, entropy_C = apply(hidden_CD, self.weight, targets_C, temperature)
         return logprobs_C, entropy_C
 
 
@@ -113,7 +111,7 @@ class _Logprobs(torch.autograd.Function):
         ctx.save_for_backward(hidden_CD, weight_VD, targets_C)
         ctx.temperature = temperature
         logprobs, entropies = [], []
-        for hidden, targets in zip(hidden_CD.split(CHUNK), targets_C.split(CHUNK), strict=True):
+        for hidden, targets in _chunks(hidden_CD, targets_C):
             log_probs_cV = _log_softmax(hidden, weight_VD, temperature)
             logprobs.append(log_probs_cV.gather(1, targets[:, None])[:, 0])
             entropies.append(-(log_probs_cV.exp() * log_probs_cV).sum(1))
@@ -127,14 +125,18 @@ class _Logprobs(torch.autograd.Function):
         grad_hidden_CD = torch.empty_like(hidden_CD)
         # fp32 whatever the weight's precision: many chunks add up here
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
-        chunks = zip(hidden_CD.split(CHUNK), targets_C.split(CHUNK), grad_C.split(CHUNK), strict=True)
-        for number, (hidden, targets, grad) in enumerate(chunks):
+        for hidden, grad_hidden, targets, grad in _chunks(hidden_CD, grad_hidden_CD, targets_C, grad_C):
             grad_logits_cV = _log_softmax(hidden, weight_VD, ctx.temperature).exp_().mul_(-grad[:, None])
             grad_logits_cV.scatter_add_(1, targets[:, None], grad[:, None])
             grad_logits = grad_logits_cV.div_(ctx.temperature).to(hidden.dtype)
-            grad_hidden_CD[number * CHUNK : number * CHUNK + len(hidden)] = grad_logits @ weight_VD
+            torch.mm(grad_logits, weight_VD, out=grad_hidden)
             grad_weight_VD += grad_logits.T @ hidden
         return grad_hidden_CD, grad_weight_VD.to(weight_VD.dtype), None, None
+
+
+def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Views of CHUNK positions of every tensor."""
+    return zip(*(torch.split(tensor, CHUNK) for tensor in tensors), strict=True)
 
 
 def _log_softmax(hidden_cD: torch.Tensor, weight_VD: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -164,22 +166,21 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each packed row. query, key, value are [1, heads, T, head_dim]; returns [1, T, heads, head_dim].
+    """Causal attention inside each packed row: [1, heads, T, head_dim] in, [1, T, heads, head_dim] out.
 
-    CUDA in half precision uses the varlen flash kernel. Elsewhere the rows are laid into a right-padded grid: causal
-    attention never looks at the padding behind a row, and what the padding itself computes is dropped, so this is exact.
+    CUDA in bfloat16 uses the varlen flash kernel. Elsewhere the rows are laid into a right-padded grid: causal
+    attention never looks at the padding behind a row, and what the padding computes is dropped, so this is exact.
     """
     if sliding_window is not None and max_length > sliding_window:
         raise ConfigError(
             f"rows must fit the model's sliding window: {max_length} tokens > {sliding_window}; lower model.max_length"
         )
     grouped = query.shape[1] != key.shape[1]
-    if varlen_attn is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if query.is_cuda and query.dtype == torch.bfloat16:
+        bounds = {"cu_seq_q": cu_seqlens, "cu_seq_k": cu_seqlens, "max_q": max_length, "max_k": max_length}
         flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-        output = varlen_attn(
-            *flat, cu_seqlens, cu_seqlens, max_length, max_length, scale=scaling, window_size=(-1, 0), enable_gqa=grouped
-        )
-        return output[None], None
+        attend: Any = varlen_attn
+        return attend(*flat, **bounds, scale=scaling, window_size=(-1, 0), enable_gqa=grouped)[None], None
     rows = len(cu_seqlens) - 1
     query, key, value = (_to_grid(tensor, grid_T, rows, max_length) for tensor in (query, key, value))
     output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)

@@ -44,7 +44,7 @@ def start_process_group(
 class Engine:
     """A policy under DeepSpeed: `update` accumulates the gradients of several losses and makes one optimizer step."""
 
-    def __init__(self, policy: Policy, train: Train, device: torch.device, world_size: int) -> None:
+    def __init__(self, policy: Policy, train: Train, world_size: int) -> None:
         import deepspeed
 
         bf16 = next(policy.parameters()).dtype == torch.bfloat16
@@ -55,8 +55,6 @@ class Engine:
             model=policy, optimizer=optimizer, config=engine_config(train, bf16), dist_init_required=False
         )
         self.world_size = world_size
-        self.max_grad_norm = train.max_grad_norm
-        self.device = device
 
     def __call__(self, *args: Any) -> Any:
         return self.engine(*args)
@@ -72,7 +70,7 @@ class Engine:
     def step(self, learning_rate: float) -> tuple[float, float]:
         """Clips and applies the accumulated gradient; returns (norm before clipping, learning rate the optimizer used).
 
-        Raises NonFiniteError, on every rank alike, if the norm is not finite.
+        Raises NonFiniteError, on every rank alike, if the norm is not finite; the weights are then lost.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -81,7 +79,8 @@ class Engine:
         norm = float(self.engine.get_global_grad_norm()) if norm is None else norm
         if not math.isfinite(norm):
             raise NonFiniteError(
-                f"the gradient must be finite: its global norm is {norm}; lower train.learning_rate or use model.dtype float32"
+                f"the gradient must be finite: its global norm is {norm}; lower train.learning_rate or use "
+                "model.dtype float32"
             )
         return norm, float(self.optimizer.param_groups[0]["lr"])
 
@@ -89,7 +88,8 @@ class Engine:
         """The norm where DeepSpeed keeps none: stage 0 in fp32, whose gradients are whole on every rank."""
         if hasattr(self.optimizer, "_global_grad_norm") or self.engine.zero_optimization():
             return None
-        return float(torch.nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None]))
+        gradients = [param.grad for param in self.engine.module.parameters() if param.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     def close(self) -> None:
         self.engine.destroy()
@@ -120,5 +120,6 @@ def gathered(params: Sequence[torch.nn.Parameter], modify: bool = False) -> Abst
     """
     import deepspeed
 
-    context: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(params, modifier_rank=0 if modify else None)
+    rank = 0 if modify else None
+    context: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(params, modifier_rank=rank)
     return context

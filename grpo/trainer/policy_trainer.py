@@ -1,8 +1,9 @@
 """One rank of the policy's training: clipped policy updates over packed micro-batches.
 
-All ranks get the whole batch and compute the same plan, so they run in lockstep without talking about it. Rows whose advantage
-is exactly 0 have no gradient when there is no KL term: they are not forwarded, but stay in the normaliser, so the gradient is
-the same. A minibatch of such rows only makes no optimizer step: without a signal stale momentum must not move the policy.
+All ranks get the whole batch and compute the same plan, so they run in lockstep without talking about it. Rows whose
+advantage is exactly 0 have no gradient when there is no KL term: they are not forwarded, but stay in the normaliser,
+so the gradient is the same. A minibatch of such rows only makes no optimizer step: without a signal stale momentum
+must not move the policy.
 """
 
 import math
@@ -46,10 +47,11 @@ class PolicyTrainer:
             torch.set_num_threads(threads)
         start_process_group(self.device, rank, world_size, local_rank, master_addr, master_port)
         policy = self._load(config.train.gradient_checkpointing).to(self.device)
-        self.engine = Engine(policy, config.train, self.device, world_size)
+        self.engine = Engine(policy, config.train, world_size)
         self.weights = LiveWeights(policy.causal_lm)
         self.policy = policy
-        self.reference = None
+        self.clock: dict[str, float] = defaultdict(float)
+        self.reference: Policy | None = None
         if config.algorithm.kl_coef > 0:
             self.reference = self._load(checkpointing=False).to(self.device).requires_grad_(False)
 
@@ -63,7 +65,7 @@ class PolicyTrainer:
 
         What no forward pass measured (every advantage was 0) is left out. Raises NonFiniteError on all ranks alike.
         """
-        self.clock = defaultdict(float)
+        self.clock.clear()
         rate = learning_rate(self.config.train, step, self.total_steps)
         references: dict[int, torch.Tensor] = {}
         updates = [

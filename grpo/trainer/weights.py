@@ -19,7 +19,7 @@ SMALLEST_NOISE = 0.01
 
 
 class LiveWeights:
-    """The weights of a causal LM, whole or sharded by ZeRO. Tied tensors appear once. All ranks must call every verb."""
+    """The weights of a causal LM, whole or sharded by ZeRO, tied ones once. All ranks must call every verb."""
 
     def __init__(self, causal_lm: Any) -> None:
         self.causal_lm = causal_lm
@@ -34,7 +34,7 @@ class LiveWeights:
         )
 
     def iterate(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields each whole tensor on the training device. Use it before asking for the next: at stage 3 it is freed then."""
+        """Yields each whole tensor on the training device. Asking for the next one frees it at stage 3."""
         for name, param in self.params.items():
             with gathered([param]):
                 yield name, param.detach()
@@ -59,18 +59,26 @@ class LiveWeights:
                 param.copy_(self.originals.pop(name))
 
     def save(self, path: Path, tokenizer_path: str, revision: str | None) -> None:
-        """Writes a Hugging Face folder: rank 0 into a folder beside it, flushed, then renamed. Raises CheckpointError."""
+        """Rank 0 writes a Hugging Face folder: beside its place, flushed, then renamed. Raises CheckpointError."""
         tensors = {}
         for name, tensor in self.iterate():
             if distributed.get_rank() == 0:
                 tensors[name] = tensor.to("cpu", copy=True)
+        failure: list[str | None] = [None]
         if distributed.get_rank() == 0:
-            self._write(path, tensors, tokenizer_path, revision)
-        distributed.barrier()
+            try:
+                self._write(path, tensors, tokenizer_path, revision)
+            except CheckpointError as error:
+                failure = [str(error)]
+        distributed.broadcast_object_list(failure)  # so that all ranks fail or none waits
+        if failure[0] is not None:
+            raise CheckpointError(failure[0])
 
     def _write(self, path: Path, tensors: dict[str, torch.Tensor], tokenizer_path: str, revision: str | None) -> None:
         if path.exists():
-            raise CheckpointError(f"saved weights are never overwritten: {path} exists; move it away or choose another run.dir")
+            raise CheckpointError(
+                f"saved weights are never overwritten: {path} exists; move it away or choose another run.dir"
+            )
         partial = path.with_name(path.name + ".tmp")
         try:
             shutil.rmtree(partial, ignore_errors=True)
