@@ -1,0 +1,121 @@
+"""The product as its user runs it: `grpo train` with real Ray, vLLM and DeepSpeed on the shipped model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from grpo.errors import Interrupted
+
+ROOT = Path(__file__).parent.parent
+STEPS = 12
+
+
+def command(run_dir: Path, *overrides: str) -> list[str]:
+    run = ["-m", "grpo", "train", "examples/quickstart.yaml", f"run.dir={run_dir}"]
+    return [sys.executable, *run, *overrides]
+
+
+def rows(run_dir: Path, event: str) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["event"] == event]
+
+
+def run_processes() -> set[int]:
+    """Processes of any Ray session or engine on this machine."""
+    marks = ("ray::", "raylet", "gcs_server", "VLLM::", "grpo train")
+    found = set()
+    for process in psutil.process_iter(["cmdline", "status"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if process.info["status"] != psutil.STATUS_ZOMBIE and any(mark in line for mark in marks):
+            found.add(process.pid)
+    return found
+
+
+def shared_memory() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.")}
+
+
+def gone(before: set[int], within: float) -> set[int]:
+    """Processes that are still there `within` seconds from now."""
+    deadline = time.monotonic() + within
+    while run_processes() - before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return run_processes() - before
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A short run of the quickstart with two engines, to its end; nothing of it may stay behind."""
+    run_dir = tmp_path_factory.mktemp("e2e") / "run"
+    processes, memory = run_processes(), shared_memory()
+    overrides = (f"run.steps={STEPS}", "rollout.engines=2", "eval.prompts=256", "metrics.port=0")
+    ended = subprocess.run(command(run_dir, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=540)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert gone(processes, within=10) == set()
+    assert shared_memory() - memory == set()
+    yield run_dir
+
+
+@pytest.mark.slow
+def test_the_policy_learns(run: Path) -> None:
+    scores = [row["eval/accuracy"] for row in rows(run, "eval")]
+    assert scores[-1] > scores[0] + 0.1
+    rewards = [row["reward/mean"] for row in rows(run, "step")]
+    assert sum(rewards[-3:]) > sum(rewards[:3])
+
+
+@pytest.mark.slow
+def test_sampler_and_trainer_agree_after_every_sync(run: Path) -> None:
+    steps = rows(run, "step")
+    assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
+    assert max(row["train/rollout_kl"] for row in steps) < 1e-4
+    assert max(row["train/rollout_abs_diff"] for row in steps) < 1e-3
+    first = rows(run, "weight_sync")[0]
+    assert first["sync/self_test_diff"] < 1e-3
+
+
+@pytest.mark.slow
+def test_no_sample_is_stale(run: Path) -> None:
+    assert {row["rollout/staleness"] for row in rows(run, "step")} == {0.0}
+    groups = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    stamped = {(row["event"], row["step"]): set(row["versions"]) for row in groups}
+    # Step n samples from the weights of the n - 1 steps before it; an evaluation after step n from those of n.
+    expected = {("step", step): {step - 1} for step in range(1, STEPS + 1)}
+    assert stamped == expected | {("eval", step): {step} for step in (0, 10, STEPS)}
+
+
+@pytest.mark.slow
+def test_the_exported_policy_is_the_trained_one(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    exported = subprocess.run([sys.executable, "-m", "grpo", "export", str(run), str(out)], cwd=ROOT, timeout=120)
+    assert exported.returncode == 0
+    score = [sys.executable, "-m", "grpo", "eval", "examples/quickstart.yaml", f"model.path={out}", "eval.prompts=256"]
+    printed = subprocess.run(score, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert printed.returncode == 0, printed.stderr
+    accuracy = float(next(line for line in printed.stdout.splitlines() if "accuracy" in line).split()[-1])
+    assert accuracy == pytest.approx(rows(run, "eval")[-1]["eval/accuracy"], abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, Interrupted.exit_code), (signal.SIGKILL, -9)])
+def test_no_process_stays_when_a_run_is_stopped(tmp_path: Path, number: int, code: int) -> None:
+    run_dir, before = tmp_path / "run", run_processes()
+    driver = subprocess.Popen(command(run_dir, "eval.prompts=0"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not ((run_dir / "metrics.jsonl").exists() and rows(run_dir, "step")):
+        assert driver.poll() is None and time.monotonic() < deadline, "the run must reach its first step"
+        time.sleep(0.5)
+    driver.send_signal(number)
+    _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == code
+    assert "Traceback" not in errors
+    assert gone(before, within=15) == set()
