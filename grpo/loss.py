@@ -95,7 +95,7 @@ def k3(log_ratio_C: torch.Tensor) -> torch.Tensor:
     Source: http://joschu.net/blog/kl-approx.html
     """
     limited_C = log_ratio_C.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return (-limited_C).exp() - 1.0 + limited_C
+    return torch.expm1(-limited_C) + limited_C  # e^-x - 1 would lose the digits of a small divergence
 
 
 def _statistics(
