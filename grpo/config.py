@@ -45,7 +45,7 @@ class Model(Section):
 
 
 class Data(Section):
-    source: str = "openai/gsm8k"
+    source: str = Field("openai/gsm8k", min_length=1)
     """"arithmetic" (built in), a .jsonl, .json or .parquet file (may say `{split}`), or the id of a hub data set."""
     subset: str | None = None
     """Configuration of the hub data set, for GSM8K "main"."""
@@ -158,7 +158,7 @@ class Sync(Section):
 class Eval(Section):
     every: int = Field(0, ge=0)
     """Steps between two evaluations; 0: before the first and after the last step only."""
-    source: str | None = None
+    source: str | None = Field(None, min_length=1)
     """Source of the held-out prompts as in data.source; null: data.source."""
     subset: str | None = None
     """Configuration of eval.source on the hub; without eval.source, data.subset counts."""

@@ -1,28 +1,30 @@
 """Prompts: every row of a data set is checked and tokenised before anything heavy starts; then an exactly-once stream.
 
-Errors read `file:row: field: what, and what to do`. Transformers is imported when a tokenizer is loaded, not before.
+Errors read `file:row: field: what, and what to do`.
 """
 
 import hashlib
 import json
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from grpo.arithmetic import MAX_ROWS
 from grpo.config import Config
 from grpo.errors import ConfigError, DataError
 from grpo.sources import Problem, Source, missing_column, place, read
+from grpo.tokens import load_tokenizer, tokenise
 from grpo.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+__all__ = ["Loaded", "PromptStream", "eval_prompts", "load_prompts", "load_tokenizer", "train_prompts"]
+
 SHOWN_PROBLEMS = 5
-ROWS_PER_BATCH = 1024
-"""Rows that are tokenised together: a fast tokenizer shares them among the cores."""
+CHARACTERS_PER_TOKEN = 1000
+"""More than any token stands for: a row of many megabytes is refused before it is tokenised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +84,14 @@ def load_prompts(source: Source, config: Config, tokenizer: "PreTrainedTokenizer
     checked = {number: _check_row(number, row, config) for number, row in read(source)}
     rows = [row for row in checked.values() if isinstance(row, _Row)]
     source_id = _fingerprint(rows, config, tokenizer)
+    token_ids = tokenise([row.question for row in rows], config, tokenizer)
     prompts = []
-    for row, ids_T in zip(rows, _tokenise(rows, config, tokenizer), strict=True):
-        if problem := _check_length(len(ids_T), config):
+    for row, ids_T in zip(rows, token_ids, strict=True):
+        if not ids_T:
+            checked[row.number] = Problem(
+                config.data.question_column, "its prompt has no tokens; set data.prompt_format"
+            )
+        elif problem := _check_length(len(ids_T), config):
             checked[row.number] = problem
         else:
             prompts.append(Prompt(f"{source_id}:{row.number}", row.question, row.answer, ids_T))
@@ -111,23 +118,21 @@ def _check_row(number: int, row: object, config: Config) -> _Row | Problem:
         if not value.strip():
             return Problem(column, "is empty; fill it in or remove the row")
         texts.append(value)
-    return _Row(number, *texts)
+    return _check_length(len(texts[0]) // CHARACTERS_PER_TOKEN, config, "over ") or _Row(number, *texts)
 
 
 def _kind(value: object) -> str:
     return "null" if value is None else f"{type(value).__name__} {reprlib.repr(value)}"
 
 
-def _check_length(tokens: int, config: Config) -> Problem | None:
-    """A prompt must leave room for a whole completion; an engine refuses one without tokens."""
+def _check_length(tokens: int, config: Config, about: str = "") -> Problem | None:
+    """A prompt must leave room for a whole completion."""
     room = config.model.max_length - config.rollout.max_tokens
-    if tokens == 0:
-        return Problem(config.data.question_column, "its prompt has no tokens; fill it in or set data.prompt_format")
     if tokens > room:
         return Problem(
             config.data.question_column,
-            f"its prompt has {tokens} tokens, model.max_length - rollout.max_tokens leaves {room}; shorten the row, "
-            "raise model.max_length or lower rollout.max_tokens",
+            f"its prompt has {about}{tokens} tokens, model.max_length - rollout.max_tokens leaves {room}; shorten the "
+            "row, raise model.max_length or lower rollout.max_tokens",
         )
     return None
 
@@ -141,64 +146,12 @@ def _report(name: str, problems: Mapping[int, Problem], rows: int) -> str:
     return "\n".join([*lines, f"{len(problems)} of {rows} rows of {name} cannot be used; {way_out}"])
 
 
-def _tokenise(rows: Sequence[_Row], config: Config, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[int, ...]]:
-    """Token ids of each row's prompt: chat template or bare format, tokenised once, here and nowhere else."""
-    texts = [config.data.prompt_format.replace("{question}", row.question) for row in rows]
-    encode = _encode_chat if tokenizer.chat_template else _encode_text
-    for start in range(0, len(texts), ROWS_PER_BATCH):
-        yield from map(tuple, encode(texts[start : start + ROWS_PER_BATCH], config, tokenizer))
-
-
-def _encode_text(texts: list[str], config: Config, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    """With the special tokens that the tokenizer adds by itself (BOS, if it does)."""
-    return cast("list[list[int]]", tokenizer(texts, verbose=False)["input_ids"])
-
-
-def _encode_chat(texts: list[str], config: Config, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    """The template writes the special tokens, up to the header of the assistant's turn."""
-    from jinja2 import TemplateError
-
-    system = [{"role": "system", "content": config.data.system_prompt}] if config.data.system_prompt is not None else []
-    chats = [[*system, {"role": "user", "content": text}] for text in texts]
-    try:
-        ids = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, return_dict=False, tokenizer_kwargs={"verbose": False}
-        )
-    except TemplateError as error:
-        raise ConfigError(
-            f"data.system_prompt: the chat template of {config.model.path} refuses the prompt ({error}); put the "
-            "instruction into data.prompt_format and remove data.system_prompt"
-        ) from error
-    return cast("list[list[int]]", ids)
-
-
 def _fingerprint(rows: Iterable[_Row], config: Config, tokenizer: "PreTrainedTokenizerBase") -> str:
     """12 hex digits that change with any row, the format, the system prompt or the chat template."""
     digest = hashlib.sha256()
     for part in ([config.data.prompt_format, config.data.system_prompt, tokenizer.chat_template], *rows):
         digest.update(json.dumps(part).encode() + b"\n")
     return digest.hexdigest()[:12]
-
-
-def load_tokenizer(config: Config) -> "PreTrainedTokenizerBase":
-    """The tokenizer of `model.path`, which may be a folder or a model on the hub; never code that comes with it.
-
-    Raises: ConfigError for a model that has none or cannot be reached.
-    """
-    path = config.model.path
-    folder = Path(path)
-    if not folder.is_dir() and (path.count("/") > 1 or folder.is_absolute() or folder.parent.is_dir() and "/" in path):
-        raise ConfigError(f"model.path: there is no folder {path} in {Path.cwd()}; correct it")
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path, revision=config.model.revision, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises plain Exception for a damaged tokenizer.json
-        cause = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ConfigError(
-            f"model.path: no tokenizer can be loaded from {path} ({cause}); give a folder with tokenizer.json and "
-            "tokenizer_config.json, or the id of a model that the hub (or its cache on this machine) has"
-        ) from error
 
 
 class PromptStream:

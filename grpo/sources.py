@@ -5,6 +5,7 @@ Nothing is judged here but the form: a row that cannot be read at all becomes a 
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,7 @@ class Source:
     @property
     def is_file(self) -> bool:
         """Whether it is, or by its suffix must be, a file on this machine."""
-        path = Path(self.path)
-        return path.suffix.lower() in READERS or path.is_file()
+        return Path(self.path).suffix.lower() in READERS or os.path.isfile(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,18 +181,30 @@ def _parquet(path: Path, source: Source) -> Rows:
 
 def _hub(source: Source) -> Rows:
     """A data set on the hub, or a folder of data files on this machine, both through the `datasets` library."""
+    if is_local(source.path) and not os.path.isdir(source.path):
+        raise DataError(f"{source.path}: there is no such folder in {Path.cwd()}; correct {source.section}.source")
     import datasets
 
     try:
         dataset: Any = datasets.load_dataset(source.path, source.subset, split=source.split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # its HTTP client, file systems and parsers raise whatever they like
+        failed = isinstance(error, datasets.exceptions.DatasetGenerationError)
+        cause = first_line(error.__cause__ if failed and error.__cause__ else error)
         raise DataError(
             f"{source.section}.source: cannot load {place(source)} ({cause}); correct {source.section}.source, "
             f"subset or split, or give a local file ({', '.join(READERS)}), which needs no network"
         ) from error
     _check_columns(source, dataset.column_names)
     yield from _table_rows(dataset.select_columns(_distinct(source.columns)).with_format("arrow")[:])
+
+
+def is_local(path: str) -> bool:
+    """Whether only a folder on this machine can be meant; the hub's ids are "name" or "owner/name"."""
+    return path.startswith(("/", ".")) or path.count("/") > 1
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _distinct(columns: Sequence[str]) -> list[str]:
@@ -231,9 +243,7 @@ def _decode(name: str, cell: bytes | None) -> object:
     try:
         return None if cell is None else cell.decode()
     except UnicodeDecodeError as error:
-        return Problem(
-            name, f"is not valid Unicode ({error.reason} at byte {error.start + 1}); write it again in UTF-8"
-        )
+        return Problem(name, f"is not valid Unicode ({error.reason} at byte {error.start + 1}); write it in UTF-8")
 
 
 READERS = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}

@@ -1,81 +1,22 @@
-"""Data: what is refused and how it is named, what a prompt's tokens are, and the exactly-once stream."""
+"""Data: what is refused and how it is named, prompts' names, held-out prompts and the exactly-once stream."""
 
 import hashlib
 import json
+import random
 import time
 from collections import Counter
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo import arithmetic
-from grpo.config import Config
-from grpo.data import PromptStream, eval_prompts, load_tokenizer, train_prompts
+from grpo.data import PromptStream, eval_prompts, train_prompts
 from grpo.errors import ConfigError, DataError
 from grpo.types import Prompt
+from tests.data_helpers import CHAT, GOOD, configure, failure, make_tokenizer, write_lines
 
 GSM8K = Path(__file__).parents[2] / "shared/data/gsm8k"
-GOOD = {"question": "1+1?", "answer": "#### 2"}
-CHAT = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-def make_tokenizer(chat_template=None, bos=True):
-    """Bytes as tokens: the id of a byte can be worked out by hand, and any text has one token a byte."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<s>": 0, "<assistant>": 1} | {token: index + 2 for index, token in enumerate(alphabet)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    if bos:
-        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", additional_special_tokens=["<assistant>"]
-    )
-    tokenizer.chat_template = chat_template
-    return tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return make_tokenizer()
-
-
-@pytest.fixture
-def in_tmp(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def configure(data, held_out=None, max_length=128, max_tokens=32):
-    return Config.model_validate(
-        {
-            "model": {"path": "models/tiny", "max_length": max_length},
-            "rollout": {"max_tokens": max_tokens},
-            "data": data,
-            "eval": held_out or {},
-        }
-    )
-
-
-def write_lines(path, *rows):
-    path.write_bytes(b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows))
-
-
-def failure(config, tokenizer, error=DataError):
-    with pytest.raises(error) as caught:
-        train_prompts(config, tokenizer)
-    return str(caught.value)
-
 
 # Hostile rows: what stands in line 2 of a file, the field that the error names, and a word of what it says.
 HOSTILE = {
@@ -119,7 +60,7 @@ HOSTILE = {
     "blank question": ({"question": " \t\n", "answer": "2"}, "question", "is empty"),
     "blank answer": ({"question": "1+1?", "answer": "\u3000"}, "answer", "is empty"),
     "too long": ({"question": "x" * 96, "answer": "2"}, "question", "97 tokens"),
-    "huge": ({"question": "x" * 3_000_000, "answer": "2"}, "question", "3000001 tokens"),
+    "huge": ({"question": "x" * 30_000_000, "answer": "2"}, "question", "over 30000 tokens"),
 }
 
 
@@ -184,166 +125,6 @@ def test_the_longest_prompt_that_leaves_room_is_used(in_tmp, tokenizer):
     assert len(prompt.token_ids) == 96 == 128 - 32
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n  \n", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
-def test_an_empty_file_is_refused(content, name, in_tmp, tokenizer):
-    (in_tmp / name).write_bytes(content)
-    assert failure(configure({"source": name}), tokenizer).startswith(f"{name}: has no rows; ")
-
-
-def test_a_missing_file_is_named_with_its_key(in_tmp, tokenizer):
-    message = failure(configure({"source": "data/none.jsonl"}), tokenizer)
-    assert message.startswith("data/none.jsonl: there is no such file") and "data.source" in message
-
-
-def test_a_folder_or_another_kind_of_file_is_no_source(in_tmp, tokenizer):
-    (in_tmp / "folder.jsonl").mkdir()
-    assert failure(configure({"source": "folder.jsonl"}), tokenizer).startswith("folder.jsonl: cannot be read (Is")
-    (in_tmp / "rows.csv").write_text("question,answer\n")
-    assert "rows.csv: must be one of .jsonl, .json, .parquet" in failure(configure({"source": "rows.csv"}), tokenizer)
-
-
-# JSON
-
-
-def test_a_json_file_is_an_array(in_tmp, tokenizer):
-    (in_tmp / "rows.json").write_text(json.dumps([GOOD, {"question": "2+2?", "answer": "4"}]))
-    prompts = train_prompts(configure({"source": "rows.json"}), tokenizer).prompts
-    assert [prompt.question for prompt in prompts] == ["1+1?", "2+2?"]
-
-
-@pytest.mark.parametrize(
-    "content, says",
-    [
-        (json.dumps(GOOD).encode(), "must hold an array, found dict"),
-        (json.dumps(GOOD).encode() * 2, "not valid JSON"),
-        (b'[{"question": "1"', "not valid JSON"),
-        (b"\xff\xfe[", "not UTF-8 (byte 0xff at position 1)"),
-    ],
-)
-def test_a_json_file_that_is_none_is_named(content, says, in_tmp, tokenizer):
-    (in_tmp / "rows.json").write_bytes(content)
-    message = failure(configure({"source": "rows.json"}), tokenizer)
-    assert message.startswith("rows.json: ") and says in message and ".jsonl" in message
-
-
-def test_a_bad_row_of_a_json_file_is_numbered_by_its_place(in_tmp, tokenizer):
-    (in_tmp / "rows.json").write_bytes(b"[" + json.dumps(GOOD).encode() + b',\n\n{"question": "\xff", "answer": "2"}]')
-    assert failure(configure({"source": "rows.json"}), tokenizer).startswith("rows.json:2: question: ")
-
-
-# Parquet
-
-
-def write_table(path, **columns):
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
-
-
-@pytest.mark.parametrize(
-    "kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string())]
-)
-def test_parquet_gives_the_same_prompts_as_jsonl(kind, in_tmp, tokenizer):
-    rows = [GOOD, {"question": "2+2=\u20ac?", "answer": "4"}]
-    write_lines(in_tmp / "rows.jsonl", *rows)
-    write_table(in_tmp / "rows.parquet", **{key: pyarrow.array([row[key] for row in rows]).cast(kind) for key in GOOD})
-    first, second = (train_prompts(configure({"source": f"rows.{kind}"}), tokenizer) for kind in ("jsonl", "parquet"))
-    assert first == second
-
-
-def test_bad_cells_of_parquet_are_named(in_tmp, tokenizer):
-    broken = pyarrow.array([b"1+1?", b"\xff", None, b"", b"ok"]).view(pyarrow.string())
-    write_table(in_tmp / "rows.parquet", question=broken, answer=["2", "2", "2", "2", None])
-    *shown, last = failure(configure({"source": "rows.parquet"}), tokenizer).splitlines()
-    assert [line.split(": ")[:2] for line in shown] == [
-        ["rows.parquet:2", "question"],
-        ["rows.parquet:3", "question"],
-        ["rows.parquet:4", "question"],
-        ["rows.parquet:5", "answer"],
-    ]
-    assert "not valid Unicode (invalid start byte at byte 1)" in shown[0] and last.startswith("4 of 5 rows")
-
-
-def test_a_number_column_of_parquet_is_no_answer(in_tmp, tokenizer):
-    write_table(in_tmp / "rows.parquet", question=["1+1?"], answer=[2])
-    assert failure(configure({"source": "rows.parquet"}), tokenizer).startswith("rows.parquet:1: answer: must be text")
-
-
-def test_a_missing_column_of_parquet_is_named(in_tmp, tokenizer):
-    write_table(in_tmp / "rows.parquet", problem=["1+1?"], answer=["2"])
-    message = failure(configure({"source": "rows.parquet"}), tokenizer)
-    assert message.startswith("rows.parquet: question: there is no such column among 'problem', 'answer'")
-    assert "data.question_column" in message
-
-
-def test_two_columns_of_one_name_are_refused(in_tmp, tokenizer):
-    table = pyarrow.Table.from_arrays([pyarrow.array(["1"])] * 3, names=["question", "question", "answer"])
-    pyarrow.parquet.write_table(table, in_tmp / "rows.parquet")
-    assert failure(configure({"source": "rows.parquet"}), tokenizer).startswith("rows.parquet: ")
-
-
-@pytest.mark.parametrize("keep", [0, 3, 200, -1])
-def test_a_damaged_parquet_file_is_named(keep, in_tmp, tokenizer):
-    write_table(in_tmp / "rows.parquet", question=["1+1?"] * 500, answer=["2"] * 500)
-    (in_tmp / "rows.parquet").write_bytes((in_tmp / "rows.parquet").read_bytes()[:keep])
-    assert failure(configure({"source": "rows.parquet"}), tokenizer).startswith("rows.parquet: is not a whole Parquet")
-
-
-def test_a_parquet_file_without_rows_is_refused(in_tmp, tokenizer):
-    write_table(in_tmp / "rows.parquet", question=pyarrow.array([], "string"), answer=pyarrow.array([], "string"))
-    assert failure(configure({"source": "rows.parquet"}), tokenizer).startswith("rows.parquet: has no rows; ")
-
-
-# The datasets library
-
-
-def test_a_folder_of_splits_goes_through_datasets(in_tmp, tokenizer, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", in_tmp / "cache")
-    (in_tmp / "set").mkdir()
-    write_lines(in_tmp / "set/train.jsonl", GOOD, {"question": "2+2?", "answer": None})
-    write_lines(in_tmp / "set/test.jsonl", {"question": "3+3?", "answer": "6"})
-    config = configure({"source": "set", "on_bad_row": "skip"})
-    loaded = train_prompts(config, tokenizer)
-    assert ([prompt.question for prompt in loaded.prompts], loaded.skipped) == (["1+1?"], 1)
-    assert [prompt.question for prompt in eval_prompts(config, tokenizer).prompts] == ["3+3?"]
-    assert failure(configure({"source": "set"}), tokenizer).startswith("set/train:2: answer: must be text, found null")
-    missing = failure(configure({"source": "set", "split": "none"}), tokenizer)
-    assert "cannot load set/none" in missing and 'Unknown split "none"' in missing and "data.source" in missing
-    no_column = failure(configure({"source": "set", "answer_column": "solution"}), tokenizer)
-    assert no_column.startswith("set/train: solution: there is no such column among 'question', 'answer'")
-
-
-def test_a_hub_that_cannot_be_reached_says_how_to_go_on(tokenizer, monkeypatch):
-    import datasets
-
-    asked = []
-
-    def unreachable(*args, **kwargs):
-        asked.append((args, kwargs))
-        raise ConnectionError("Couldn't reach the Hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    message = failure(configure({"source": "openai/gsm8k", "subset": "main"}), tokenizer)
-    assert asked == [(("openai/gsm8k", "main"), {"split": "train"})]
-    assert "openai/gsm8k/main/train" in message and "Couldn't reach" in message and "local file (.jsonl" in message
-
-
-# The built-in task
-
-
-def test_arithmetic_is_a_source(tokenizer):
-    config = configure({"source": "arithmetic", "size": 30}, {"prompts": 10}, max_length=256)
-    train, held_out = train_prompts(config, tokenizer).prompts, eval_prompts(config, tokenizer).prompts
-    assert [prompt.question for prompt in train] == [row["question"] for row in arithmetic.rows("train", 30)]
-    assert [prompt.answer for prompt in held_out] == [row["answer"] for row in arithmetic.rows("test", 10)]
-
-
-def test_arithmetic_has_two_splits(tokenizer):
-    message = failure(configure({"source": "arithmetic", "split": "dev"}), tokenizer, ConfigError)
-    assert message.startswith("data.split: ") and "train and test" in message
-
-
 # Held-out prompts
 
 
@@ -405,69 +186,6 @@ def test_eval_chooses_the_same_rows_whatever_the_seed_and_their_order(in_tmp, to
     assert chosen("rows.jsonl", 99) == [row["question"] for row in rows]
 
 
-# Prompts
-
-
-def text_of(prompt, tokenizer):
-    return tokenizer.decode(prompt.token_ids)
-
-
-def test_without_a_chat_template_the_format_is_the_prompt(in_tmp, tokenizer):
-    write_lines(in_tmp / "rows.jsonl", {"question": "{a} {} {question} {{b}} %s \\1", "answer": "2"})
-    config = configure({"source": "rows.jsonl", "prompt_format": "{question} {x}?\nA:"})
-    (prompt,) = train_prompts(config, tokenizer).prompts
-    assert text_of(prompt, tokenizer) == "<s>{a} {} {question} {{b}} %s \\1 {x}?\nA:"
-    assert prompt.answer == "2"
-
-
-def test_the_chat_template_writes_the_whole_prompt(in_tmp):
-    tokenizer = make_tokenizer(CHAT)
-    write_lines(in_tmp / "rows.jsonl", {"question": "1+1? {x}", "answer": "2"})
-    config = configure({"source": "rows.jsonl", "prompt_format": "Q: {question}", "system_prompt": "Be exact."})
-    (prompt,) = train_prompts(config, tokenizer).prompts
-    assert text_of(prompt, tokenizer) == "<system>Be exact.\n<user>Q: 1+1? {x}\n<assistant>"
-    assert prompt.token_ids[-1] == 1 and 0 not in prompt.token_ids, "special tokens are those of the template"
-    (bare,) = train_prompts(configure({"source": "rows.jsonl"}), tokenizer).prompts
-    assert text_of(bare, tokenizer) == "<user>1+1? {x}\n<assistant>"
-
-
-def test_a_template_that_refuses_a_system_message_says_what_to_do(in_tmp):
-    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}x"
-    write_lines(in_tmp / "rows.jsonl", GOOD)
-    config = configure({"source": "rows.jsonl", "system_prompt": "Be exact."})
-    assert "System role not supported" in failure(config, make_tokenizer(refuses), ConfigError)
-
-
-def test_a_prompt_without_tokens_is_refused(in_tmp):
-    write_lines(in_tmp / "rows.jsonl", GOOD)
-    assert "rows.jsonl:1: question: its prompt has no tokens" in failure(
-        configure({"source": "rows.jsonl"}), make_tokenizer("{# nothing #}")
-    )
-
-
-def test_rows_are_tokenised_once_and_in_batches(in_tmp, monkeypatch):
-    tokenizer = make_tokenizer()
-    write_lines(in_tmp / "rows.jsonl", *[{"question": f"{number}?", "answer": "2"} for number in range(1500)])
-    calls = []
-    encode = type(tokenizer)._encode_plus
-
-    def counted(self, text, *args, **kwargs):
-        calls.append(len(text))
-        return encode(self, text, *args, **kwargs)
-
-    monkeypatch.setattr(type(tokenizer), "_encode_plus", counted)
-    prompts = train_prompts(configure({"source": "rows.jsonl"}), tokenizer).prompts
-    assert calls == [1024, 476]
-    assert [text_of(prompts[index], tokenizer) for index in (0, 1023, 1024, 1499)] == [
-        f"<s>{number}?" for number in (0, 1023, 1024, 1499)
-    ]
-
-
-def test_a_format_without_the_question_is_refused():
-    with pytest.raises(ValueError, match=r"write \{question\} where it shall stand"):
-        configure({"prompt_format": "Answer: {Question}"})
-
-
 # Fingerprint
 
 
@@ -490,41 +208,12 @@ def test_the_fingerprint_names_the_content(in_tmp, tokenizer):
         source_id([{"question": "1+1?#### 2", "answer": "x"}, rows[1]]),
         source_id([{"question": "1+1?", "answer": "#### 2x"}, rows[1]]),
         source_id(rows, prompt_format="{question} "),
-        source_id(rows, system_prompt="Be exact."),
         source_id(rows, make_tokenizer(CHAT)),
+        source_id(rows, make_tokenizer(CHAT), system_prompt="Be exact."),
         source_id(rows, make_tokenizer(CHAT + " ")),
     ]
     assert len(set(ids)) == len(ids)
     assert source_id([{**row, "other": "column"} for row in rows]) == ids[0]
-
-
-# Tokenizer
-
-
-def test_a_tokenizer_is_loaded_from_the_model_folder(in_tmp):
-    make_tokenizer(CHAT).save_pretrained("models/tiny")
-    tokenizer = load_tokenizer(configure({}))
-    assert tokenizer("ab")["input_ids"] == make_tokenizer()("ab")["input_ids"]
-    assert tokenizer.chat_template == CHAT
-
-
-def test_a_model_without_a_tokenizer_is_refused(in_tmp):
-    with pytest.raises(ConfigError, match="model.path: no tokenizer can be loaded from models/tiny"):
-        (in_tmp / "models/tiny").mkdir(parents=True)
-        load_tokenizer(configure({}))
-    (in_tmp / "models/tiny/tokenizer.json").write_text('{"model": {"type": "nonsense"}}')
-    (in_tmp / "models/tiny/tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    with pytest.raises(ConfigError, match="model.path: no tokenizer can be loaded from models/tiny"):
-        load_tokenizer(configure({}))
-
-
-@pytest.mark.parametrize("path", ["/nowhere/model", "./model", "runs/model/final", "models/none"])
-def test_a_missing_model_folder_is_no_search_on_the_hub(path, in_tmp):
-    (in_tmp / "models").mkdir()
-    began = time.monotonic()
-    with pytest.raises(ConfigError, match=f"model.path: there is no folder {path} in "):
-        load_tokenizer(Config.model_validate({"model": {"path": path}}))
-    assert time.monotonic() - began < 1
 
 
 # The stream
@@ -571,7 +260,6 @@ def test_seed_and_epoch_decide_the_order():
 
 
 def test_the_stream_has_its_own_randomness():
-    import random
 
     random.seed(0)
     before = random.getstate()

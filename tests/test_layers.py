@@ -28,6 +28,7 @@ FLOORS = {
     "rewards": 1,
     "runfolder": 1,
     "sources": 1,
+    "tokens": 1,
     "trackers": 1,
     "batching": 2,
     "loss": 2,
