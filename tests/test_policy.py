@@ -1,0 +1,107 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from grpo import policy as policy_module
+from grpo.batching import pack
+from grpo.errors import ConfigError
+from grpo.policy import make_policy
+from tests.models import random_samples, tiny_model
+
+TEMPERATURE = 0.7
+
+
+def row_logprobs(model, samples, temperature=TEMPERATURE):
+    """The same by the plain road: one row a forward pass, eager attention, all logits."""
+    logprobs, entropies = [], []
+    for sample in samples:
+        logits_TV = model(torch.tensor([sample.prompt_ids + sample.output_ids])).logits[0] / temperature
+        log_probs_CV = torch.log_softmax(logits_TV, -1)[len(sample.prompt_ids) - 1 : -1]
+        logprobs.append(log_probs_CV.gather(1, torch.tensor(sample.output_ids)[:, None])[:, 0])
+        entropies.append(-(log_probs_CV.exp() * log_probs_CV).sum(1).detach())
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+@pytest.mark.parametrize("chunk", [3, 1024])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_packed_equals_row_by_row_with_gradients(kind, tied, checkpointing, chunk, monkeypatch):
+    monkeypatch.setattr(policy_module, "CHUNK", chunk)
+    samples = random_samples(7)
+    model = tiny_model(kind, tied, attn_implementation="eager")
+    expected_C, expected_entropy_C = row_logprobs(model, samples)
+    weights_C = torch.randn(len(expected_C), generator=torch.Generator().manual_seed(1))
+    (expected_C * weights_C).sum().backward()
+    expected_gradients = {name: param.grad for name, param in model.named_parameters()}
+    model.zero_grad()
+
+    policy = make_policy(model, TEMPERATURE, checkpointing).train()
+    logprobs_C, entropy_C = policy(pack(samples))
+    torch.testing.assert_close(logprobs_C, expected_C, atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy_C, expected_entropy_C, atol=1e-5, rtol=0)
+    (logprobs_C * weights_C).sum().backward()
+    gradients = {name: param.grad for name, param in model.named_parameters()}
+    torch.testing.assert_close(gradients, expected_gradients, atol=1e-4, rtol=1e-4)
+
+
+def test_rows_do_not_see_each_other():
+    samples = random_samples(5)
+    policy = make_policy(tiny_model(), TEMPERATURE)
+    changed = [
+        *samples[:2],
+        replace(samples[2], prompt_ids=tuple(60 - token for token in samples[2].prompt_ids)),
+        *samples[3:],
+    ]
+    rows_C = pack(samples).rows_C
+    before_C, after_C = policy(pack(samples))[0], policy(pack(changed))[0]
+    assert torch.equal(before_C[rows_C != 2], after_C[rows_C != 2])
+    assert not torch.isclose(before_C[rows_C == 2], after_C[rows_C == 2]).all()
+
+
+def test_a_token_sees_only_what_is_before_it():
+    (sample,) = random_samples(1, seed=4)
+    other = replace(sample, output_ids=sample.output_ids[:-2] + (1, 2))
+    policy = make_policy(tiny_model(), TEMPERATURE)
+    before_C, after_C = policy(pack([sample]))[0], policy(pack([other]))[0]
+    assert torch.equal(before_C[:-2], after_C[:-2])
+
+
+def test_temperature_can_be_replaced_and_a_filler_is_scored():
+    samples = random_samples(3)
+    model = tiny_model()
+    expected_C, _ = row_logprobs(model, samples, temperature=1.0)
+    policy = make_policy(model, TEMPERATURE)
+    torch.testing.assert_close(policy(pack(samples), temperature=1.0)[0], expected_C, atol=1e-5, rtol=0)
+    assert policy(pack([]))[0].isfinite().all()
+
+
+def test_dropout_is_off():
+    model = tiny_model(attention_dropout=0.5).train()
+    policy = make_policy(model, TEMPERATURE).train()
+    batch = pack(random_samples(3))
+    assert torch.equal(policy(batch)[0], policy(batch)[0])
+
+
+def test_the_head_shares_the_weight_and_keeps_its_name():
+    tied, untied = make_policy(tiny_model(), 1.0).causal_lm, make_policy(tiny_model(tied=False), 1.0).causal_lm
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    assert "lm_head.weight" not in dict(tied.named_parameters())
+    assert "lm_head.weight" in dict(untied.named_parameters())
+
+
+def test_models_with_other_logits_are_refused():
+    model = tiny_model()
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(ConfigError, match="final_logit_softcapping"):
+        make_policy(model, 1.0)
+
+
+def test_rows_longer_than_the_sliding_window_are_refused():
+    model = tiny_model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
+    policy = make_policy(model, 1.0)
+    short, long = random_samples(1, seed=1)[0], random_samples(1, seed=1)[0]
+    policy(pack([replace(short, output_ids=(1,), logprobs=(0.0,), prompt_ids=(1, 2))]))
+    with pytest.raises(ConfigError, match="sliding window"):
+        policy(pack([replace(long, prompt_ids=(1,) * 12)]))
