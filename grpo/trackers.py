@@ -1,6 +1,7 @@
 """Weights & Biases and MLflow through their own libraries, imported only when the configuration asks for them."""
 
 import importlib
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +75,11 @@ class MlflowTracker:
         self._mlflow.log_metrics(named, step=step, synchronous=False)
 
     def close(self, ok: bool) -> None:
-        self._mlflow.end_run("FINISHED" if ok else "FAILED")
+        try:
+            self._mlflow.end_run("FINISHED" if ok else "FAILED")
+        except self._mlflow.exceptions.MlflowException as error:
+            # The training is done and its numbers are in the run's folder: a lost server must not make it a failure.
+            logging.getLogger(__name__).warning("MLflow did not hear of the end of the run: %s", error)
 
 
 def wanted_trackers(config: Config) -> list[Callable[[Config, Path], Tracker]]:
@@ -90,9 +95,7 @@ def wanted_trackers(config: Config) -> list[Callable[[Config, Path], Tracker]]:
 def close_tracker(tracker: Tracker) -> Callable[..., None]:
     """An exit function, as ExitStack takes it, that tells the tracker whether the run has succeeded."""
 
-    def close(
-        kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         tracker.close(ok=kind is None)
 
     return close

@@ -131,7 +131,9 @@ def test_a_step_that_fails_has_no_row_and_the_end_says_why(tmp_path):
 
 def test_what_failed_does_not_leak_into_the_next_row(tmp_path):
     with make_recorder(tmp_path / "run") as recorder:
-        with pytest.raises(RewardError), recorder.step(1), recorder.phase("train"):
+        with pytest.raises(RewardError), recorder.step(1):
+            with recorder.phase("rollout"):
+                pass
             raise RewardError("lost")
         with recorder.phase("checkpoint"):
             pass
@@ -177,6 +179,7 @@ def test_samples_keep_the_first_groups_of_a_step(tmp_path):
         "completions": ["text (0)", "text (1)"],
         "rewards": [1.0, 0.0],
         "finish_reasons": ["length", "stop"],
+        "versions": [0, 0],
     }
 
 
@@ -333,6 +336,20 @@ def test_a_tracker_that_refuses_is_a_config_error(tmp_path, monkeypatch):
         make_recorder(tmp_path / "run", metrics={"mlflow_uri": "http://x"}),
     ):
         pass
+
+
+def test_a_tracker_lost_at_the_end_does_not_fail_the_run(tmp_path, monkeypatch, caplog):
+    mlflow = FakeMlflow()
+
+    def refuse(status):
+        raise mlflow.exceptions.MlflowException("server is gone")
+
+    mlflow.end_run = refuse
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    with make_recorder(tmp_path / "run", metrics={"mlflow_uri": "http://x"}):
+        pass
+    assert "server is gone" in caplog.text
+    assert rows_of(tmp_path / "run")[-1]["outcome"] == "ok"
 
 
 def test_a_password_in_the_uri_is_refused_without_showing_it(tmp_path):
