@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 import grpo
 from grpo import configfile
-from grpo.errors import GrpoError, Interrupted
+from grpo.errors import ConfigError, GrpoError, Interrupted
 
 
 class _Edge(TyperGroup):
@@ -86,9 +86,9 @@ def train(run_file: RunFile, overrides: Overrides = None) -> None:
         f"""
 The report: {page}
 What to try next:
-  grpo export {run_dir} OUT                        the trained model, a Hugging Face folder
-  grpo eval {run_file} model.path=OUT              score it again
-  grpo train {run_file} run.dir={run_dir}-2 run.seed=1      the same with another seed"""
+  the trained model as a folder   grpo export {run_dir} OUT
+  its score once more             grpo eval {run_file} model.path=OUT
+  the same with another seed      grpo train {run_file} run.dir={run_dir}-2 run.seed={config.run.seed + 1}"""
     )
 
 
@@ -99,6 +99,8 @@ def evaluate(run_file: RunFile, overrides: Overrides = None) -> None:
     `model.path=runs/x/policy/step_000045` scores a policy that a run saved.
     """
     config = configfile.load(run_file, overrides or [])
+    if config.eval.prompts == 0:
+        raise ConfigError("eval.prompts = 0: an evaluation needs held-out prompts; add eval.prompts=128")
     signal.signal(signal.SIGTERM, _terminated)
     from grpo import cluster
 

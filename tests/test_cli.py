@@ -59,7 +59,7 @@ def test_train_hands_on_the_whole_configuration_and_says_where_the_report_is(
     assert result.exit_code == 0, result.output
     assert [(config.run.dir, config.train.learning_rate) for config in cluster.configs] == [("runs/a", 2e-6)]
     assert "The report: runs/a/report.html" in result.stdout
-    assert "grpo export runs/a OUT" in result.stdout
+    assert "grpo export runs/a OUT" in result.stdout and "run.dir=runs/a-2 run.seed=1" in result.stdout
 
 
 def test_eval_prints_the_scores(run_file: Path, cluster: types.SimpleNamespace) -> None:
@@ -67,6 +67,12 @@ def test_eval_prints_the_scores(run_file: Path, cluster: types.SimpleNamespace) 
     assert result.exit_code == 0, result.output
     assert cluster.configs[0].model.path == "runs/x/policy/step_000045"
     assert "pass@1" in result.stdout and "0.25" in result.stdout
+
+
+def test_eval_without_held_out_prompts_starts_nothing(run_file: Path, cluster: types.SimpleNamespace) -> None:
+    result = runner.invoke(cli.app, ["eval", str(run_file), "eval.prompts=0"])
+    assert (result.exit_code, cluster.configs) == (2, [])
+    assert "eval.prompts = 0" in result.stderr
 
 
 @pytest.mark.parametrize(
