@@ -1,8 +1,9 @@
-"""How vLLM is set up: engine arguments, the engine's processes, sampling parameters. Imports vLLM."""
+"""How vLLM is set up: engine arguments, the engine's processes, sampling parameters. Loads vLLM."""
 
 import contextlib
 import multiprocessing
 from collections.abc import Iterator
+from typing import Any
 
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -14,8 +15,7 @@ from grpo.config import Config
 from grpo.rollout.guard import GuardedMultiprocExecutor, GuardedUniProcExecutor
 from grpo.types import Sampling
 
-MOST_SEQUENCES = 512
-"""Sequences that decode together; vLLM's CUDA graphs end there."""
+FEWEST_SEQUENCES, MOST_SEQUENCES = 64, 512  # that decode together; vLLM's CUDA graphs end at 512
 CPU_BATCH_TOKENS = 8192
 
 
@@ -29,7 +29,7 @@ def engine_args(config: Config, device: str) -> AsyncEngineArgs:
         tokenizer_revision=model.revision,
         dtype=model.dtype,
         max_model_len=model.max_length,
-        max_num_seqs=min(rows, MOST_SEQUENCES),
+        max_num_seqs=min(max(rows, FEWEST_SEQUENCES), MOST_SEQUENCES),
         tensor_parallel_size=rollout.tensor_parallel,
         distributed_executor_backend="mp" if rollout.tensor_parallel > 1 else "uni",
         worker_extension_cls="grpo.rollout.receiver.Receiver",
@@ -54,27 +54,27 @@ def engine_args(config: Config, device: str) -> AsyncEngineArgs:
 def start_engine(config: Config, device: str, fork: bool) -> AsyncLLM:
     """Starts the engine core and waits until it has loaded the model. The core ends with this process."""
     vllm_config = engine_args(config, device).create_engine_config()
-    tensor_parallel = config.rollout.tensor_parallel > 1
-    executor = GuardedMultiprocExecutor if tensor_parallel else GuardedUniProcExecutor
-    with _forking() if fork else contextlib.nullcontext():
+    executor = GuardedMultiprocExecutor if config.rollout.tensor_parallel > 1 else GuardedUniProcExecutor
+    with forking() if fork else contextlib.nullcontext():
         return AsyncLLM(vllm_config, executor, log_stats=False, log_requests=False)
 
 
 @contextlib.contextmanager
-def _forking() -> Iterator[None]:
-    """vLLM spawns inside a Ray actor and on the CPU build; a forked core does not import everything a second time."""
-    original = engine_utils.get_mp_context
-    engine_utils.get_mp_context = lambda: multiprocessing.get_context("fork")
+def forking() -> Iterator[None]:
+    """vLLM spawns on the CPU and inside a Ray actor; a forked core does not load everything a second time."""
+    utils: Any = engine_utils
+    original = utils.get_mp_context
+    utils.get_mp_context = lambda: multiprocessing.get_context("fork")
     try:
         yield
     finally:
-        engine_utils.get_mp_context = original
+        utils.get_mp_context = original
 
 
 def sampling_params(sampling: Sampling, seed: int, stop_ids: list[int]) -> SamplingParams:
-    """Parameters of one prompt's request. Sample i is drawn with the seed `seed + i`."""
+    """Parameters of one prompt's request. Sample i is drawn with seed `seed + i`; greedy samples are all the same."""
     return SamplingParams(
-        n=sampling.samples_per_prompt,
+        n=sampling.samples_per_prompt if sampling.temperature > 0 else 1,
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -87,7 +87,7 @@ def sampling_params(sampling: Sampling, seed: int, stop_ids: list[int]) -> Sampl
     )
 
 
-def canary_params() -> SamplingParams:
+def prompt_params() -> SamplingParams:
     """Parameters of a request that is made for the logprobs of its prompt."""
     return SamplingParams(
         max_tokens=1,
@@ -98,3 +98,10 @@ def canary_params() -> SamplingParams:
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
+
+
+def stop_ids(tokenizer: Any, model_config: Any) -> list[int]:
+    """Tokens that end a completion: the tokenizer's end token and those of the model's generation config."""
+    configured = model_config.try_get_generation_config().get("eos_token_id")
+    ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+    return sorted(token for token in ids if token is not None)

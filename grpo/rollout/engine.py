@@ -1,7 +1,7 @@
 """One vLLM engine: completes prompts, takes weights, and says which version of them made a sample.
 
-The engine core runs in a child process. Requests and weights go through it one after the other, and after weights have
-arrived nothing is sampled until `commit_weights` has dropped the prefix cache and stamped their version.
+The engine core runs in a child process, where requests and weights take turns. Once weights arrive, nothing is sampled
+until `commit_weights` has dropped the prefix cache and stamped their version.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ SHUTDOWN_SECONDS = 3.0
 
 
 class RolloutEngine:
-    """One engine. `start` builds it; all verbs belong to the event loop that `start` ran on. `device` is "cpu" or "cuda"."""
+    """One engine on `device` ("cpu" or "cuda"). `start` builds it; all verbs belong to the event loop it ran on."""
 
     def __init__(self, config: Config, index: int, device: str) -> None:
         self.config, self.index, self.device = config, index, device
@@ -32,7 +32,10 @@ class RolloutEngine:
         self.committed: int | None = None
 
     async def start(self) -> None:
-        """Imports vLLM, starts the engine core, loads the model. Raises: ConfigError if the model cannot be loaded."""
+        """Loads vLLM, starts the engine core and lets it load the model.
+
+        Raises: ConfigError if the model cannot be loaded; ClusterError if the core does not start.
+        """
         fork = may_fork(self.device)
         prepare_environment(self.config, self.device)
         from transformers import AutoTokenizer
@@ -49,18 +52,18 @@ class RolloutEngine:
         except RuntimeError as error:
             raise ClusterError(f"engine {self.index} did not start: {error}; its log says why") from error
         self.vocab_size = int(self.llm.model_config.get_vocab_size())
-        self.stop_ids = stop_ids(self.tokenizer, self.llm.model_config)
+        self.stop_ids = build.stop_ids(self.tokenizer, self.llm.model_config)
 
     def pids(self) -> list[int]:
         """Pids of the processes that the engine started."""
         return [child.pid for child in psutil.Process().children(recursive=True)]
 
     async def generate(self, requests: Sequence[tuple[Prompt, int]], sampling: Sampling) -> list[Group]:
-        """G samples of each prompt, in the order of the prompts. A request is a prompt and the seed of its first sample.
+        """G samples of each prompt, in the order of the prompts. A request is a prompt and the seed of its samples.
 
-        `output_ids` end with the end token if one was sampled; `logprobs` are those of the sampled tokens after temperature
-        and top_p. Raises: DataError for a prompt that the model cannot take; WeightSyncError before the first committed
-        weights or while others are on their way; DeadlineExceeded; ClusterError if the engine core died.
+        `output_ids` end with the end token if one was sampled; `logprobs` are those of the sampled tokens, after
+        temperature and top_p. Raises: DataError for a prompt that the model cannot take; WeightSyncError while there
+        are no committed weights; DeadlineExceeded; ClusterError if the engine core died.
         """
         if self.committed is None:
             raise WeightSyncError(
@@ -70,28 +73,37 @@ class RolloutEngine:
             self._check(prompt.id, prompt.token_ids, sampling.max_tokens)
         async with self._deadline("rollout", self.config.deadlines.rollout):
             calls = [
-                self._complete(prompt.token_ids, self.build.sampling_params(sampling, seed, self.stop_ids))
+                self.complete(prompt.token_ids, self.build.sampling_params(sampling, seed, self.stop_ids))
                 for prompt, seed in requests
             ]
             outputs = await asyncio.gather(*calls)
-        return [self._group(prompt, output) for (prompt, _), output in zip(requests, outputs, strict=True)]
+        return [
+            Group(prompt, tuple(self._samples(prompt, output.outputs, sampling.samples_per_prompt)))
+            for (prompt, _), output in zip(requests, outputs, strict=True)
+        ]
 
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """Logprobs of tokens 1..T-1 of a prompt at temperature 1, with the weights that the engine holds, committed or not."""
-        self._check("(self-test)", token_ids, 1)
+        """Logprobs of a prompt's tokens 1..T-1 at temperature 1, under the weights last received, committed or not."""
+        self._check("of the self-test", token_ids, 1)
         async with self._deadline("rollout", self.config.deadlines.rollout):
-            output = await self._complete(token_ids, self.build.canary_params())
+            output = await self.complete(token_ids, self.build.prompt_params())
         flat: Any = output.prompt_logprobs
         return [flat.logprobs[start] for start in flat.start_indices[1:]]
+
+    async def complete(self, token_ids: Sequence[int], params: "SamplingParams") -> "RequestOutput":
+        """vLLM's own answer to one request, unchecked and without a deadline."""
+        self.requests += 1
+        outputs = self.llm.generate({"prompt_token_ids": list(token_ids)}, params, str(self.requests))
+        return [output async for output in outputs][-1]
 
     async def join_transfer(self, host: str, port: int, rank_offset: int, world_size: int) -> None:
         """Every worker joins the transfer group; the first as rank `rank_offset`. Raises: ClusterError."""
         await self._on_workers("join_transfer", self.config.model_dump_json(), host, port, rank_offset, world_size)
 
     async def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> list[Manifest]:
-        """Every worker loads what the trainer sends and returns what it received, digests of the received bytes included.
+        """Every worker loads what the trainer sends; what each received, with the digests of the received bytes.
 
-        `records` is what the trainer announced. Until the next commit the engine samples nothing.
+        `records` is what the trainer announced. From here to the next commit the engine samples nothing.
         Raises: WeightSyncError if a tensor was not announced or not claimed, or a layer did not get all its weights.
         """
         self.committed = None
@@ -100,8 +112,8 @@ class RolloutEngine:
         for worker, (received, problems) in enumerate(await self._on_workers("receive_tensors", expected)):
             if problems:
                 raise WeightSyncError(
-                    f"engine {self.index} must load every tensor of version {version} and nothing else, but worker {worker}: "
-                    f"{'; '.join(problems[:5])}; the trainer's and the engine's model differ"
+                    f"engine {self.index} must load every tensor of version {version} and nothing else, but worker "
+                    f"{worker}: {'; '.join(problems[:5])} ({len(problems)} in all); their models differ"
                 )
             taken = tuple(TensorRecord(name, tuple(shape), dtype, digest) for name, shape, dtype, digest in received)
             manifests.append(Manifest(version, taken))
@@ -111,12 +123,13 @@ class RolloutEngine:
         """Drops everything computed under older weights and stamps `version` on all samples from now on.
 
         Call it only after the manifests were compared. Before any transfer it commits the weights of `model.path`.
+        Raises: WeightSyncError if requests are still running.
         """
         async with self._deadline("weight sync", self.config.deadlines.sync):
             if not await self.llm.reset_prefix_cache():
                 raise WeightSyncError(
-                    f"engine {self.index} must drop its prefix cache with version {version}, but requests still use it; "
-                    "wait for them before the sync"
+                    f"engine {self.index} must drop its prefix cache with version {version}, but requests still use "
+                    "it; wait for them before the sync"
                 )
             await self.llm.update_weight_version(str(version))
         self.committed = version
@@ -129,32 +142,25 @@ class RolloutEngine:
         for child in psutil.wait_procs(children, timeout=SHUTDOWN_SECONDS)[1]:
             child.kill()
 
-    async def _complete(self, token_ids: Sequence[int], params: "SamplingParams") -> "RequestOutput":
-        self.requests += 1
-        outputs = self.llm.generate({"prompt_token_ids": list(token_ids)}, params, str(self.requests))
-        return [output async for output in outputs][-1]
-
     def _check(self, name: str, token_ids: Sequence[int], room: int) -> None:
-        """An id beyond the vocabulary or a prompt that is too long would kill the engine core, so neither gets there."""
+        """An id beyond the vocabulary or a prompt that is too long would end the engine core, so neither gets there."""
         limit = self.config.model.max_length - room
         if not 0 < len(token_ids) <= limit:
             raise DataError(
-                f"a prompt must have 1 to {limit} tokens (model.max_length minus the completion's), but prompt {name} has "
-                f"{len(token_ids)}; drop it or raise model.max_length"
+                f"a prompt must have 1 to {limit} tokens (model.max_length minus the completion's), but prompt {name} "
+                f"has {len(token_ids)}; drop it or raise model.max_length"
             )
         wrong = [token for token in token_ids if not 0 <= token < self.vocab_size]
         if wrong:
             raise DataError(
-                f"token ids must be below the model's vocabulary of {self.vocab_size}, but prompt {name} has {wrong[0]}; "
-                "use the tokenizer that belongs to the model"
+                f"token ids must be below the model's vocabulary of {self.vocab_size}, but prompt {name} has "
+                f"{wrong[0]}; use the tokenizer that belongs to the model"
             )
 
-    def _group(self, prompt: Prompt, output: "RequestOutput") -> Group:
-        return Group(prompt, tuple(self._samples(prompt, output.outputs)))
-
-    def _samples(self, prompt: Prompt, completions: "Sequence[CompletionOutput]") -> Iterator[Sample]:
+    def _samples(self, prompt: Prompt, completions: "list[CompletionOutput]", count: int) -> Iterator[Sample]:
+        completions = completions * (count // len(completions))  # vLLM makes one greedy completion: they are all alike
         texts = self.tokenizer.batch_decode([list(made.token_ids) for made in completions], skip_special_tokens=True)
-        for made, text in zip(completions, texts, strict=True):
+        for index, (made, text) in enumerate(zip(completions, texts, strict=True)):
             if made.finish_reason not in ("stop", "length"):
                 raise ClusterError(
                     f"a sample ends by stop or length, but engine {self.index} ended one of prompt {prompt.id} by "
@@ -165,7 +171,7 @@ class RolloutEngine:
             assert made.weight_versions, "vLLM stamps every sample"
             yield Sample(
                 prompt_id=prompt.id,
-                index=made.index,
+                index=index,
                 prompt_ids=prompt.token_ids,
                 output_ids=tuple(made.token_ids),
                 logprobs=tuple(flat.logprobs),
@@ -197,15 +203,8 @@ class RolloutEngine:
                 yield
         except TimeoutError as error:
             raise DeadlineExceeded(
-                f"{phase} must end within {seconds:g} s (deadlines.*), but engine {self.index} has not answered; raise the "
-                "deadline or look at its log"
+                f"{phase} must end within {seconds:g} s (deadlines.*), but engine {self.index} has not answered; raise "
+                "the deadline or look at its log"
             ) from error
         except (EngineDeadError, EngineGenerateError) as error:
             raise ClusterError(f"engine {self.index} died during {phase}: {error}; its log says why") from error
-
-
-def stop_ids(tokenizer: Any, model_config: Any) -> list[int]:
-    """Tokens that end a completion: the tokenizer's end token and those of the model's generation config."""
-    configured = model_config.try_get_generation_config().get("eos_token_id")
-    ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
-    return sorted(token for token in ids if token is not None)

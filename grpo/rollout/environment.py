@@ -10,7 +10,7 @@ PARENT = "GRPO_ENGINE_PARENT"
 
 
 def prepare_environment(config: Config, device: str) -> None:
-    """Quiet and offline-friendly vLLM; on the CPU also one process less, no compiler and threads that sleep when idle."""
+    """Makes vLLM quiet; on the CPU also takes one process less, no compiler, and threads that sleep when idle."""
     os.environ[PARENT] = str(os.getpid())
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["VLLM_PLUGINS"] = ""  # nothing that happens to be installed may change the engine

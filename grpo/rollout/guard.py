@@ -16,7 +16,7 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from grpo.rollout.environment import PARENT
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.2  # a forked core also keeps Ray's sockets open: Ray sees its actor's death when both are gone
 
 
 class GuardedUniProcExecutor(UniProcExecutor):

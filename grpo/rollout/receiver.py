@@ -10,19 +10,18 @@ import torch
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.model_loader.reload import layerwise
 
 from grpo.config import Config
 from grpo.types import TensorRecord
 from grpo.weights import Transport, make_transport
 
 PlainRecord = tuple[str, tuple[int, ...], str, str]
-"""Name, shape, dtype, digest: what crosses vLLM's process border."""
+"""Name, shape, dtype, digest: what crosses the border between vLLM's processes."""
 
 
 class Receiver:
-    """A worker's end of the weight transfer. The attributes below are the worker's own."""
+    """A worker's end of the weight transfer. The attributes without a value are the worker's own."""
 
     rank: int
     device: torch.device
@@ -34,77 +33,72 @@ class Receiver:
     def join_transfer(self, config: str, host: str, port: int, rank_offset: int, world_size: int) -> None:
         """Joins the transfer group as rank `rank_offset` plus this worker's rank. `config` is the run's, as JSON."""
         parsed = Config.model_validate_json(config)
-        rank = rank_offset + self.rank
-        self.transport = make_transport(parsed, self.device.type, host, port, rank, world_size)
+        self.transport = make_transport(parsed, self.device.type, host, port, rank_offset + self.rank, world_size)
 
     def receive_tensors(self, expected: list[list[Any]]) -> tuple[list[PlainRecord], list[str]]:
         """Loads what the trainer sends. `expected` is [[name, shape, dtype], ...] as the trainer announced it.
 
-        Returns what arrived, in order, and what is wrong with it. With anything wrong the model must not be used. Reads to
-        the end of the stream whatever is wrong, so that no other rank waits for this one.
+        Returns what arrived, in order, and what is wrong with it; with anything wrong the model must not be used. Reads
+        to the end of the stream whatever is wrong, so that no other rank waits for this one.
         """
         assert self.transport is not None, "receive_tensors before join_transfer"
-        announced = {(name, tuple(shape), dtype) for name, shape, dtype in expected}
+        missing = {name: (tuple(shape), dtype) for name, shape, dtype in expected}
         model = self.model_runner.get_model()
         received: list[PlainRecord] = []
         problems: list[str] = []
         with set_current_vllm_config(self.vllm_config), torch.no_grad():
-            initialize_layerwise_reload(model)
+            layerwise.initialize_layerwise_reload(model)
             try:
                 for record, tensor in self.transport.receive():
                     received.append((record.name, record.shape, record.dtype, record.digest))
-                    if (record.name, record.shape, record.dtype) in announced:
+                    if missing.pop(record.name, None) == (record.shape, record.dtype):
                         problems += load(model, record, tensor)
                     else:
-                        problems.append(f"{record.name} {record.shape} {record.dtype} was not announced")
-                problems += unloaded(model)
+                        problems.append(f"{record.name} {list(record.shape)} {record.dtype} was not announced")
+                problems += [f"{name} was announced and not sent" for name in missing] + unloaded(model)
             finally:
-                finalize_layerwise_reload(model, self.model_config)
-                refresh_tied_head(model, self.device)
-        torch.accelerator.synchronize() if self.device.type == "cuda" else None
+                finish(model, self.model_config, self.device)
         return received, problems
 
 
-def load(model: torch.nn.Module, record: TensorRecord, tensor: torch.Tensor) -> list[str]:
+def load(model: Any, record: TensorRecord, tensor: torch.Tensor) -> list[str]:
     """Hands one tensor to vLLM's loader; a problem if the model does not claim it."""
     try:
         claimed = model.load_weights([(record.name, tensor)])
     except (ValueError, KeyError, RuntimeError, AssertionError) as error:
-        return [f"{record.name} cannot be loaded: {error}"]
+        return [f"{record.name} cannot be loaded ({type(error).__name__}: {error})"]
     return [] if claimed else [f"{record.name} is not claimed by the model"]
 
 
-def unloaded(model: torch.nn.Module) -> list[str]:
-    """Layers that did not get all their weights, asked for before the reload is finalised.
+def unloaded(model: Any) -> list[str]:
+    """Layers that did not get all their weights, asked for before the reload is finished.
 
-    vLLM fuses checkpoint tensors (q, k and v into qkv), so names cannot be counted; each layer counts its elements. A
-    layer that has them all is done and forgotten. Vocabulary layers may be padded beyond what a checkpoint holds, and a
-    tied head is loaded with the embedding.
+    vLLM fuses checkpoint tensors (q, k and v into qkv), so names cannot be counted; each layer counts its elements, and
+    one that has them all is finished and forgotten. A vocabulary layer may be padded beyond what a checkpoint holds.
     """
     problems = []
-    tied = tied_head(model)
     for name, layer in model.named_modules():
-        info = get_layerwise_info(layer)
+        info = layerwise.get_layerwise_info(layer)
         wanted = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
-        if layer is tied or not wanted or not info.can_load():
+        if not wanted or not info.can_load() or layer is tied_head(model):
             continue
-        if isinstance(layer, VocabParallelEmbedding):
-            wanted = 1
-        if info.load_numel < wanted:
+        if info.load_numel < (1 if isinstance(layer, VocabParallelEmbedding) else wanted):
             problems.append(f"layer {name} got {info.load_numel} of {wanted} elements")
     return problems
 
 
-def tied_head(model: torch.nn.Module) -> torch.nn.Module | None:
-    """The output head if it shares the embedding's weights, else None."""
-    tied = getattr(model.config, "tie_word_embeddings", False)
-    return getattr(model, "lm_head", None) if tied else None
-
-
-def refresh_tied_head(model: torch.nn.Module, device: torch.device) -> None:
-    """On the CPU the head computes with a packed copy made at start-up, which a reload of the embedding leaves stale."""
+def finish(model: Any, model_config: Any, device: torch.device) -> None:
+    """Ends the reload and waits until the device has done it."""
+    layerwise.finalize_layerwise_processing(model, model_config)
     head = tied_head(model)
-    if head is None or device.type != "cpu":
-        return
-    head.weight = model.model.embed_tokens.weight
-    dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+    if head is not None and device.type == "cpu":
+        # The head computes with a packed copy made at start-up, which a reload of the embedding leaves stale.
+        head.weight = model.model.embed_tokens.weight
+        dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def tied_head(model: Any) -> Any:
+    """The output head if it shares the embedding's weights, else None."""
+    return getattr(model, "lm_head", None) if getattr(model.config, "tie_word_embeddings", False) else None

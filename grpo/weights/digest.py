@@ -19,17 +19,17 @@ def record(name: str, tensor: torch.Tensor) -> TensorRecord:
 
 @torch.no_grad()
 def digest(tensor: torch.Tensor) -> str:
-    """32 hex digits from two sums over the raw bits modulo 2^64, one of them weighted by position; "" without elements.
+    """32 hex digits: two sums over the raw bits modulo 2^64, one of them weighted by position; "" without elements.
 
-    Integer sums do not depend on the order of reduction, so CPU and GPU agree. The weights are odd and irregular: values that
-    are zeroed, swapped or permuted give another weighted sum. It guards against mistakes, not against forgery.
+    Integer sums do not depend on the order of reduction, so CPU and GPU agree. The weights are odd and irregular:
+    values that are zeroed, swapped or permuted give another sum. It guards against mistakes, not against forgery.
     """
     if tensor.numel() == 0:
         return ""
     bits = tensor.detach().reshape(-1).view(INTEGERS[tensor.element_size()])
     weights = position_weights(bits.device)
     sums = []
-    for chunk in bits.split(CHUNK):
+    for chunk in torch.split(bits, CHUNK):
         wide = chunk.to(torch.int64)
         sums.append(torch.stack((wide.sum(), (wide * weights[: wide.numel()]).sum())))
     plain = weighted = 0
@@ -41,7 +41,7 @@ def digest(tensor: torch.Tensor) -> str:
 
 @lru_cache(maxsize=4)
 def position_weights(device: torch.device) -> torch.Tensor:
-    """One odd int64 for each position of a chunk, by a multiply-xorshift of the position (the finaliser of SplitMix64)."""
+    """One odd int64 for each position of a chunk: the position, multiplied and xor-shifted as SplitMix64 does it."""
     multiplier = GOLDEN - (1 << 64)  # the same bits as a signed number
     mixed = torch.arange(1, CHUNK + 1, dtype=torch.int64, device=device) * multiplier
     mixed = (mixed ^ (mixed >> 31)) * multiplier

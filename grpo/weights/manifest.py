@@ -1,7 +1,7 @@
 """Comparison of what was sent with what every engine worker received. Pure: no torch.
 
-A version label or an answer without error proves nothing about the weights an engine holds, so both sides write down what
-they touched, name by name, and only equal manifests make a version.
+A version label or an answer without error proves nothing about the weights an engine holds, so both sides write down
+what they touched, name by name, and only equal manifests make a version.
 """
 
 from collections import Counter

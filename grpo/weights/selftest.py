@@ -1,7 +1,7 @@
 """The start-up self-test: do the engines compute with the weights that were sent, and not only hold them?
 
-Manifests see what arrived. They do not see a copy that the engine computes with and never refreshes: on the CPU build of
-vLLM the packed copy of a tied head. So the trainer sends a strongly perturbed policy and then the true one, and the
+Manifests see what arrived. They do not see a copy that the engine computes with and never refreshes: on the CPU build
+of vLLM the packed copy of a tied head. So the trainer sends a strongly perturbed policy and then the true one, and the
 engines' logprobs of a fixed prompt must follow it both times. A small perturbation would hide in rounding errors.
 """
 
@@ -25,8 +25,8 @@ def check_self_test(perturbed: Compared, true: Compared, tolerance: float) -> fl
     moved = mean_difference(perturbed[0], true[0])
     if not moved >= STRONG * tolerance:
         raise WeightSyncError(
-            f"the self-test's perturbation must move the trainer's logprobs by at least {STRONG * tolerance:.3g} nats, but it "
-            f"moved them by {moved:.3g}: engines that ignore the weights could not be told apart; lower sync.tolerance"
+            f"the self-test's perturbation must move the trainer's logprobs by at least {STRONG * tolerance:.3g} nats, "
+            f"but it moved them by {moved:.3g}: an engine that ignores the weights would pass; lower sync.tolerance"
         )
     worst = 0.0
     for name, (trainer, engines) in (("perturbed", perturbed), ("true", true)):
@@ -36,9 +36,9 @@ def check_self_test(perturbed: Compared, true: Compared, tolerance: float) -> fl
             difference = mean_difference(trainer, logprobs)
             if not difference <= tolerance:
                 raise WeightSyncError(
-                    f"engine {engine} must follow the trainer within sync.tolerance = {tolerance:g} nats, but with the {name} "
-                    f"weights its logprobs of the fixed prompt differ by {difference:.3g} on average; it computes with other "
-                    "weights or another precision than the trainer"
+                    f"engine {engine} must follow the trainer within sync.tolerance = {tolerance:g} nats, but with the "
+                    f"{name} weights its logprobs of the fixed prompt differ by {difference:.3g} on average; "
+                    "it computes with other weights or another precision than the trainer"
                 )
             worst = max(worst, difference)
     return worst
@@ -51,6 +51,7 @@ def mean_difference(left: Sequence[float], right: Sequence[float]) -> float:
     """
     if len(left) != len(right) or not left:
         raise WeightSyncError(
-            f"the self-test compares equally many logprobs, but got {len(left)} and {len(right)}; its prompt needs two tokens"
+            f"the self-test compares equally many logprobs, but got {len(left)} and {len(right)}; "
+            "its prompt needs at least two tokens"
         )
     return math.fsum(abs(a - b) for a, b in zip(left, right, strict=True)) / len(left)

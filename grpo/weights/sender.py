@@ -13,9 +13,9 @@ class Transport(Protocol):
     """Moves named tensors from rank 0 to all other ranks. Every rank takes part in every call."""
 
     def send(self, tensors: "Iterable[tuple[str, Tensor]]") -> tuple[TensorRecord, ...]:
-        """Rank 0: sends the tensors in order. Each is copied when it comes, so it may be freed before the next is asked for.
+        """Rank 0: sends the tensors in order and returns their records, with digests taken before sending.
 
-        The records hold the digest of the tensor as it was before sending.
+        Each tensor is copied when it comes, so it may be freed before the next is asked for.
         """
         ...
 

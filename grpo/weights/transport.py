@@ -1,57 +1,54 @@
-"""Tensors from trainer rank 0 to the engine workers through a process group of their own: NCCL between GPUs, else gloo.
+"""Tensors from trainer rank 0 to the engine workers, through their own process group: NCCL between GPUs, else gloo.
 
-The group is torch.distributed's on both ends. vLLM's own communicator switches itself off without an error when its NCCL
-binding does not fit, and its broadcasts then do nothing; it would also bring vLLM into the trainer. torch raises instead,
-and has timeouts. The stream describes itself (names before bytes), so that a wrong tensor is found by comparison and not
-by a deadlock of two sides that count differently.
+The group is torch.distributed's on both ends. vLLM's own communicator switches itself off without an error when its
+NCCL binding does not fit, and its broadcasts then do nothing; it would also bring vLLM into the trainer. torch raises
+instead, and has timeouts. The stream describes itself (names before bytes), so that a wrong tensor is found by
+comparison and not by a deadlock of two sides that count differently.
 
-    bucket := [length of header, length of payload] header payload      header := JSON [[name, shape, dtype], ...]
+    bucket := [bytes of header, bytes of payload] header payload    header := JSON [[name, shape, dtype], ...]
     stream := bucket* [0, 0]
 """
 
 import json
 import secrets
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.distributed import (
-    AllreduceOptions,
-    BroadcastOptions,
-    PrefixStore,
-    ProcessGroupGloo,
-    TCPStore,
-)
+from torch import Tensor, distributed
+from torch.distributed import distributed_c10d as c10d
 
 from grpo.errors import ClusterError, WeightSyncError
 from grpo.types import TensorRecord
 from grpo.weights.digest import record
 
 BUCKET_BYTES = 256 * 1024 * 1024
-ALIGNMENT = 16  # every tensor of a bucket starts at a multiple: a view as another dtype needs it
+ALIGNMENT = 16  # every tensor of a bucket starts at a multiple of it: a view as another dtype needs that
 
 
 def choose_backend(transport: str, device: str) -> str:
-    """ "nccl" or "gloo"; auto is nccl on CUDA. gloo stages through host memory and so serves two roles on one GPU."""
+    """ "nccl" or "gloo"; "auto" is nccl on CUDA. gloo stages through host memory and so serves two roles on one GPU."""
     return {"cuda": "nccl"}.get(device, "gloo") if transport == "auto" else transport
 
 
 class GroupTransport:
-    """A `Transport` over one process group. `device` is where tensors come from or go to: "cpu" or "cuda"."""
+    """A `Transport` over one process group. `device` is where tensors come from or go to: "cpu" or "cuda".
+
+    Raises: ClusterError if a rank does not join, dies, or lets another one wait for more than `seconds`;
+    WeightSyncError if the group moves no data.
+    """
 
     def __init__(
         self, backend: str, device: str, host: str, port: int, rank: int, world_size: int, seconds: float
     ) -> None:
-        self.device = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
+        self.device = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
         self.wire = self.device if backend == "nccl" else torch.device("cpu")
         self.timeout = timedelta(seconds=seconds)
         self.where = f"weight transfer group at {host}:{port} (rank {rank} of {world_size}, {backend})"
         try:
-            store = TCPStore(host, port, world_size, is_master=rank == 0, timeout=self.timeout)
-            self.group = _join(backend, PrefixStore("weights", store), host, port, rank, world_size, self.timeout)
+            self.group: Any = _join(backend, host, port, rank, world_size, self.timeout)
         except RuntimeError as error:
             raise ClusterError(
                 f"all ranks must join the {self.where} within deadlines.sync = {seconds:g} s, but: {error}; "
@@ -108,26 +105,27 @@ class GroupTransport:
 
     def _broadcast(self, tensor: Tensor) -> Tensor:
         """From rank 0, in place; returns when the data has arrived."""
-        return self._wait(lambda: self.group.broadcast([tensor], BroadcastOptions()), tensor)
+        self._wait(lambda: self.group.broadcast([tensor], c10d.BroadcastOptions()))
+        return tensor
 
-    def _wait(self, start: Any, tensor: Tensor) -> Tensor:
+    def _wait(self, start: Callable[[], Any]) -> None:
         try:
             start().wait(self.timeout)
         except RuntimeError as error:
             raise ClusterError(
                 f"the {self.where} broke off: {error}; the other end died or took longer than deadlines.sync"
             ) from error
-        return tensor
 
     def _prove_that_it_moves_data(self, rank: int, world_size: int) -> None:
-        """Rank 0's random number must reach every rank, and every rank's copy must reach all."""
+        """Rank 0's random number must reach every rank, and every rank's copy must come back."""
         nonce = secrets.randbelow(1 << 30) + 1 if rank == 0 else 0
-        seen = self._broadcast(torch.tensor([nonce], device=self.wire)).clone()
-        total = self._wait(lambda: self.group.allreduce([total_], AllreduceOptions()), total_ := seen.clone())
+        seen = self._broadcast(torch.tensor([nonce], device=self.wire))
+        total = seen.clone()
+        self._wait(lambda: self.group.allreduce([total], c10d.AllreduceOptions()))
         if int(seen) == 0 or int(total) != int(seen) * world_size:
             raise WeightSyncError(
-                f"a number that rank 0 sent must reach all ranks of the {self.where}, but this rank saw {int(seen)} and the "
-                f"sum over all ranks was {int(total)}; check the NCCL installation or set sync.transport to gloo"
+                f"a number that rank 0 sends must reach all ranks of the {self.where}, but this rank saw {int(seen)} "
+                f"and the sum over all ranks was {int(total)}; check NCCL or set sync.transport to gloo"
             )
 
 
@@ -135,19 +133,19 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _join(
-    backend: str, store: PrefixStore, host: str, port: int, rank: int, world_size: int, timeout: timedelta
-) -> Any:
+def _join(backend: str, host: str, port: int, rank: int, world_size: int, timeout: timedelta) -> Any:
+    """A process group beside the global one: trainer ranks and workers have their own already."""
+    groups: Any = c10d  # the stubs leave out the constructors used here
+    store = distributed.TCPStore(host, port, world_size, is_master=rank == 0, timeout=timeout)
     if backend == "nccl":
-        from torch.distributed import ProcessGroupNCCL
-
-        nccl = ProcessGroupNCCL.Options()
-        nccl._timeout = timeout
-        return ProcessGroupNCCL(store, rank, world_size, nccl)
-    gloo = ProcessGroupGloo._Options()
-    gloo._timeout = timeout
-    gloo._devices = [ProcessGroupGloo.create_device(hostname=host if rank == 0 else address_towards(host, port))]
-    return ProcessGroupGloo(store, rank, world_size, gloo)
+        options = groups.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        return groups.ProcessGroupNCCL(store, rank, world_size, options)
+    options = groups.ProcessGroupGloo._Options()
+    options._timeout = timeout
+    address = host if rank == 0 else address_towards(host, port)
+    options._devices = [groups.ProcessGroupGloo.create_device(hostname=address)]
+    return groups.ProcessGroupGloo(store, rank, world_size, options)
 
 
 def address_towards(host: str, port: int) -> str:

@@ -1,0 +1,345 @@
+"""The weight transfer without an engine: digests, manifests, the self-test's rule, and the stream over gloo."""
+
+import math
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo.errors import ClusterError, WeightSyncError
+from grpo.types import Manifest, TensorRecord
+from grpo.weights import Sender, check_self_test, transport, verify
+from grpo.weights.digest import CHUNK, digest, record
+from grpo.weights.transport import GroupTransport, choose_backend
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+# --- digests
+
+
+@given(st.lists(st.floats(-3, 3, width=16), min_size=2, max_size=40), st.sampled_from(DTYPES), st.data())
+@settings(max_examples=200, deadline=None)
+def test_digest_sees_any_swap_and_any_change(values: list[float], dtype: torch.dtype, data: st.DataObject) -> None:
+    tensor = torch.tensor(values, dtype=dtype)
+    first, second = data.draw(st.permutations(range(len(values))))[:2]
+    swapped = tensor.clone()
+    swapped[first], swapped[second] = tensor[second], tensor[first]
+    same = bool(
+        tensor[first].view(torch.int16 if dtype != torch.float32 else torch.int32)
+        == swapped[first].view(torch.int16 if dtype != torch.float32 else torch.int32)
+    )
+    assert (digest(swapped) == digest(tensor)) == same
+    changed = tensor.clone()
+    changed[first] = changed[first] + 1
+    assert digest(changed) != digest(tensor)
+
+
+def test_digest_sees_rows_swapped_across_chunks_and_a_lost_tail() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(3 * CHUNK // 1024, 1024, generator=generator)
+    assert len({digest(matrix), digest(matrix.flip(0)), digest(matrix.roll(CHUNK // 1024, 0)), digest(matrix.t())}) == 4
+    cut = matrix.clone()
+    cut[-1, -7:] = 0
+    assert digest(cut) != digest(matrix)
+    assert digest(matrix.clone()) == digest(matrix)
+
+
+def test_digest_of_a_view_is_that_of_its_elements_in_order() -> None:
+    matrix = torch.arange(12.0).reshape(3, 4)
+    assert digest(matrix.t()) == digest(matrix.t().contiguous()) != digest(matrix)
+
+
+def test_digest_formula() -> None:
+    """Two elements by hand: the plain sum of the bits, and the same bits times the odd weights of positions 1 and 2."""
+    mask = (1 << 64) - 1
+
+    def signed(value: int) -> int:
+        value &= mask
+        return value - (1 << 64) if value >> 63 else value
+
+    golden = 0x9E3779B97F4A7C15
+    weighted = 0
+    for position, bits in ((1, 0x3F80), (2, 0x4000)):  # 1.0 and 2.0 in bfloat16
+        mixed = signed(position * golden)
+        mixed = signed((mixed ^ (mixed >> 31)) * golden)
+        weighted += bits * ((mixed ^ (mixed >> 29)) | 1)
+    expected = f"{0x3F80 + 0x4000:016x}{(weighted * golden) & mask:016x}"
+    assert digest(torch.tensor([1.0, 2.0], dtype=torch.bfloat16)) == expected
+
+
+def test_record_of_a_scalar_and_of_nothing() -> None:
+    assert record("s", torch.tensor(1.0)).shape == ()
+    assert record("e", torch.empty(0, 3)) == TensorRecord("e", (0, 3), "float32", "")
+
+
+# --- manifests
+
+
+def manifest(version: int = 3, **changes: TensorRecord | None) -> Manifest:
+    records = {name: TensorRecord(name, (2, 3), "bfloat16", f"digest of {name}") for name in ("a", "b", "c")}
+    merged = records | changes
+    return Manifest(version, tuple(item for item in merged.values() if item is not None))
+
+
+def test_equal_manifests_pass() -> None:
+    verify(manifest(), [manifest(), manifest()])
+
+
+@pytest.mark.parametrize(
+    ("received", "message"),
+    [
+        (manifest(b=None), "worker 1: b is missing"),
+        (manifest(d=TensorRecord("d", (1,), "float32", "x")), "worker 1: d was never sent"),
+        (
+            manifest(b=TensorRecord("b", (3, 2), "bfloat16", "digest of b")),
+            r"b differs in shape: sent \(2, 3\), received",
+        ),
+        (
+            manifest(b=TensorRecord("b", (2, 3), "float32", "digest of b")),
+            "b differs in dtype: sent bfloat16, received flo",
+        ),
+        (
+            manifest(b=TensorRecord("b", (2, 3), "bfloat16", "zeros")),
+            "b differs in digest: sent digest of b, received zer",
+        ),
+        (manifest(version=2), "worker 1: version 2 instead of 3"),
+        (manifest(b2=TensorRecord("b", (2, 3), "bfloat16", "digest of b")), "worker 1: b appears 2 times"),
+        (
+            manifest(
+                a=TensorRecord("a", (2, 3), "bfloat16", "digest of b"),
+                b=TensorRecord("b", (2, 3), "bfloat16", "digest of a"),
+            ),
+            "a differs in digest.*b differs in digest",
+        ),
+    ],
+)
+def test_a_difference_is_an_error_that_names_the_tensor(received: Manifest, message: str) -> None:
+    with pytest.raises(WeightSyncError, match=message):
+        verify(manifest(), [manifest(), received])
+
+
+def test_a_manifest_that_proves_nothing_is_an_error() -> None:
+    empty = manifest(b=TensorRecord("b", (0, 3), "bfloat16", ""))
+    with pytest.raises(WeightSyncError, match="sent b is empty; sent b has no digest"):
+        verify(empty, [empty])
+    with pytest.raises(WeightSyncError, match="none answered"):
+        verify(manifest(), [])
+    with pytest.raises(WeightSyncError, match="holds no tensor"):
+        verify(Manifest(1, ()), [Manifest(1, ())])
+
+
+def test_a_long_list_of_differences_is_cut() -> None:
+    sent = Manifest(1, tuple(TensorRecord(f"t{i}", (1,), "float32", "x") for i in range(9)))
+    with pytest.raises(WeightSyncError, match=r"t4 is missing; and 4 more") as caught:
+        verify(sent, [Manifest(1, ())])
+    assert "t5" not in str(caught.value)
+
+
+# --- the self-test's rule
+
+
+def test_self_test_returns_the_worst_difference() -> None:
+    perturbed = ([-5.0, -6.0], [[-5.02, -6.0], [-5.0, -6.08]])
+    true = ([-1.0, -2.0], [[-1.0, -2.02], [-1.0, -2.0]])
+    assert check_self_test(perturbed, true, tolerance=0.1) == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(
+    ("perturbed", "true", "message"),
+    [
+        (
+            ([-5.0], [[-5.0], [-1.0]]),
+            ([-1.0], [[-1.0], [-1.0]]),
+            "engine 1 .* with the perturbed weights .* differ by 4",
+        ),
+        (([-5.0], [[-5.0]]), ([-1.0], [[-5.0]]), "engine 0 .* with the true weights"),
+        (([-1.1], [[-1.1]]), ([-1.0], [[-1.0]]), "must move the trainer's logprobs by at least 0.3 nats"),
+        (([-5.0], [[math.nan]]), ([-1.0], [[-1.0]]), "engine 0 .* differ by nan"),
+        (([math.nan], [[-5.0]]), ([-1.0], [[-1.0]]), "moved them by nan"),
+        (([-5.0], [[-5.0, -6.0]]), ([-1.0], [[-1.0]]), "equally many logprobs, but got 1 and 2"),
+        (([-5.0], []), ([-1.0], []), "at least one engine"),
+    ],
+)
+def test_self_test_refuses(perturbed: Any, true: Any, message: str) -> None:
+    with pytest.raises(WeightSyncError, match=message):
+        check_self_test(perturbed, true, tolerance=0.1)
+
+
+# --- the stream
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def open_group(
+    world_size: int, kind: type[GroupTransport] = GroupTransport, seconds: float = 20
+) -> list[GroupTransport]:
+    """All ranks of one group, each made in its own thread; rank 0 is of class `kind`."""
+    port = free_port()
+    with ThreadPoolExecutor(world_size) as pool:
+        made: list[Future[GroupTransport]] = [
+            pool.submit(
+                kind if rank == 0 else GroupTransport, "gloo", "cpu", "127.0.0.1", port, rank, world_size, seconds
+            )
+            for rank in range(world_size)
+        ]
+        return [future.result() for future in made]
+
+
+def transfer(
+    group: list[GroupTransport], tensors: Any
+) -> tuple[Manifest, list[list[tuple[TensorRecord, torch.Tensor]]]]:
+    with ThreadPoolExecutor(len(group)) as pool:
+        received = [pool.submit(lambda end=end: list(end.receive())) for end in group[1:]]
+        sent = Sender(group[0]).send(7, tensors)
+        return sent, [future.result() for future in received]
+
+
+def some_tensors() -> list[tuple[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        ("bias", torch.randn(3, generator=generator).to(torch.bfloat16)),  # 6 bytes: the next one must still be aligned
+        ("matrix", torch.randn(5, 7, generator=generator)),
+        ("scalar", torch.tensor(2.5, dtype=torch.float16)),
+        ("transposed", torch.randn(4, 6, generator=generator).t()),
+        ("last", torch.randn(300, generator=generator)),
+    ]
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 100, 1 << 20])
+def test_every_worker_receives_what_was_sent(monkeypatch: pytest.MonkeyPatch, bucket_bytes: int) -> None:
+    monkeypatch.setattr(transport, "BUCKET_BYTES", bucket_bytes)
+    tensors = some_tensors()
+    sent, received = transfer(open_group(3), iter(tensors))
+    assert [item.name for item in sent.records] == ["bias", "matrix", "scalar", "transposed", "last"]
+    for worker in received:
+        assert [item for item, _ in worker] == list(sent.records)
+        for (_, mine), (_, theirs) in zip(tensors, worker, strict=True):
+            assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)
+    verify(sent, [Manifest(7, tuple(item for item, _ in worker)) for worker in received])
+
+
+def test_a_group_carries_one_version_after_another() -> None:
+    group = open_group(2)
+    for value in (1.0, 2.0, 3.0):
+        _, [worker] = transfer(group, [("w", torch.full((4,), value))])
+        assert worker[0][1].tolist() == [value] * 4
+
+
+def test_a_tensor_may_be_freed_before_the_next_is_asked_for() -> None:
+    def reused_buffer() -> Iterator[tuple[str, torch.Tensor]]:
+        buffer = torch.zeros(4)
+        for number in range(3):
+            yield f"t{number}", buffer.fill_(number + 1)
+            buffer.fill_(-1)
+
+    sent, [worker] = transfer(open_group(2), reused_buffer())
+    assert [tensor.tolist() for _, tensor in worker] == [[1.0] * 4, [2.0] * 4, [3.0] * 4]
+    verify(sent, [Manifest(7, tuple(item for item, _ in worker))])
+
+
+class Zeroing(GroupTransport):
+    def _buckets(self, tensors: Any) -> Any:
+        for bucket in super()._buckets(tensors):
+            bucket[1][1].zero_()
+            yield bucket
+
+
+class Swapping(GroupTransport):
+    def _buckets(self, tensors: Any) -> Any:
+        for bucket in super()._buckets(tensors):
+            (first, data), (second, other), *rest = bucket
+            yield [(first, other), (second, data), *rest]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(Zeroing, "^.*worker 0: b differs in digest[^;]*; nothing"), (Swapping, "a differs.*b differs")],
+)
+def test_data_that_changes_on_the_way_is_found(kind: type[GroupTransport], message: str) -> None:
+    tensors = [("a", torch.randn(4, 4)), ("b", torch.randn(4, 4)), ("c", torch.randn(4, 4))]
+    sent, [worker] = transfer(open_group(2, kind), tensors)
+    with pytest.raises(WeightSyncError, match=message):
+        verify(sent, [Manifest(7, tuple(item for item, _ in worker))])
+
+
+def within(seconds: float, call: Callable[[], object]) -> BaseException | None:
+    """The error of a call that must end in time."""
+    caught: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            call()
+            caught.append(None)
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert caught, f"still waiting after {seconds} s"
+    return caught[0]
+
+
+def test_a_sender_that_stops_is_an_error_of_the_receiver() -> None:
+    _sender, receiver = open_group(2, seconds=1)
+    error = within(10, lambda: list(receiver.receive()))
+    assert isinstance(error, ClusterError) and "broke off" in str(error) and "rank 1 of 2" in str(error)
+
+
+def test_a_receiver_that_is_gone_is_an_error_of_the_sender() -> None:
+    sender, receiver = open_group(2, seconds=1)
+    receiver.close()
+    error = within(10, lambda: sender.send([("w", torch.randn(1 << 20))]))
+    assert isinstance(error, ClusterError)
+
+
+def test_a_rank_that_never_joins_is_an_error() -> None:
+    error = within(20, lambda: GroupTransport("gloo", "cpu", "127.0.0.1", free_port(), 0, 2, seconds=1))
+    assert isinstance(error, ClusterError) and "must join" in str(error)
+
+
+class Silent:
+    """A group whose collectives do nothing and say so to nobody, as a communicator that switched itself off."""
+
+    def broadcast(self, *_: object) -> "Silent":
+        return self
+
+    allreduce = broadcast
+
+    def wait(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_group_that_moves_no_data_is_refused_on_both_ends(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    monkeypatch.setattr(transport, "_join", lambda *_: Silent())
+    with pytest.raises(WeightSyncError, match="must reach all ranks .* set sync.transport to gloo"):
+        GroupTransport("nccl", "cpu", "127.0.0.1", 1, rank, 2, seconds=1)
+
+
+def test_backends() -> None:
+    assert [choose_backend("auto", "cuda"), choose_backend("auto", "cpu")] == ["nccl", "gloo"]
+    assert [choose_backend("gloo", "cuda"), choose_backend("nccl", "cpu")] == ["gloo", "nccl"]
+
+
+def test_the_driver_compares_manifests_without_torch() -> None:
+    code = "import sys; from grpo.weights import Sender, verify, make_transport; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_records_are_compared_whole() -> None:
+    item = record("w", torch.ones(2))
+    assert replace(item, digest="") != item
