@@ -175,13 +175,13 @@ def packed_attention(
         raise ConfigError(
             f"rows must fit the model's sliding window: {max_length} tokens > {sliding_window}; lower model.max_length"
         )
-    grouped = query.shape[1] != key.shape[1]
     if query.is_cuda and query.dtype == torch.bfloat16:
         bounds = {"cu_seq_q": cu_seqlens, "cu_seq_k": cu_seqlens, "max_q": max_length, "max_k": max_length}
-        flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+        heads = query.shape[1]  # repeated here: how the kernel is told of grouped heads differs between torch releases
+        flat = [t[0].repeat_interleave(heads // t.shape[1], dim=0).transpose(0, 1) for t in (query, key, value)]
         attend: Any = varlen_attn
-        return attend(*flat, **bounds, scale=scaling, window_size=(-1, 0), enable_gqa=grouped)[None], None
-    rows = len(cu_seqlens) - 1
+        return attend(*flat, **bounds, scale=scaling, window_size=(-1, 0))[None], None
+    rows, grouped = len(cu_seqlens) - 1, query.shape[1] != key.shape[1]
     query, key, value = (_to_grid(tensor, grid_T, rows, max_length) for tensor in (query, key, value))
     output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
     return output.transpose(1, 2).flatten(0, 1)[grid_T][None], None
