@@ -44,6 +44,7 @@ HOSTILE = {
     "cut utf-8": (b'{"question": "\xe2\x82", "answer": "2"}\n', "question", "byte 0xe2"),
     "encoded surrogate": (b'{"question": "\xed\xa0\x80", "answer": "2"}\n', "question", "byte 0xed"),
     "bad byte elsewhere": (b'{"id": "\xff", "question": "1", "answer": "2"}\n', "id", "byte 0xff"),
+    "bad byte below": (b'{"question": "1", "answer": "2", "meta": {"id": "\xff"}}\n', "id", "byte 0xff"),
     "half a pair": (b'{"question": "\\ud83d", "answer": "2"}\n', "question", "surrogate pair, \\ud83d"),
     "question twice": (b'{"question": "1", "question": "2", "answer": "2"}\n', "question", "twice"),
     "no question": ({"answer": "2"}, "question", "no such column among 'answer'"),
