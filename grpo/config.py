@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0, description="Seconds.")]
 
 
@@ -34,7 +35,7 @@ class Run(Section):
 
 
 class Model(Section):
-    path: str
+    path: str = Field(min_length=1)
     """Folder in Hugging Face format (config.json, safetensors, tokenizer) or the id of a model on the hub."""
     revision: str | None = None
     """Commit of the hub model; a branch name can move under a run."""
@@ -127,12 +128,12 @@ class Train(Section):
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after the warm-up, down to 0 at the last step for linear and cosine."""
+    """Course of the learning rate after the warm-up; linear and cosine would reach 0 one step after the last."""
     warmup_steps: int = Field(0, ge=0)
     """GRPO steps over which the learning rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay of AdamW."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay rates of AdamW's moments."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global norm."""
@@ -194,7 +195,7 @@ class Cluster(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where engines and ranks run; auto: cuda if the cluster has GPUs."""
     role_label: str = "grpo.dev/role"
-    """Ray node label whose value (rollout, trainer or any) says what a node is for. Nodes without it take both roles."""
+    """Ray node label whose value (rollout or trainer) says what a node is for. Nodes without it take both roles."""
 
 
 class Deadlines(Section):
@@ -226,19 +227,20 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_combinations(self) -> "Config":
         rows = self.rollout.prompts_per_step * self.rollout.samples_per_prompt
-        if rows < self.train.minibatches * self.train.ranks:
+        shares = self.train.minibatches * self.train.ranks
+        if rows < shares:
             raise ValueError(
-                f"each rank needs at least one row of each minibatch: rollout.prompts_per_step x samples_per_prompt = {rows} "
-                f"rows, train.minibatches x train.ranks = {self.train.minibatches * self.train.ranks}; lower train.minibatches"
+                f"each rank needs a row of each minibatch: rollout.prompts_per_step x samples_per_prompt = {rows} rows, "
+                f"train.minibatches x train.ranks = {shares}; lower train.minibatches"
             )
         if self.rollout.max_tokens >= self.model.max_length:
             raise ValueError(
-                f"a prompt needs room before its completion: rollout.max_tokens = {self.rollout.max_tokens} must be below "
-                f"model.max_length = {self.model.max_length}; raise model.max_length"
+                f"a prompt needs room before its completion: rollout.max_tokens = {self.rollout.max_tokens} must be "
+                f"below model.max_length = {self.model.max_length}; raise model.max_length"
             )
         if self.train.tokens_per_micro_batch < self.model.max_length:
             raise ValueError(
-                f"the longest row must fit a micro-batch: train.tokens_per_micro_batch = {self.train.tokens_per_micro_batch} "
-                f"is below model.max_length = {self.model.max_length}; raise the former"
+                f"the longest row must fit a micro-batch: train.tokens_per_micro_batch = "
+                f"{self.train.tokens_per_micro_batch} is below model.max_length = {self.model.max_length}; raise the former"
             )
         return self
