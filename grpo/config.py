@@ -230,7 +230,7 @@ class Config(Section):
         shares = self.train.minibatches * self.train.ranks
         if rows < shares:
             raise ValueError(
-                f"each rank needs a row of each minibatch: rollout.prompts_per_step x samples_per_prompt = {rows} rows, "
+                f"each rank needs a row of each minibatch: rollout.prompts_per_step x samples_per_prompt = {rows}, "
                 f"train.minibatches x train.ranks = {shares}; lower train.minibatches"
             )
         if self.rollout.max_tokens >= self.model.max_length:
@@ -241,6 +241,6 @@ class Config(Section):
         if self.train.tokens_per_micro_batch < self.model.max_length:
             raise ValueError(
                 f"the longest row must fit a micro-batch: train.tokens_per_micro_batch = "
-                f"{self.train.tokens_per_micro_batch} is below model.max_length = {self.model.max_length}; raise the former"
+                f"{self.train.tokens_per_micro_batch} is below model.max_length = {self.model.max_length}; raise it"
             )
         return self

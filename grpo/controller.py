@@ -1,7 +1,7 @@
-"""The GRPO loop against Protocols. It imports neither torch nor ray: `cluster.py` provides the real parts, tests bring fakes.
+"""The GRPO loop against Protocols. It imports neither torch nor ray: `cluster` has the real parts, tests bring fakes.
 
-One step: prompts -> rollouts -> rewards -> advantages -> policy updates -> weight sync -> metrics. The controller owns the
-order; rollouts, trainer and weights only offer verbs.
+One step: prompts -> rollouts -> rewards -> advantages -> policy updates -> weight sync -> metrics. The controller owns
+the order; rollouts, trainer and weights only offer verbs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ class Rollouts(Protocol):
     """Engines that complete prompts."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int) -> list[Group]:
-        """G samples of each prompt, in the order of the prompts; the seeds follow from the run's seed, step and prompt."""
+        """G samples of each prompt, in the order of the prompts; seeds follow from the run's seed, step and prompt."""
         ...
 
 
@@ -61,6 +61,8 @@ class Recorder(Protocol):
     def step(self, step: int) -> AbstractContextManager[None]: ...
 
     def phase(self, name: str) -> AbstractContextManager[None]: ...
+
+    def log_sync(self, stats: Stats) -> None: ...
 
     def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None: ...
 
@@ -110,7 +112,7 @@ class Controller:
                 with record.phase("train"):
                     stats = self.trainer.step(batch, step)
                 if due(step, config.sync.every):
-                    stats |= self.sync(version=step)
+                    self.sync(version=step)
                 record.log_step(step, groups, stats)
             if due(step, config.eval.every) or step == config.run.steps:
                 self.evaluate(step)
@@ -118,15 +120,15 @@ class Controller:
                 with record.phase("checkpoint"):
                     self.trainer.save(step)
 
-    def sync(self, version: int, first: bool = False) -> Stats:
+    def sync(self, version: int, first: bool = False) -> None:
         with self.recorder.phase("weight_sync"):
-            stats = self.weights.self_test() if first else {}
-            stats |= self.weights.sync(version)
+            if first:
+                self.recorder.log_sync(self.weights.self_test())
+            self.recorder.log_sync(self.weights.sync(version))
         self.version = version
-        return stats
 
     def evaluate(self, step: int) -> None:
-        """Scores the held-out prompts with the weights that the engines hold; a policy newer than those is synced first."""
+        """Scores the held-out prompts; a policy that is newer than the engines' weights is synced first."""
         if not self.eval_prompts:
             return
         if step > self.version:

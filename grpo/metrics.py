@@ -99,7 +99,8 @@ CATALOGUE: tuple[Metric, ...] = (
     # Weight sync, checkpoints, evaluation
     Metric("grpo_weight_sync_total", "counter", "syncs", "Weight syncs by result (ok, error).", ("result",)),
     _histogram("grpo_weight_sync_duration_seconds", "seconds", "Duration of a sync.", SECONDS, "sync/seconds"),
-    _counter("grpo_weight_sync_bytes_total", "bytes", "Bytes that the steps' syncs have sent.", "sync/bytes"),
+    _counter("grpo_weight_sync_bytes_total", "bytes", "Bytes that the syncs have sent.", "sync/bytes"),
+    _gauge("grpo_self_test_diff_nats", "nats", "Mean |trainer - engine| logprob at start.", "sync/self_test_diff"),
     Metric("grpo_checkpoint_last_success_timestamp_seconds", "gauge", "unix seconds", "When a save last succeeded."),
     Metric("grpo_checkpoint_failures_total", "counter", "saves", "Saves of the policy that failed."),
     Metric("grpo_eval_score", "gauge", "", "Scores of the last evaluation.", ("metric",), BY_SCORE),

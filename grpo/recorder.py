@@ -101,6 +101,10 @@ class RunRecorder:
             self.progress.phase("")
             self._prometheus.phase_ended(name, ok)
 
+    def log_sync(self, stats: Stats) -> None:
+        assert self._depth > 0, "log_sync belongs inside of phase('weight_sync')"
+        self._row |= stats
+
     def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None:
         assert self._depth > 0, "log_step belongs inside of step()"
         self._row |= stats | summarize(groups, step)

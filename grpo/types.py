@@ -29,7 +29,9 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion of one prompt. `output_ids` and `logprobs` have length C; `logprobs` are the sampler's, after temperature.
+    """One completion of one prompt; `output_ids` and `logprobs` have length C.
+
+    The logprobs are the sampler's, after temperature.
 
     `version` is the weight version of the engine when it made the first token of the completion (the oldest one).
     `reward` and `advantage` are None until `rewards` and `advantages` have filled them in.
@@ -74,7 +76,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """One tensor of the policy as it is sent: Hugging Face name, shape, dtype ("bfloat16") and digest ("" before sending)."""
+    """One tensor of the policy: Hugging Face name, shape, dtype ("bfloat16") and digest ("" before it is sent)."""
 
     name: str
     shape: tuple[int, ...]

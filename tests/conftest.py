@@ -1,8 +1,12 @@
 """Fixtures for all tests."""
 
+import hypothesis
 import pytest
 
 from tests.data_helpers import make_tokenizer
+
+hypothesis.settings.register_profile("house", deadline=None)  # no test asserts wall time: machines are noisy
+hypothesis.settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")

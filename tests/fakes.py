@@ -113,6 +113,7 @@ class FakeRecorder:
     phases: list[str] = field(default_factory=list)
     steps: dict[int, Stats] = field(default_factory=dict)
     scores: dict[int, Stats] = field(default_factory=dict)
+    syncs: list[Stats] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -133,6 +134,10 @@ class FakeRecorder:
             yield
         finally:
             self.open.pop()
+
+    def log_sync(self, stats: Stats) -> None:
+        assert self.open[-1] == "weight_sync"
+        self.syncs.append(stats)
 
     def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None:
         self.events.append(f"log_step {step}")

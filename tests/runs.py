@@ -39,8 +39,12 @@ def make_group(
     return Group(prompt, samples)
 
 
+SYNC: Stats = {"sync/seconds": 0.05, "sync/bytes": 3.4e6}
+"""What a weight sync reports."""
+
+
 def make_stats(step: int, steps: int = 1) -> Stats:
-    """What trainer and weight sync report of a step; the numbers move as in a run that learns."""
+    """What the trainer reports of a step; the numbers move as in a run that learns."""
     done = step / steps
     return {
         "train/loss": 0.01 - 0.03 * done,
@@ -56,8 +60,6 @@ def make_stats(step: int, steps: int = 1) -> Stats:
         "train/tokens": 4000.0,
         "train/updates": 4.0,
         "train/seconds_forward": 0.7,
-        "sync/seconds": 0.05,
-        "sync/bytes": 3.4e6,
     }
 
 
@@ -67,7 +69,7 @@ def write_run(run_dir: Path, steps: int, eval_every: int = 0, text: str = "#### 
     recorder = RunRecorder(config, run_dir, quiet_progress(config), ["grpo", "train", "run.yaml", f"run.dir={run_dir}"])
     recorder.__enter__()
     with recorder.phase("weight_sync"):
-        pass
+        recorder.log_sync({"sync/self_test_diff": 1e-6} | SYNC)
     if eval_every:
         _evaluate(recorder, 0, steps, text)
     for step in range(1, steps + 1):
@@ -90,6 +92,7 @@ def _step(recorder: RunRecorder, step: int, steps: int, text: str) -> None:
         for name in ("rollout", "reward", "advantage", "train", "weight_sync"):
             with recorder.phase(name):
                 sum(range(20_000 if name in ("rollout", "train") else 2_000))
+                recorder.log_sync(SYNC if name == "weight_sync" else {})
         recorder.log_step(step, groups, make_stats(step, steps))
 
 

@@ -1,5 +1,6 @@
 """The Ray floor with small actors; the whole job is in test_end_to_end.py."""
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -105,7 +106,7 @@ def test_engines_share_prompts_and_answers_keep_their_order(cluster: Session) ->
     prompts = [Prompt(f"p:{n}", "q", "a", (1,)) for n in range(5)]
     groups = rollouts.generate(prompts, Sampling(1, 8, 1.0, 1.0), step=7)
     assert [group.prompt.id for group in groups] == [f"p:{n}" for n in range(5)]
-    assert [group.samples[0].text for group in groups] == [f"seed {request_seed(0, 7, f'p:{n}')}" for n in range(5)]
+    assert [group.samples[0].text for group in groups] == [f"seed {request_seed(0, 7, n, f'p:{n}')}" for n in range(5)]
 
 
 @pytest.mark.slow
@@ -125,8 +126,9 @@ def test_cuda_without_a_gpu_is_refused() -> None:
         pass
 
 
-def test_request_seeds_differ_by_run_step_and_prompt_and_leave_room_for_samples() -> None:
-    seeds = {request_seed(run, step, prompt) for run in range(3) for step in range(20) for prompt in ("a:1", "a:2")}
-    assert len(seeds) == 3 * 20 * 2
-    assert request_seed(1, 2, "a:1") == request_seed(1, 2, "a:1")
+def test_request_seeds_differ_by_run_step_place_and_prompt_and_leave_room_for_samples() -> None:
+    keys = itertools.product(range(3), range(20), range(2), ("a:1", "a:2"))
+    seeds = {request_seed(*key) for key in keys}
+    assert len(seeds) == 3 * 20 * 2 * 2
+    assert request_seed(1, 2, 3, "a:1") == request_seed(1, 2, 3, "a:1")
     assert all(0 <= seed < 2**31 - 2**16 for seed in seeds)

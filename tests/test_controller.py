@@ -82,7 +82,8 @@ def test_training_and_evaluation_sample_differently() -> None:
 def test_the_recorder_gets_the_statistics_of_update_and_sync() -> None:
     job = Job(config(steps=2, eval={"samples_per_prompt": 2}))
     job.run()
-    assert job.recorder.steps == {1: {"loss": 1.0, "sync_version": 1.0}, 2: {"loss": 2.0, "sync_version": 2.0}}
+    assert job.recorder.steps == {1: {"loss": 1.0}, 2: {"loss": 2.0}}
+    assert job.recorder.syncs == [{"self_test": 1.0}, *({"sync_version": float(version)} for version in range(3))]
     assert list(job.recorder.scores) == [0, 2] and job.recorder.scores[0]["eval/accuracy"] == 0.5
 
 

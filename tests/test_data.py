@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.data import PromptStream, eval_prompts, train_prompts
@@ -84,7 +84,6 @@ def test_a_bad_row_is_skipped_and_counted(row, field, says, in_tmp, tokenizer):
 
 
 @given(st.binary(max_size=60))
-@settings(deadline=None)
 def test_any_bytes_are_a_row_or_a_named_problem(tmp_path_factory, tokenizer, junk):
     path = tmp_path_factory.getbasetemp() / "junk.jsonl"
     write_lines(path, GOOD, junk.replace(b"\n", b"") + b"\n")
@@ -233,7 +232,6 @@ def rows_of(prompts):
     seed=st.integers(0, 2**64),
     steps=st.lists(st.tuples(st.integers(0, 45), st.booleans()), max_size=8),
 )
-@settings(deadline=None)
 def test_any_takes_saves_and_restores_give_one_order(size, seed, steps):
     prompts = make_prompts(size)
     stream, taken = PromptStream(prompts, seed), []

@@ -238,7 +238,7 @@ HOSTILE = st.one_of(
 )
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=1500, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(HOSTILE, HOSTILE)
 @example("#### 5^(5^(5^(5^5)))", "5")
 @example("#### " + "1," * 100_000, "1")
@@ -253,7 +253,7 @@ def test_hostile_texts_never_raise_and_never_pass_for_another_number(completion,
             assert found is None
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.integers(-(10**12), 10**12), st.lists(FRAGMENTS, max_size=5).map("".join))
 def test_an_accepted_number_is_written_in_the_text(number, tail):
     """No wrong accept: whatever follows the number, the parser returns it, a longer one that is there, or none."""

@@ -327,4 +327,6 @@ def test_the_engine_core_ends_with_its_parent_and_its_death_is_an_error(stack: S
     else:
         os.kill(stack.parent, signal.SIGKILL)
     gone, alive = psutil.wait_procs(cores, timeout=10)
+    for process in alive:
+        process.kill()
     assert len(gone) == len(cores) and not alive

@@ -24,7 +24,8 @@ class RayRollouts:
         self.session, self.config, self.engines = session, config, list(engines)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int) -> list[Group]:
-        requests = [(prompt, request_seed(self.config.run.seed, step, prompt.id)) for prompt in prompts]
+        run_seed = self.config.run.seed
+        requests = [(prompt, request_seed(run_seed, step, place, prompt.id)) for place, prompt in enumerate(prompts)]
         shares = [requests[index :: len(self.engines)] for index in range(len(self.engines))]
         refs = [engine.generate.remote(share, sampling) for engine, share in zip(self.engines, shares, strict=True)]
         results = self.session.get(refs, self.config.deadlines.rollout, "rollout")
@@ -107,7 +108,10 @@ class RayWeights:
         return results[0], results[len(self.ranks) :]
 
 
-def request_seed(run_seed: int, step: int, prompt_id: str) -> int:
-    """Seed of a prompt's samples: the same for the same run, step and prompt, whichever engine answers."""
-    digest = hashlib.sha256(f"{run_seed}/{step}/{prompt_id}".encode()).digest()
+def request_seed(run_seed: int, step: int, place: int, prompt_id: str) -> int:
+    """Seed of a prompt's first sample: the same for the same run, step, place in it and prompt, whoever answers.
+
+    A small data set can bring one prompt twice into a step; its place keeps the samples apart.
+    """
+    digest = hashlib.sha256(f"{run_seed}/{step}/{place}/{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:4], "little") % (2**31 - 2**16)

@@ -24,7 +24,7 @@ from grpo.errors import ClusterError, WeightSyncError
 from grpo.types import TensorRecord
 from grpo.weights.digest import record
 
-BUCKET_BYTES = 256 * 1024 * 1024
+BUCKET_BYTES = 64 * 1024 * 1024  # small enough for packing, travel and loading to overlap
 ALIGNMENT = 16  # every tensor of a bucket starts at a multiple of it: a view as another dtype needs that
 
 
