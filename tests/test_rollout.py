@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from grpo.config import Config
-from grpo.errors import ClusterError, DataError, WeightSyncError
+from grpo.errors import ClusterError, DataError, DeadlineExceeded, WeightSyncError
 from grpo.rollout.engine import RolloutEngine
 from grpo.types import Group, Manifest, Prompt, Sampling, TensorRecord
 from tests.engines import EOS, EngineProcess, make_model, token_logprobs
@@ -30,7 +31,7 @@ def make_config(path: str) -> Config:
             "model": {"path": path, "dtype": "float32", "max_length": 400},
             "rollout": {"max_tokens": 24, "kv_cache_gib": 0.125, "prompts_per_step": 4},
             "train": {"tokens_per_micro_batch": 512},
-            "deadlines": {"sync": 20, "rollout": 60},
+            "deadlines": {"sync": 10, "rollout": 60},
         }
     )
 
@@ -144,6 +145,18 @@ def test_a_process_that_has_loaded_torch_does_not_fork(monkeypatch: pytest.Monke
     assert not may_fork("cpu")
     monkeypatch.delitem(sys.modules, "torch")
     assert may_fork("cpu") and not may_fork("cuda")
+
+
+def test_a_container_s_quota_limits_the_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from grpo.rollout import environment
+
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda _: set(range(64)))
+    limit = tmp_path / "cpu.max"
+    monkeypatch.setattr(environment, "Path", lambda _: limit)
+    assert environment.usable_cores() == 64
+    for text, cores in (("max 100000\n", 64), ("250000 100000\n", 3), ("50000 100000\n", 1)):
+        limit.write_text(text)
+        assert environment.usable_cores() == cores
 
 
 # --- with vLLM, in this order: each engine starts once, and the last test kills it
@@ -311,6 +324,19 @@ def test_tensors_that_change_on_the_way_are_found(stack: Stack, fault: str, monk
     assert stack.difference() > 0.1
     stack.sync(version=41)
     assert stack.difference() < PARITY
+
+
+@pytest.mark.slow
+def test_a_frozen_engine_core_is_an_error_within_the_deadline(stack: Stack) -> None:
+    if stack.model.config.model_type == "llama":
+        pytest.skip("one wait is enough")
+    core = psutil.Process(stack.engine.pids[0])
+    core.suspend()
+    with pytest.raises(DeadlineExceeded, match=r"weight sync must end within 10 s .* but engine 0 has not answered"):
+        stack.engine.call("commit_weights", 50)
+    core.resume()
+    stack.sync(version=51)
+    assert {sample.version for group in stack.generate([prompt(0)]) for sample in group.samples} == {51}
 
 
 @pytest.mark.slow

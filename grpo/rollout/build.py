@@ -2,11 +2,12 @@
 
 import contextlib
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -85,6 +86,11 @@ def sampling_params(sampling: Sampling, seed: int, stop_ids: list[int]) -> Sampl
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
+
+
+def tokens(token_ids: Sequence[int]) -> TokensInput:
+    """A prompt in vLLM's own form."""
+    return tokens_input(list(token_ids))
 
 
 def prompt_params() -> SamplingParams:

@@ -48,9 +48,11 @@ class RolloutEngine:
             self.tokenizer = AutoTokenizer.from_pretrained(model.path, revision=model.revision)
             self.llm = build.start_engine(self.config, self.device, fork)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"vLLM must be able to load model.path = {model.path!r}, but: {error}") from error
+            raise ConfigError(
+                f"vLLM must be able to load model.path = {model.path!r}, but: {one_line(error)}"
+            ) from error
         except RuntimeError as error:
-            raise ClusterError(f"engine {self.index} did not start: {error}; its log says why") from error
+            raise ClusterError(f"engine {self.index} did not start: {one_line(error)}; its log says why") from error
         self.vocab_size = int(self.llm.model_config.get_vocab_size())
         self.stop_ids = build.stop_ids(self.tokenizer, self.llm.model_config)
 
@@ -93,7 +95,7 @@ class RolloutEngine:
     async def complete(self, token_ids: Sequence[int], params: "SamplingParams") -> "RequestOutput":
         """vLLM's own answer to one request, unchecked and without a deadline."""
         self.requests += 1
-        outputs = self.llm.generate({"prompt_token_ids": list(token_ids)}, params, str(self.requests))
+        outputs = self.llm.generate(self.build.tokens(token_ids), params, str(self.requests))
         return [output async for output in outputs][-1]
 
     async def join_transfer(self, host: str, port: int, rank_offset: int, world_size: int) -> None:
@@ -190,7 +192,7 @@ class RolloutEngine:
             except EngineDeadError:
                 raise
             except Exception as error:  # vLLM hands over a worker's exception as a text in a bare Exception
-                raise ClusterError(f"engine {self.index}, {verb}: {error}") from error
+                raise ClusterError(f"engine {self.index}, {verb}: {one_line(error)}") from error
         return results
 
     @asynccontextmanager
@@ -208,3 +210,7 @@ class RolloutEngine:
             ) from error
         except (EngineDeadError, EngineGenerateError) as error:
             raise ClusterError(f"engine {self.index} died during {phase}: {error}; its log says why") from error
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

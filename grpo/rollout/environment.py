@@ -1,7 +1,9 @@
 """Environment variables that torch, OpenMP and vLLM read when they load: set before, or not at all."""
 
+import math
 import os
 import sys
+from pathlib import Path
 
 from grpo.config import Config
 
@@ -19,9 +21,18 @@ def prepare_environment(config: Config, device: str) -> None:
         return
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else the CPU build moves its worker into a third process
     os.environ["TORCH_COMPILE_DISABLE"] = "1"  # the CPU build compiles even when told to run eagerly
-    # Engines and trainer take turns on the same cores: an idle thread that spins would take them from the other.
+    # Engines and trainer take turns on the same cores: a thread that spins while it waits takes them from the other.
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // config.rollout.engines))
+    os.environ["VLLM_CPU_ATTN_SPLIT_KV"] = "0"  # its threads spin at a barrier; a batch gives them enough to do anyway
+    os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // config.rollout.engines))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, within the quota of its container."""
+    cores = len(os.sched_getaffinity(0))
+    limit = Path("/sys/fs/cgroup/cpu.max")
+    quota, period = limit.read_text().split() if limit.exists() else ("max", "1")
+    return cores if quota == "max" else min(cores, math.ceil(int(quota) / int(period)))
 
 
 def may_fork(device: str) -> bool:

@@ -4,6 +4,7 @@ vLLM mixes this class into its worker (`worker_extension_cls`) and calls it by n
 The tensors go through vLLM's layerwise reload, which also fuses, shards and packs them as at start-up.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from vllm.model_executor.model_loader.reload import layerwise
 from grpo.config import Config
 from grpo.types import TensorRecord
 from grpo.weights import Transport, make_transport
+
+# It warns of every layer without weights of its own, in healthy reloads too; `unloaded` tells those from the others.
+logging.getLogger(layerwise.__name__).setLevel(logging.ERROR)
 
 PlainRecord = tuple[str, tuple[int, ...], str, str]
 """Name, shape, dtype, digest: what crosses the border between vLLM's processes."""
