@@ -78,7 +78,8 @@ def test_temperature_can_be_replaced_and_a_filler_is_scored():
 
 
 def test_dropout_is_off():
-    model = tiny_model(attention_dropout=0.5).train()
+    model = tiny_model(attention_dropout=0.5)
+    model.model.layers[0].mlp.act_fn = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Dropout(0.5))
     policy = make_policy(model, TEMPERATURE).train()
     batch = pack(random_samples(3))
     assert torch.equal(policy(batch)[0], policy(batch)[0])
