@@ -58,10 +58,12 @@ class PolicyModelActor:
 
     def start(self, host: str, port: int) -> list[int]:
         """Builds the DeepSpeed engine together with the other ranks; returns the pids of its processes."""
-        from grpo.trainer import PolicyTrainer
-
         ranks = self.config.train.ranks
         on_cpu = self.device == "cpu"
+        if on_cpu:  # before torch is loaded; engines and ranks share the cores, and a thread that spins takes them
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        from grpo.trainer import PolicyTrainer
+
         self.trainer = PolicyTrainer(
             self.config,
             rank=self.rank,
