@@ -1,13 +1,15 @@
 """How vLLM is set up: engine arguments, the engine's processes, sampling parameters. Loads vLLM."""
 
 import contextlib
-import multiprocessing
 from collections.abc import Iterator, Sequence
+from multiprocessing import get_context
+from types import ModuleType
 from typing import Any
 
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs.engine import TokensInput, tokens_input
+from vllm.model_executor.models import registry
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -54,22 +56,27 @@ def engine_args(config: Config, device: str) -> AsyncEngineArgs:
 
 def start_engine(config: Config, device: str, fork: bool) -> AsyncLLM:
     """Starts the engine core and waits until it has loaded the model. The core ends with this process."""
-    vllm_config = engine_args(config, device).create_engine_config()
     executor = GuardedMultiprocExecutor if config.rollout.tensor_parallel > 1 else GuardedUniProcExecutor
-    with forking() if fork else contextlib.nullcontext():
+    with contextlib.ExitStack() as shortcuts:
+        if device == "cpu":
+            # vLLM looks at the model's class in a process that loads vLLM again, to keep CUDA out of this one.
+            shortcuts.enter_context(replaced(registry, "_run_in_subprocess", lambda look: look()))
+        if fork:
+            # vLLM spawns on the CPU and inside a Ray actor; a forked core does not load everything a second time.
+            shortcuts.enter_context(replaced(engine_utils, "get_mp_context", lambda: get_context("fork")))
+        vllm_config = engine_args(config, device).create_engine_config()
         return AsyncLLM(vllm_config, executor, log_stats=False, log_requests=False)
 
 
 @contextlib.contextmanager
-def forking() -> Iterator[None]:
-    """vLLM spawns on the CPU and inside a Ray actor; a forked core does not load everything a second time."""
-    utils: Any = engine_utils
-    original = utils.get_mp_context
-    utils.get_mp_context = lambda: multiprocessing.get_context("fork")
+def replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
+    """Another value for a name of vLLM's, as long as the context lasts."""
+    original = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        utils.get_mp_context = original
+        setattr(module, name, original)
 
 
 def sampling_params(sampling: Sampling, seed: int, stop_ids: list[int]) -> SamplingParams:

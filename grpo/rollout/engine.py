@@ -5,6 +5,7 @@ until `commit_weights` has dropped the prefix cache and stamped their version.
 """
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -38,10 +39,13 @@ class RolloutEngine:
         """
         fork = may_fork(self.device)
         prepare_environment(self.config, self.device)
+        gc.disable()  # these imports make so many objects that looking for garbage among them is a tenth of the time
         from transformers import AutoTokenizer
 
         from grpo.rollout import build
 
+        gc.freeze()
+        gc.enable()
         self.build = build
         model = self.config.model
         try:
