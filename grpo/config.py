@@ -151,7 +151,7 @@ class Sync(Section):
     every: Positive = 1
     """Steps between two weight syncs; samples are then at most every - 1 versions old."""
     transport: Literal["auto", "nccl", "gloo"] = "auto"
-    """auto: nccl on CUDA, gloo on CPU. gloo also serves two roles on one GPU, which NCCL refuses."""
+    """auto: nccl between GPUs; gloo on CPU and where roles share a GPU (gpus_per_* below 1), which NCCL refuses."""
     tolerance: float = Field(0.1, gt=0)
     """Largest mean difference, in nats, between trainer and engine logprobs of the self-test's prompt."""
 

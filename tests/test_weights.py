@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grpo.config import Config
 from grpo.errors import ClusterError, WeightSyncError
 from grpo.types import Manifest, TensorRecord
 from grpo.weights import Sender, check_self_test, transport, verify
@@ -330,9 +331,19 @@ def test_a_group_that_moves_no_data_is_refused_on_both_ends(monkeypatch: pytest.
         GroupTransport("nccl", "cpu", "127.0.0.1", 1, rank, 2, seconds=1)
 
 
-def test_backends() -> None:
-    assert [choose_backend("auto", "cuda"), choose_backend("auto", "cpu")] == ["nccl", "gloo"]
-    assert [choose_backend("gloo", "cuda"), choose_backend("nccl", "cpu")] == ["gloo", "nccl"]
+@pytest.mark.parametrize(
+    ("changes", "on_cuda", "on_cpu"),
+    [
+        ({}, "nccl", "gloo"),
+        ({"rollout": {"gpus_per_engine": 0.5}, "train": {"gpus_per_rank": 0.5}}, "gloo", "gloo"),
+        ({"rollout": {"gpus_per_engine": 2}}, "nccl", "gloo"),
+        ({"sync": {"transport": "gloo"}}, "gloo", "gloo"),
+        ({"sync": {"transport": "nccl"}, "rollout": {"gpus_per_engine": 0.5}}, "nccl", "nccl"),
+    ],
+)
+def test_backends(changes: dict[str, object], on_cuda: str, on_cpu: str) -> None:
+    config = Config.model_validate({"model": {"path": "models/none"}} | changes)
+    assert (choose_backend(config, "cuda"), choose_backend(config, "cpu")) == (on_cuda, on_cpu)
 
 
 def test_the_driver_compares_manifests_without_torch() -> None:

@@ -12,6 +12,7 @@ from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import layerwise
+from vllm.utils.nccl import unpinned_nccl_env
 
 from grpo.config import Config
 from grpo.types import TensorRecord
@@ -37,7 +38,10 @@ class Receiver:
     def join_transfer(self, config: str, host: str, port: int, rank_offset: int, world_size: int) -> None:
         """Joins the transfer group as rank `rank_offset` plus this worker's rank. `config` is the run's, as JSON."""
         parsed = Config.model_validate_json(config)
-        self.transport = make_transport(parsed, self.device.type, host, port, rank_offset + self.rank, world_size)
+        with (
+            unpinned_nccl_env()
+        ):  # NCCL settings that vLLM makes for its own groups would make the trainer wait for ever
+            self.transport = make_transport(parsed, self.device.type, host, port, rank_offset + self.rank, world_size)
 
     def receive_tensors(self, expected: list[list[Any]]) -> tuple[list[PlainRecord], list[str]]:
         """Loads what the trainer sends. `expected` is [[name, shape, dtype], ...] as the trainer announced it.

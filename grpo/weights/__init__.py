@@ -19,5 +19,5 @@ def make_transport(config: Config, device: str, host: str, port: int, rank: int,
     """
     from grpo.weights.transport import GroupTransport, choose_backend
 
-    backend = choose_backend(config.sync.transport, device)
+    backend = choose_backend(config, device)
     return GroupTransport(backend, device, host, port, rank, world_size, seconds=config.deadlines.sync)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import distributed_c10d as c10d
 
+from grpo.config import Config
 from grpo.errors import ClusterError, WeightSyncError
 from grpo.types import TensorRecord
 from grpo.weights.digest import record
@@ -28,9 +29,12 @@ BUCKET_BYTES = 64 * 1024 * 1024  # small enough for packing, travel and loading 
 ALIGNMENT = 16  # every tensor of a bucket starts at a multiple of it: a view as another dtype needs that
 
 
-def choose_backend(transport: str, device: str) -> str:
-    """ "nccl" or "gloo"; "auto" is nccl on CUDA. gloo stages through host memory and so serves two roles on one GPU."""
-    return {"cuda": "nccl"}.get(device, "gloo") if transport == "auto" else transport
+def choose_backend(config: Config, device: str) -> str:
+    """ "nccl" or "gloo" by `sync.transport`. NCCL refuses two ranks on one GPU; gloo stages through host memory."""
+    if config.sync.transport != "auto":
+        return config.sync.transport
+    shares_gpus = min(config.rollout.gpus_per_engine or 1, config.train.gpus_per_rank or 1) < 1
+    return "nccl" if device == "cuda" and not shares_gpus else "gloo"
 
 
 class GroupTransport:
