@@ -1,7 +1,10 @@
 """The product as its user runs it: `grpo train` with real Ray, vLLM and DeepSpeed on the shipped model."""
 
+import contextlib
 import json
 import os
+import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -17,6 +20,7 @@ from grpo.errors import Interrupted
 
 ROOT = Path(__file__).parent.parent
 STEPS = 12
+MARK = "GRPO_TEST_MARK"
 
 
 def command(run_dir: Path, *overrides: str) -> list[str]:
@@ -29,39 +33,36 @@ def rows(run_dir: Path, event: str) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, lines) if row["event"] == event]
 
 
-def run_processes() -> set[int]:
-    """Processes of any Ray session or engine on this machine."""
-    marks = ("ray::", "raylet", "gcs_server", "VLLM::", "grpo train")
+def marked(mark: str) -> set[int]:
+    """Processes that were started, by whomever, below a command with this mark in its environment."""
     found = set()
-    for process in psutil.process_iter(["cmdline", "status"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if process.info["status"] != psutil.STATUS_ZOMBIE and any(mark in line for mark in marks):
-            found.add(process.pid)
+    for process in psutil.process_iter(["status"]):
+        with contextlib.suppress(psutil.Error):
+            if process.info["status"] != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
+                found.add(process.pid)
     return found
 
 
-def shared_memory() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.")}
-
-
-def gone(before: set[int], within: float) -> set[int]:
-    """Processes that are still there `within` seconds from now."""
+def left_behind(mark: str, within: float) -> set[int]:
+    """Marked processes that are still there `within` seconds from now."""
     deadline = time.monotonic() + within
-    while run_processes() - before and time.monotonic() < deadline:
+    while marked(mark) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return run_processes() - before
+    return marked(mark)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A short run of the quickstart with two engines, to its end; nothing of it may stay behind."""
     run_dir = tmp_path_factory.mktemp("e2e") / "run"
-    processes, memory = run_processes(), shared_memory()
+    mark = secrets.token_hex(8)
     overrides = (f"run.steps={STEPS}", "rollout.engines=2", "eval.prompts=256", "metrics.port=0")
-    ended = subprocess.run(command(run_dir, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=540)
+    environment = os.environ | {MARK: mark}
+    ended = subprocess.run(
+        command(run_dir, *overrides), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert gone(processes, within=10) == set()
-    assert shared_memory() - memory == set()
+    assert left_behind(mark, within=10) == set()
     yield run_dir
 
 
@@ -101,21 +102,26 @@ def test_the_exported_policy_is_the_trained_one(run: Path, tmp_path: Path) -> No
     score = [sys.executable, "-m", "grpo", "eval", "examples/quickstart.yaml", f"model.path={out}", "eval.prompts=256"]
     printed = subprocess.run(score, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert printed.returncode == 0, printed.stderr
-    accuracy = float(next(line for line in printed.stdout.splitlines() if "accuracy" in line).split()[-1])
-    assert accuracy == pytest.approx(rows(run, "eval")[-1]["eval/accuracy"], abs=0.1)
+    accuracy = re.search(r"accuracy\D+(\d\.\d+)", printed.stdout)
+    assert accuracy, printed.stdout
+    assert float(accuracy[1]) == pytest.approx(rows(run, "eval")[-1]["eval/accuracy"], abs=0.1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, Interrupted.exit_code), (signal.SIGKILL, -9)])
 def test_no_process_stays_when_a_run_is_stopped(tmp_path: Path, number: int, code: int) -> None:
-    run_dir, before = tmp_path / "run", run_processes()
-    driver = subprocess.Popen(command(run_dir, "eval.prompts=0"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    run_dir, mark = tmp_path / "run", secrets.token_hex(8)
+    environment = os.environ | {MARK: mark}
+    driver = subprocess.Popen(
+        command(run_dir, "eval.prompts=0"), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 300
     while not ((run_dir / "metrics.jsonl").exists() and rows(run_dir, "step")):
         assert driver.poll() is None and time.monotonic() < deadline, "the run must reach its first step"
         time.sleep(0.5)
+    assert len(marked(mark)) > 4, "driver, Ray, two actors and an engine core carry the mark"
     driver.send_signal(number)
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode == code
     assert "Traceback" not in errors
-    assert gone(before, within=15) == set()
+    assert left_behind(mark, within=15) == set()
