@@ -21,6 +21,7 @@ def prepare_environment(config: Config, device: str) -> None:
         return
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else the CPU build moves its worker into a third process
     os.environ["TORCH_COMPILE_DISABLE"] = "1"  # the CPU build compiles even when told to run eagerly
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # binding would keep a core free for every worker
     # Engines and trainer take turns on the same cores: a thread that spins while it waits takes them from the other.
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ["VLLM_CPU_ATTN_SPLIT_KV"] = "0"  # its threads spin at a barrier; a batch gives them enough to do anyway
