@@ -5,9 +5,9 @@ one, so nothing is sent between ranks to agree on it. Masks come from lengths, n
 """
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,8 +28,21 @@ class Minibatch:
     micro_batches: tuple[tuple[Rows, ...], ...]
 
 
+class Extent(NamedTuple):
+    """What a row costs a forward pass, in tokens. Rows of a micro-batch with the same prompt share its tokens."""
+
+    prompt: Hashable
+    prompt_tokens: int
+    own_tokens: int
+
+
+def extent(sample: Sample) -> Extent:
+    """A sample's extent. Its last token predicts nothing and is not forwarded."""
+    return Extent(sample.prompt_ids, len(sample.prompt_ids), max(len(sample.output_ids) - 1, 0))
+
+
 def plan(
-    lengths_B: Sequence[int],
+    extents_B: Sequence[Extent],
     *,
     ranks: int,
     minibatches: int,
@@ -39,16 +52,16 @@ def plan(
 ) -> tuple[Minibatch, ...]:
     """One pass over the batch: every row is in exactly one minibatch and, unless skipped, in one of its micro-batches.
 
-    `lengths_B` and `token_budget` (of a micro-batch) are in tokens. `seed` names the shuffle: "7/step 3/epoch 0".
-    Rows are dealt longest first to the rank with the fewest tokens. Raises ValueError if a row exceeds the budget.
+    `token_budget` is that of a micro-batch. `seed` names the shuffle: "7/step 3/epoch 0". A minibatch's rows with the
+    same prompt stay together as far as that leaves the ranks even. Raises ValueError if a row exceeds the budget.
     """
-    for row, length in enumerate(lengths_B):
-        if length > token_budget:
+    for row, (_, prompt_tokens, own_tokens) in enumerate(extents_B):
+        if prompt_tokens + own_tokens > token_budget:
             raise ValueError(
-                f"a row must fit a micro-batch: row {row} has {length} tokens, the budget is {token_budget}; "
-                "raise train.tokens_per_micro_batch"
+                f"a row must fit a micro-batch: row {row} has {prompt_tokens + own_tokens} tokens, the budget is "
+                f"{token_budget}; raise train.tokens_per_micro_batch"
             )
-    order = list(range(len(lengths_B)))
+    order = list(range(len(extents_B)))
     random.Random(seed).shuffle(order)
     bounds = [len(order) * part // minibatches for part in range(minibatches + 1)]
     parts = [order[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
@@ -56,50 +69,70 @@ def plan(
     return tuple(
         Minibatch(
             rows=tuple(part),
-            micro_batches=_micro_batches([r for r in part if r not in skipped], lengths_B, ranks, token_budget),
+            micro_batches=_micro_batches([r for r in part if r not in skipped], extents_B, ranks, token_budget),
         )
         for part in parts
     )
 
 
 def _micro_batches(
-    rows: Sequence[int], lengths_B: Sequence[int], ranks: int, token_budget: int
+    rows: Sequence[int], extents_B: Sequence[Extent], ranks: int, token_budget: int
 ) -> tuple[tuple[Rows, ...], ...]:
-    """Deals rows to ranks, packs each rank's rows, and evens the numbers of micro-batches with empty ones."""
-    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    """Deals families of rows to ranks, packs each rank's, and evens the numbers of micro-batches with empty ones."""
+    families = _families(rows, extents_B, token_budget)
+    if ranks > 1:
+        share = sum(_cost(family, extents_B) for family in families) // ranks
+        families = _families(rows, extents_B, min(token_budget, share // 4))
+    dealt: list[list[Rows]] = [[] for _ in range(ranks)]
     tokens = [0] * ranks
-    for row in sorted(rows, key=lambda row: (-lengths_B[row], row)):
+    for family in sorted(families, key=lambda family: (-_cost(family, extents_B), family)):
         rank = tokens.index(min(tokens))
-        dealt[rank].append(row)
-        tokens[rank] += lengths_B[row]
-    packed = [_fill(mine, lengths_B, token_budget) for mine in dealt]
+        dealt[rank].append(family)
+        tokens[rank] += _cost(family, extents_B)
+    packed = [_fill(mine, extents_B, token_budget) for mine in dealt]
     count = max(len(micro_batches) for micro_batches in packed)
     return tuple(tuple(micro_batches + [()] * (count - len(micro_batches))) for micro_batches in packed)
 
 
-def _fill(rows: Sequence[int], lengths_B: Sequence[int], token_budget: int) -> list[Rows]:
-    """Fills one micro-batch after the other. Rows come longest first: neighbours are alike, attention pads little."""
-    micro_batches: list[list[int]] = []
+def _families(rows: Sequence[int], extents_B: Sequence[Extent], limit: int) -> list[Rows]:
+    """Rows with the same prompt, in families of at most `limit` tokens (but at least one row), longest row first."""
+    families: list[list[int]] = []
+    latest: dict[Hashable, list[int]] = {}
+    for row in sorted(rows, key=lambda row: (-sum(extents_B[row][1:]), row)):
+        family = latest.get(extents_B[row].prompt, [])
+        if not family or _cost([*family, row], extents_B) > limit:
+            family = []
+            families.append(family)
+            latest[extents_B[row].prompt] = family
+        family.append(row)
+    return [tuple(family) for family in families]
+
+
+def _cost(family: Sequence[int], extents_B: Sequence[Extent]) -> int:
+    """Tokens of rows that share their prompt."""
+    return extents_B[family[0]].prompt_tokens + sum(extents_B[row].own_tokens for row in family)
+
+
+def _fill(families: Sequence[Rows], extents_B: Sequence[Extent], token_budget: int) -> list[Rows]:
+    """Fills one micro-batch after the other, longest rows first: neighbours are alike, attention pads little."""
+    micro_batches: list[Rows] = []
     room = 0
-    for row in rows:
-        if not micro_batches or lengths_B[row] > room:
-            micro_batches.append([])
+    for family in sorted(families, key=lambda family: (-sum(extents_B[family[0]][1:]), family)):
+        cost = _cost(family, extents_B)
+        if not micro_batches or cost > room:
+            micro_batches.append(())
             room = token_budget
-        micro_batches[-1].append(row)
-        room -= lengths_B[row]
-    return [tuple(micro_batch) for micro_batch in micro_batches]
-
-
-def packed_length(sample: Sample) -> int:
-    """Tokens that a forward pass sees of a sample: all but the last one, which predicts nothing."""
-    return len(sample.prompt_ids) + len(sample.output_ids) - 1
+        micro_batches[-1] += family
+        room -= cost
+    return micro_batches
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """R rows behind each other, without padding. T forwarded tokens, C completion tokens.
+    """R rows without padding: T forwarded tokens, among them a prompt of several rows once, and C completion tokens.
 
-    `cu_seqlens_R1` are the R + 1 bounds of the rows in T, `predict_C` the positions in T whose next token is a
+    `expand_E` lists the rows behind each other, whole, as positions in T; `cu_seqlens_R1` are their R + 1 bounds in E
+    and `select_T` where each forwarded token stands in E. `predict_C` are the positions in T whose next token is a
     completion token, `targets_C` that token, `rows_C` its row. A filler (`rows` = 0) is one token that counts nowhere.
     """
 
@@ -107,7 +140,9 @@ class PackedBatch:
     max_length: int
     input_ids_T: torch.Tensor
     position_ids_T: torch.Tensor
+    expand_E: torch.Tensor
     cu_seqlens_R1: torch.Tensor
+    select_T: torch.Tensor
     predict_C: torch.Tensor
     targets_C: torch.Tensor
     rows_C: torch.Tensor
@@ -124,43 +159,70 @@ class PackedBatch:
 
 def pack(samples: Sequence[Sample]) -> PackedBatch:
     """Packs samples that have advantages; none give a filler. Raises ValueError if ids or logprobs are missing."""
-    inputs: list[int] = []
-    positions: list[int] = []
-    bounds = [0]
-    predict: list[int] = []
+    layout = _Layout()
     targets: list[int] = []
-    rows: list[int] = []
     rollout_logprobs: list[float] = []
     advantages: list[float] = []
-    for row, sample in enumerate(samples):
+    for sample in samples:
         _check(sample)
-        start, prompt, outputs = len(inputs), len(sample.prompt_ids), len(sample.output_ids)
-        length = packed_length(sample)
-        inputs += (sample.prompt_ids + sample.output_ids)[:length]
-        positions += range(length)
-        bounds.append(start + length)
-        predict += range(start + prompt - 1, start + length)
+        layout.add(sample)
         targets += sample.output_ids
-        rows += [row] * outputs
         rollout_logprobs += sample.logprobs
-        advantages += [_advantage(sample)] * outputs
+        advantages += [_advantage(sample)] * len(sample.output_ids)
+    lengths = [len(sample.output_ids) for sample in samples]
     if not samples:
-        inputs, positions, bounds, predict, targets, rows = [0], [0], [0, 1], [0], [0], [0]
-        rollout_logprobs, advantages = [float("nan")], [0.0]
-    lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+        layout.add(Sample("", 0, (0,), (0,), (), 0, "stop", ""))
+        targets, rollout_logprobs, advantages, lengths = [0], [float("nan")], [0.0], [1]
     return PackedBatch(
         rows=len(samples),
-        max_length=max(lengths),
-        input_ids_T=torch.tensor(inputs),
-        position_ids_T=torch.tensor(positions),
-        cu_seqlens_R1=torch.tensor(bounds, dtype=torch.int32),
-        predict_C=torch.tensor(predict, dtype=torch.int64),
+        max_length=max(end - start for start, end in zip(layout.bounds, layout.bounds[1:], strict=False)),
+        input_ids_T=torch.tensor(layout.input_ids),
+        position_ids_T=torch.tensor(layout.positions),
+        expand_E=torch.tensor(layout.expand),
+        cu_seqlens_R1=torch.tensor(layout.bounds, dtype=torch.int32),
+        select_T=torch.tensor(layout.select),
+        predict_C=torch.tensor(layout.predict, dtype=torch.int64),
         targets_C=torch.tensor(targets, dtype=torch.int64),
-        rows_C=torch.tensor(rows, dtype=torch.int64),
-        completion_lengths_R=torch.tensor([len(sample.output_ids) for sample in samples] or [1]),
+        rows_C=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
+        completion_lengths_R=torch.tensor(lengths),
         rollout_logprobs_C=torch.tensor(rollout_logprobs, dtype=torch.float32),
         advantages_C=torch.tensor(advantages, dtype=torch.float32),
     )
+
+
+class _Layout:
+    """Where the tokens of the rows go; see `PackedBatch`."""
+
+    def __init__(self) -> None:
+        self.input_ids: list[int] = []
+        self.positions: list[int] = []
+        self.select: list[int] = []
+        self.expand: list[int] = []
+        self.bounds = [0]
+        self.predict: list[int] = []
+        self.prompts: dict[tuple[int, ...], int] = {}
+
+    def add(self, sample: Sample) -> None:
+        """A prompt that is here already is not forwarded again."""
+        prompt = sample.prompt_ids
+        if prompt not in self.prompts:
+            self.prompts[prompt] = self._forward(prompt, first_position=0)
+        self._place(range(self.prompts[prompt], self.prompts[prompt] + len(prompt)))
+        own = self._forward(sample.output_ids[:-1], first_position=len(prompt))
+        self._place(range(own, len(self.input_ids)))
+        self.bounds.append(len(self.expand))
+        self.predict += self.expand[self.bounds[-2] :][len(prompt) - 1 :][: len(sample.output_ids)]
+
+    def _forward(self, token_ids: tuple[int, ...], first_position: int) -> int:
+        start = len(self.input_ids)
+        self.input_ids += token_ids
+        self.positions += range(first_position, first_position + len(token_ids))
+        return start
+
+    def _place(self, tokens: range) -> None:
+        """Lists forwarded tokens in the row; a token's first place is the one that its attention is taken from."""
+        self.select += range(len(self.expand), len(self.expand) + len(tokens)) if tokens.stop > len(self.select) else ()
+        self.expand += tokens
 
 
 def _check(sample: Sample) -> None:

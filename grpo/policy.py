@@ -1,11 +1,13 @@
 """The policy: a transformers causal LM that scores packed rows without padding and without the T x V logits.
 
-Rows lie behind each other in a batch of one; positions restart at each row and a registered attention function keeps
-the rows apart by `cu_seqlens`, so no T x T mask is built. The head runs on completion positions only, in chunks, in a
-function that recomputes the logits in the backward pass.
+Rows lie behind each other in a batch of one, a prompt of several rows once. Positions restart at each row and a
+registered attention function lays the rows out, so no T x T mask is built: linear layers see each token once, attention
+sees whole rows. The result is that of the rows one by one, gradients included. The head runs on completion positions
+only, in chunks, in a function that recomputes the logits in the backward pass.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,13 +37,12 @@ class Policy(nn.Module):
 
         `temperature` replaces the policy's own.
         """
+        weight = self.causal_lm.lm_head.weight
         hidden = self.causal_lm.base_model(
             input_ids=batch.input_ids_T[None],
             position_ids=batch.position_ids_T[None],
             use_cache=False,
-            cu_seqlens=batch.cu_seqlens_R1,
-            max_length=batch.max_length,
-            grid_T=_grid(batch),
+            layout=make_layout(batch, flash=weight.is_cuda and weight.dtype == torch.bfloat16),
         ).last_hidden_state
         logprobs_C, entropy_C = self.causal_lm.lm_head(
             hidden[0, batch.predict_C], batch.targets_C, self.temperature if temperature is None else temperature
@@ -144,12 +145,32 @@ def _log_softmax(hidden_cD: torch.Tensor, weight_VD: torch.Tensor, temperature: 
     return F.log_softmax(logits_cV if temperature == 1.0 else logits_cV / temperature, dim=1)
 
 
-def _grid(batch: PackedBatch) -> torch.Tensor:
-    """Where each token lies in a [rows, max_length] grid, flattened."""
-    starts_R, ends_R = batch.cu_seqlens_R1[:-1].long(), batch.cu_seqlens_R1[1:].long()
-    first_R = torch.arange(len(starts_R), device=starts_R.device) * batch.max_length - starts_R
-    tokens = torch.arange(len(batch.input_ids_T), device=starts_R.device)
-    return tokens + first_R.repeat_interleave(ends_R - starts_R, output_size=len(tokens))
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How attention lays packed tokens out as whole rows and takes its results back.
+
+    `gather_E` are the tokens of the rows behind each other (`flash`) or in a [rows, max_length] grid, right-padded with
+    any token; `select_T` is where each packed token stands there.
+    """
+
+    flash: bool
+    cu_seqlens_R1: torch.Tensor
+    max_length: int
+    gather_E: torch.Tensor
+    select_T: torch.Tensor
+
+
+def make_layout(batch: PackedBatch, flash: bool) -> Layout:
+    """The varlen kernel takes rows behind each other, SDPA a grid."""
+    bounds, length = batch.cu_seqlens_R1, batch.max_length
+    if flash:
+        return Layout(True, bounds, length, batch.expand_E, batch.select_T)
+    starts_R1, ends_R1 = bounds[:-1, None].long(), bounds[1:, None].long()
+    places_RL = starts_R1 + torch.arange(length, device=bounds.device)
+    inside_RL = places_RL < ends_R1
+    gather_E = torch.where(inside_RL, batch.expand_E[places_RL.clamp(max=len(batch.expand_E) - 1)], 0).flatten()
+    select_T = inside_RL.flatten().nonzero()[:, 0][batch.select_T]
+    return Layout(False, bounds, length, gather_E, select_T)
 
 
 def packed_attention(
@@ -159,40 +180,36 @@ def packed_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    cu_seqlens: torch.Tensor,
-    max_length: int,
-    grid_T: torch.Tensor,
+    layout: Layout,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each packed row: [1, heads, T, head_dim] in, [1, T, heads, head_dim] out.
+    """Causal attention inside each row: [1, heads, T, head_dim] in, [1, T, heads, head_dim] out.
 
-    CUDA in bfloat16 uses the varlen flash kernel. Elsewhere the rows are laid into a right-padded grid: causal
-    attention never looks at the padding behind a row, and what the padding computes is dropped, so this is exact.
+    A shared prompt's keys and values are seen by all its rows; its own output is computed in each and taken from one.
+    In the grid, causal attention never looks at the padding behind a row, and what the padding computes is dropped, so
+    this is exact.
     """
-    if sliding_window is not None and max_length > sliding_window:
+    length = layout.max_length
+    if sliding_window is not None and length > sliding_window:
         raise ConfigError(
-            f"rows must fit the model's sliding window: {max_length} tokens > {sliding_window}; lower model.max_length"
+            f"rows must fit the model's sliding window: {length} tokens > {sliding_window}; lower model.max_length"
         )
-    if query.is_cuda and query.dtype == torch.bfloat16:
-        bounds = {"cu_seq_q": cu_seqlens, "cu_seq_k": cu_seqlens, "max_q": max_length, "max_k": max_length}
-        heads = query.shape[1]  # repeated here: how the kernel is told of grouped heads differs between torch releases
-        flat = [t[0].repeat_interleave(heads // t.shape[1], dim=0).transpose(0, 1) for t in (query, key, value)]
+    heads = query.shape[1]
+    query, key, value = (t[0].transpose(0, 1).index_select(0, layout.gather_E) for t in (query, key, value))
+    if layout.flash:
+        bounds = {"cu_seq_q": layout.cu_seqlens_R1, "cu_seq_k": layout.cu_seqlens_R1, "max_q": length, "max_k": length}
+        # repeated here: how the kernel is told of grouped heads differs between torch releases
+        key, value = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (key, value))
         attend: Any = varlen_attn
-        return attend(*flat, **bounds, scale=scaling, window_size=(-1, 0))[None], None
-    rows, grouped = len(cu_seqlens) - 1, query.shape[1] != key.shape[1]
-    query, key, value = (_to_grid(tensor, grid_T, rows, max_length) for tensor in (query, key, value))
-    output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
-    return output.transpose(1, 2).flatten(0, 1)[grid_T][None], None
-
-
-def _to_grid(packed: torch.Tensor, grid_T: torch.Tensor, rows: int, max_length: int) -> torch.Tensor:
-    """[1, heads, T, head_dim] -> [rows, heads, max_length, head_dim], zeros where a row has no token."""
-    heads, _, size = packed.shape[1:]
-    grid = packed.new_zeros(rows * max_length, heads, size)
-    grid = grid.index_copy(0, grid_T, packed[0].transpose(0, 1))
-    return grid.view(rows, max_length, heads, size).transpose(1, 2)
+        output = attend(query, key, value, **bounds, scale=scaling, window_size=(-1, 0))
+    else:
+        grouped = heads != key.shape[1]
+        query, key, value = (t.unflatten(0, (-1, length)).transpose(1, 2) for t in (query, key, value))
+        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+        output = output.transpose(1, 2).flatten(0, 1)
+    return output.index_select(0, layout.select_T)[None], None
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

@@ -39,11 +39,13 @@ def tiny_folder(path: Path, **options: Any) -> Path:
 
 
 def random_samples(count: int, seed: int = 0, advantages: Sequence[float] = (1.0, -1.0, 0.5, -2.0)) -> list[Sample]:
-    """Rows of 2 to 20 tokens whose rollout logprobs lie near those of a uniform policy."""
+    """Rows of 2 to 20 tokens, some with the same prompt, whose rollout logprobs lie near those of a uniform policy."""
     rng = random.Random(seed)
-    rows = []
+    rows: list[Sample] = []
     for index in range(count):
         prompt = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 8)))
+        if index % 3 == 2:
+            prompt = rows[index // 2].prompt_ids
         output = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 12)))
         logprobs = tuple(rng.gauss(-4.1, 0.3) for _ in output)
         advantage = advantages[index % len(advantages)]

@@ -1,7 +1,9 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from grpo import policy as policy_module
 from grpo.batching import pack
@@ -46,8 +48,30 @@ def test_packed_equals_row_by_row_with_gradients(kind, tied, checkpointing, chun
     torch.testing.assert_close(gradients, expected_gradients, atol=1e-4, rtol=1e-4)
 
 
+def row_by_row_kernel(query, key, value, *, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size):
+    """What the varlen kernel computes, on any device: [E, heads, head_dim] in and out."""
+    assert window_size == (-1, 0) and cu_seq_q is cu_seq_k and max_q == max_k
+    outputs = []
+    for start, end in pairwise(cu_seq_q.tolist()):
+        rows = (tensor[start:end].transpose(0, 1)[None] for tensor in (query, key, value))
+        outputs.append(F.scaled_dot_product_attention(*rows, is_causal=True, scale=scale)[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def test_the_layout_for_the_varlen_kernel_gives_the_same(monkeypatch):
+    batch = pack(random_samples(7))
+    policy = make_policy(tiny_model(), TEMPERATURE)
+    expected_C = policy(batch)[0]
+    make_layout = policy_module.make_layout
+    monkeypatch.setattr(policy_module, "make_layout", lambda batch, flash: make_layout(batch, flash=True))
+    monkeypatch.setattr(policy_module, "varlen_attn", row_by_row_kernel)
+    torch.testing.assert_close(policy(batch)[0], expected_C, atol=1e-5, rtol=0)
+
+
 def test_rows_do_not_see_each_other():
     samples = random_samples(5)
+    assert samples[1].prompt_ids == samples[2].prompt_ids
+    samples[1] = replace(samples[1], prompt_ids=(5,) * len(samples[1].prompt_ids))  # else fewer tokens: other rounding
     policy = make_policy(tiny_model(), TEMPERATURE)
     changed = [
         *samples[:2],
@@ -58,6 +82,18 @@ def test_rows_do_not_see_each_other():
     before_C, after_C = policy(pack(samples))[0], policy(pack(changed))[0]
     assert torch.equal(before_C[rows_C != 2], after_C[rows_C != 2])
     assert not torch.isclose(before_C[rows_C == 2], after_C[rows_C == 2]).all()
+
+
+def test_a_shared_prompt_is_forwarded_once_and_leaks_nothing():
+    first, second = random_samples(3)[1:]
+    assert first.prompt_ids == second.prompt_ids
+    policy = make_policy(tiny_model(), TEMPERATURE)
+    batch = pack([first, second])
+    assert len(batch.input_ids_T) == len(first.prompt_ids + first.output_ids + second.output_ids) - 2
+    alone_C = torch.cat([policy(pack([sample]))[0] for sample in (first, second)])
+    torch.testing.assert_close(policy(batch)[0], alone_C, atol=1e-5, rtol=0)
+    other = replace(first, output_ids=tuple(60 - token for token in first.output_ids))
+    assert torch.equal(policy(pack([other, second]))[0][batch.rows_C == 1], policy(batch)[0][batch.rows_C == 1])
 
 
 def test_a_token_sees_only_what_is_before_it():

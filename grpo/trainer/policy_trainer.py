@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from grpo.batching import Minibatch, PackedBatch, Rows, pack, packed_length, plan
+from grpo.batching import Minibatch, PackedBatch, Rows, extent, pack, plan
 from grpo.config import Config, Train
 from grpo.errors import NonFiniteError
 from grpo.loss import LossOutput, Normaliser, policy_loss
@@ -87,7 +87,7 @@ class PolicyTrainer:
         skip = [] if self.reference else [row for row, sample in enumerate(batch) if sample.advantage == 0.0]
         for epoch in range(train.epochs):
             yield from plan(
-                [packed_length(sample) for sample in batch],
+                [extent(sample) for sample in batch],
                 ranks=self.world_size,
                 minibatches=train.minibatches,
                 token_budget=train.tokens_per_micro_batch,
@@ -112,7 +112,7 @@ class PolicyTrainer:
                 reference_C = self._reference_logprobs(batch, rows, references)
                 outputs.append(self._loss(packed, normaliser, logprobs_C, entropy_C, reference_C))
                 loss = outputs[-1].loss
-                forwarded += len(packed.input_ids_T)
+                forwarded += len(packed.expand_E)
             self.engine.backward(loss, last=number == len(mine) - 1)
         stats = self._reduce(outputs, forwarded)
         self.clock["forward_backward"] += time.perf_counter() - started
