@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from grpo.cluster.adapters import RayRollouts, request_seed
 from grpo.cluster.session import Session, session
 from grpo.config import Config
-from grpo.errors import ClusterError, ConfigError, DataError, DeadlineExceeded
+from grpo.errors import ClusterError, ConfigError, DataError, DeadlineExceeded, Interrupted
 from grpo.types import Group, Prompt, Sampling
 from tests.fakes import sample
 
@@ -124,6 +126,18 @@ def test_cuda_without_a_gpu_is_refused() -> None:
     config = Config.model_validate({"model": {"path": "unused"}, "cluster": {"device": "cuda"}})
     with pytest.raises(ConfigError, match="^cluster.device is cuda, but Ray sees no GPU"), session(config):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_a_wait_ends_the_session_with_its_name(number: signal.Signals) -> None:
+    began = time.monotonic()
+    with pytest.raises(Interrupted, match=f"^stopped by {number.name}"), session(CONFIG) as current:
+        worker = current.create(Worker, "rollout", 0)
+        current.watch(current.get([worker.pid.remote()], 60, "start"))
+        threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+        current.get([worker.hang.remote()], 50, "train")
+    assert time.monotonic() - began < 50
 
 
 def test_request_seeds_differ_by_run_step_place_and_prompt_and_leave_room_for_samples() -> None:

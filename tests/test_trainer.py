@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -113,6 +114,14 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any], tolerance: floa
         assert found[name] == pytest.approx(value, abs=tolerance), name
 
 
+def assert_same_after_adam(found: dict[str, Any], expected: dict[str, Any], gradients: dict[str, Any]) -> None:
+    """Adam's first step divides a gradient by its own size: where that is noise, so is the direction of the step."""
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        tolerance = numpy.where(abs(gradients[name]) > 1e-5, 2e-4, 2.0 * RATE)
+        assert (abs(found[name] - value) <= tolerance).all(), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_gradient_and_weights_for_any_ranks_micro_batches_and_stage(world_size, folder):
@@ -126,7 +135,7 @@ def test_gradient_and_weights_for_any_ranks_micro_batches_and_stage(world_size, 
         per_rank = [answer[number] for answer in answers]
         for (found,), found_weights, stats in per_rank:
             assert_same(found, gradients, 2e-6)
-            assert_same(found_weights, weights, 2e-4)  # Adam divides tiny gradients by themselves: noise
+            assert_same_after_adam(found_weights, weights, gradients)
             assert stats["train/loss"] == pytest.approx(loss, abs=1e-6), variant
             assert stats["train/grad_norm"] == pytest.approx(norm, rel=1e-5), variant
         assert (
@@ -144,7 +153,7 @@ def test_kl_term_and_sequence_mean(folder):
     gradients, weights, loss = plain(folder, ROWS, **algorithm)
     for (found,), found_weights, stats in (first[0], second[0]):
         assert_same(found, gradients, 2e-6)
-        assert_same(found_weights, weights, 2e-4)
+        assert_same_after_adam(found_weights, weights, gradients)
         assert stats["train/loss"] == pytest.approx(loss, abs=1e-6)
         assert stats["train/kl_reference"] == pytest.approx(0.0, abs=1e-9)
         assert stats["train/tokens"] == sum(len(row.prompt_ids) + len(row.output_ids) - 1 for row in ROWS)

@@ -17,6 +17,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, DeadlineExceeded, GrpoError, Interrupted
 
+SIGNAL_SECONDS = 0.5  # that Ctrl-C may wait
 GRACE_SECONDS = 10.0  # for an actor to end by itself before it is killed
 Actor = Any  # ray's ActorHandle: its methods are made at run time, so no checker can know them
 OTHER_ROLE = {"rollout": "trainer", "trainer": "rollout"}
@@ -105,8 +106,10 @@ class Session:
         pending = list(refs)
         try:
             while pending:  # the first failure is reported at once, not after its slower siblings
-                done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
-                if not done:
+                # in slices: ray.wait looks at signals only when it returns
+                left = deadline - time.monotonic()
+                done, pending = ray.wait(pending, num_returns=1, timeout=min(max(left, 0.0), SIGNAL_SECONDS))
+                if not done and left <= 0:
                     raise DeadlineExceeded(
                         f"{what} must end within {seconds:g} s (deadlines.*), but {len(pending)} of {len(refs)} actors "
                         f"have not answered; raise the deadline or look at their logs in {log_folder()}"
@@ -152,6 +155,10 @@ def session(config: Config) -> Iterator[Session]:
         for number in handlers:  # after ray.init, which installs its own
             signal.signal(number, interrupt)
         yield current
+    except SystemError as error:  # how a waiting ray.get or ray.wait reports what a signal handler raised
+        if isinstance(error.__cause__, Interrupted):
+            raise error.__cause__ from None
+        raise
     finally:
         for number in handlers:  # a second Ctrl-C must not cut the clean-up short
             signal.signal(number, signal.SIG_IGN)
