@@ -149,10 +149,18 @@ def test_a_long_list_of_differences_is_cut() -> None:
 # --- the self-test's rule
 
 
-def test_self_test_returns_the_worst_difference() -> None:
+def test_self_test_returns_the_worst_difference_of_the_true_weights() -> None:
     perturbed = ([-5.0, -6.0], [[-5.02, -6.0], [-5.0, -6.08]])
-    true = ([-1.0, -2.0], [[-1.0, -2.02], [-1.0, -2.0]])
-    assert check_self_test(perturbed, true, tolerance=0.1) == pytest.approx(0.04)
+    true = ([-1.0, -2.0], [[-1.0, -2.0], [-1.0, -2.02]])
+    assert check_self_test(perturbed, true, tolerance=0.1) == pytest.approx(0.01)
+
+
+def test_self_test_allows_for_what_a_perturbation_amplifies_and_no_more() -> None:
+    """Moved by 4 nats: 0.1 + 0.2 x 4 = 0.9 may be missed."""
+    true = ([-1.0], [[-1.0]])
+    assert check_self_test(([-5.0], [[-4.11]]), true, tolerance=0.1) == 0.0
+    with pytest.raises(WeightSyncError, match=r"within 0.9 nats \(sync.tolerance = 0.1\).* differ by 0.91"):
+        check_self_test(([-5.0], [[-4.09]]), true, tolerance=0.1)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from grpo.errors import ClusterError
 from grpo.types import Group, Manifest, Prompt, Sample, Sampling, Stats
 from grpo.weights import check_self_test, verify
 
-PERTURBATION = 0.3  # of each tensor's standard deviation: far above what precision can explain
+PERTURBATION = 0.2  # of each tensor's standard deviation: far above what precision can explain
 
 
 class RayRollouts:

@@ -2,7 +2,8 @@
 
 Manifests see what arrived. They do not see a copy that the engine computes with and never refreshes: on the CPU build
 of vLLM the packed copy of a tied head. So the trainer sends a strongly perturbed policy and then the true one, and the
-engines' logprobs of a fixed prompt must follow it both times. A small perturbation would hide in rounding errors.
+engines' logprobs of a fixed prompt must follow it both times. A small perturbation would hide in rounding errors, and
+a large one amplifies them: in bfloat16 SmolLM2-135M differs by 0.3 nats where the noise moved it by 7.
 """
 
 import math
@@ -13,13 +14,17 @@ from grpo.errors import WeightSyncError
 STRONG = 3.0
 """The perturbation must move the trainer's own logprobs by this many tolerances, else the test proves nothing."""
 
+SHARE = 0.2
+"""How much of the perturbation's effect an engine may miss: 0.02 to 0.07 is rounding, an unmoved engine misses all."""
+
 Compared = tuple[Sequence[float], Sequence[Sequence[float]]]
 """Logprobs of tokens 1..T-1 of the fixed prompt: the trainer's, and those of each engine. In nats."""
 
 
 def check_self_test(perturbed: Compared, true: Compared, tolerance: float) -> float:
-    """The largest mean |trainer - engine| in nats, over both rounds and all engines, if no engine exceeds `tolerance`.
+    """The largest mean |trainer - engine| of the true weights over the engines, in nats.
 
+    With the true weights it may be `tolerance`; with the perturbed ones SHARE of the perturbation's effect more.
     Raises: WeightSyncError if an engine does not follow the trainer or if the perturbation was too weak to tell.
     """
     moved = mean_difference(perturbed[0], true[0])
@@ -28,20 +33,21 @@ def check_self_test(perturbed: Compared, true: Compared, tolerance: float) -> fl
             f"the self-test's perturbation must move the trainer's logprobs by at least {STRONG * tolerance:.3g} nats, "
             f"but it moved them by {moved:.3g}: an engine that ignores the weights would pass; lower sync.tolerance"
         )
-    worst = 0.0
+    differences = []
+    allowed = {"perturbed": tolerance + SHARE * moved, "true": tolerance}
     for name, (trainer, engines) in (("perturbed", perturbed), ("true", true)):
         if not engines:
             raise WeightSyncError("the self-test needs at least one engine, but none answered; check the engines")
         for engine, logprobs in enumerate(engines):
             difference = mean_difference(trainer, logprobs)
-            if not difference <= tolerance:
+            if not difference <= allowed[name]:
                 raise WeightSyncError(
-                    f"engine {engine} must follow the trainer within sync.tolerance = {tolerance:g} nats, but with the "
-                    f"{name} weights its logprobs of the fixed prompt differ by {difference:.3g} on average; "
-                    "it computes with other weights or another precision than the trainer"
+                    f"engine {engine} must follow the trainer within {allowed[name]:.3g} nats "
+                    f"(sync.tolerance = {tolerance:g}), but with the {name} weights its logprobs of the fixed prompt "
+                    f"differ by {difference:.3g} on average; it computes with other weights or another precision"
                 )
-            worst = max(worst, difference)
-    return worst
+            differences.append(difference)
+    return max(differences[-len(true[1]) :])
 
 
 def mean_difference(left: Sequence[float], right: Sequence[float]) -> float:
