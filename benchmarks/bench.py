@@ -3,8 +3,8 @@
     python benchmarks/bench.py --trl-python .venv-bench/bin/python
 
 The halves run one after the other, each alone. grpo goes first, through its own command line; TRL then gets the
-prompts of the same steps. Both load a copy of the model whose end-of-text id is one that is never sampled, so every completion has
-its full length on both sides; that is checked afterwards.
+prompts of the same steps. Both load a copy of the model whose end-of-text id is one that is never sampled, so every
+completion has its full length on both sides; that is checked afterwards.
 """
 
 import argparse
@@ -89,7 +89,15 @@ def measure_machine(options: argparse.Namespace) -> Json:
 def run_grpo(options: argparse.Namespace, model: Path, dtype: str, folder: Path) -> Json:
     """`grpo train benchmarks/bench.yaml`; the figures are those of the run's own metrics.jsonl."""
     run = folder / f"grpo-{dtype}"
-    command = [sys.executable, "-m", "grpo", "train", HERE / "bench.yaml", f"run.dir={run}", f"model.path={model}"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "grpo",
+        "train",
+        HERE / "bench.yaml",
+        f"run.dir={run}",
+        f"model.path={model}",
+    ]
     command += [
         f"model.dtype={dtype}",
         f"data.source={HERE / 'questions.jsonl'}",
@@ -168,22 +176,24 @@ def busy_share(seconds: float = 3.0) -> float:
 
 
 def render(run: Json, warmup: int) -> str:
-    """The table: median seconds of the timed steps, tokens per second, and how many times faster grpo is."""
+    """The table: seconds and tokens per second of the median step, and how many times faster grpo is."""
     theirs, ours = (medians(run[side], warmup) for side in ("trl", "grpo"))
     lines = [f"| {run['dtype']}, median step | {run['trl']['system']} | grpo | TRL / grpo |", "|---|---|---|---|"]
     for phase in PHASES:
-        ratio = f"{theirs[phase] / ours[phase]:.2f}x" if phase != "sync" and phase != "other" else ""
+        ratio = f"{theirs[phase] / ours[phase]:.2f}x" if phase not in ("sync", "other") else ""
         lines.append(f"| {phase}, s | {theirs[phase]:.2f} | {ours[phase]:.2f} | {ratio} |")
     for name, phase, tokens in SPEEDS:
         speeds = [side[tokens] / side[phase] for side in (theirs, ours)]
         lines.append(f"| {name}, tokens/s | {speeds[0]:.0f} | {speeds[1]:.0f} | |")
+    spread = [" ".join(f"{step['total']:.1f}" for step in run[side]["steps"]) for side in ("trl", "grpo")]
+    lines.append(f"| every step's total, the first {warmup} not counted, s | {spread[0]} | {spread[1]} | |")
     return "\n".join(lines)
 
 
 def medians(side: Json, warmup: int) -> dict[str, float]:
     """Medians over the steps after the warm-up: seconds of each phase, completion tokens, and tokens of all rows.
 
-    A row is a prompt and a completion; padding never counts. Ends the program if a completion did not have its full length.
+    A row is a prompt and a completion; padding never counts. Ends the program if a completion was shorter.
     """
     wanted = load_config()["rollout"]
     completion = wanted["prompts_per_step"] * wanted["samples_per_prompt"] * wanted["max_tokens"]

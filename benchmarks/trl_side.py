@@ -20,8 +20,8 @@ from datasets import Dataset
 from rewards import share_of_e
 from transformers import TrainerCallback
 
-# (weights, autocast to bf16). bfloat16 is what TRL does by itself with a bf16 checkpoint; mixed keeps fp32 weights under
-# bf16 autocast, which is nearest to the arithmetic of DeepSpeed's bf16 mode, and slower.
+# (weights, autocast to bf16). bfloat16 is what TRL does by itself with a bf16 checkpoint; mixed keeps fp32 weights
+# under bf16 autocast, which is nearest to the arithmetic of DeepSpeed's bf16 mode, and slower.
 DTYPES = {"float32": ("float32", False), "bfloat16": ("bfloat16", True), "mixed": ("float32", True)}
 
 
