@@ -45,6 +45,7 @@ class Session:
                 raylet: Any = ray._raylet
                 os.environ["RAY_AUTH_MODE"] = "token"
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+                os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets everything else go first
                 raylet.Config.initialize("")  # ray reads the mode once, at import
                 ray.init(num_cpus=max(actors, os.cpu_count() or 1), include_dashboard=False, **quiet)
         except (RayError, ConnectionError, RuntimeError, ValueError) as error:
