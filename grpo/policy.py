@@ -20,6 +20,8 @@ from grpo.batching import PackedBatch
 from grpo.errors import ConfigError
 
 ATTENTION = "grpo_packed"
+DENSE_LENGTH = 512
+"""Longest row whose attention scores are held as a whole (bf16 on the CPU)."""
 CHUNK = 1024
 """Completion positions whose logits exist at once."""
 
@@ -207,9 +209,31 @@ def packed_attention(
     else:
         grouped = heads != key.shape[1]
         query, key, value = (t.unflatten(0, (-1, length)).transpose(1, 2) for t in (query, key, value))
-        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+        if query.dtype == torch.bfloat16 and query.device.type == "cpu" and length <= DENSE_LENGTH:
+            output = dense_attention(query, key, value, scaling)
+        else:
+            output = F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped
+            )
         output = output.transpose(1, 2).flatten(0, 1)
     return output.index_select(0, layout.select_T)[None], None
+
+
+def dense_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """Causal attention of R rows by matrix products: [R, heads, L, head_dim] in and out.
+
+    With its backward pass 3 times as fast as torch's fused bf16 kernel for the CPU, but it holds the L x L scores.
+    """
+    rows, heads, length, size = query.shape
+    groups = heads // key.shape[1]
+    future_LL = torch.full((length, length), float("-inf"), dtype=query.dtype).triu(1)
+    scores = torch.baddbmm(
+        future_LL.repeat(groups, 1),
+        query.reshape(-1, groups * length, size),
+        key.reshape(-1, length, size).transpose(1, 2),
+        alpha=scaling or size**-0.5,
+    )
+    return (scores.softmax(-1) @ value.reshape(-1, length, size)).view(rows, heads, length, size)
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

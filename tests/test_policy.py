@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from grpo import policy as policy_module
 from grpo.batching import pack
 from grpo.errors import ConfigError
-from grpo.policy import make_policy
+from grpo.policy import dense_attention, make_policy
 from tests.models import random_samples, tiny_model
 
 TEMPERATURE = 0.7
@@ -142,3 +142,26 @@ def test_rows_longer_than_the_sliding_window_are_refused():
     policy(pack([replace(short, output_ids=(1,), logprobs=(0.0,), prompt_ids=(1, 2))]))
     with pytest.raises(ConfigError, match="sliding window"):
         policy(pack([replace(long, prompt_ids=(1,) * 12)]))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_dense_attention_is_causal_attention_with_its_gradients(kv_heads):
+    torch.manual_seed(0)
+    shapes = [(3, heads, 7, 8) for heads in (4, kv_heads, kv_heads)]
+    ours = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    reference = [tensor.detach().clone().requires_grad_() for tensor in ours]
+    found = dense_attention(*ours, scaling=None)
+    expected = F.scaled_dot_product_attention(*reference, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    for output in (found, expected):
+        (output * weights).sum().backward()
+    for left, right in zip(ours, reference, strict=True):
+        torch.testing.assert_close(left.grad, right.grad)
+
+
+def test_a_scale_of_the_models_own_is_used():
+    query = torch.eye(2, dtype=torch.float64)[None, None]
+    attended = dense_attention(query, query, query, scaling=3.0)
+    share = torch.tensor(3.0, dtype=torch.float64).exp()
+    torch.testing.assert_close(attended[0, 0, 1], torch.stack([1 / (1 + share), share / (1 + share)]))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo.config import Config
+from grpo.rollout.environment import SPIN_COUNT
 from grpo.types import Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
 
 
@@ -60,8 +61,8 @@ class PolicyModelActor:
         """Builds the DeepSpeed engine together with the other ranks; returns the pids of its processes."""
         ranks = self.config.train.ranks
         on_cpu = self.device == "cpu"
-        if on_cpu:  # before torch is loaded; engines and ranks share the cores, and a thread that spins takes them
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        if on_cpu:  # before torch is loaded
+            os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
         from grpo.trainer import PolicyTrainer
 
         self.trainer = PolicyTrainer(

@@ -10,6 +10,10 @@ from grpo.config import Config
 PARENT = "GRPO_ENGINE_PARENT"
 """Pid of the process whose death ends the engine core."""
 
+SPIN_COUNT = "10000"
+"""Turns that an OpenMP thread waits awake. Engines and trainer take turns on the same cores, so one that spins for long
+takes them from the other; one that sleeps at once is woken late for the next of many small operations."""
+
 
 def prepare_environment(config: Config, device: str) -> None:
     """Makes vLLM quiet; on the CPU also takes one process less, no compiler, and threads that sleep when idle."""
@@ -22,8 +26,7 @@ def prepare_environment(config: Config, device: str) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else the CPU build moves its worker into a third process
     os.environ["TORCH_COMPILE_DISABLE"] = "1"  # the CPU build compiles even when told to run eagerly
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # binding would keep a core free for every worker
-    # Engines and trainer take turns on the same cores: a thread that spins while it waits takes them from the other.
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
     os.environ["VLLM_CPU_ATTN_SPLIT_KV"] = "0"  # its threads spin at a barrier; a batch gives them enough to do anyway
     os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // config.rollout.engines))
 

@@ -21,6 +21,7 @@ from grpo.errors import NonFiniteError
 from grpo.loss import LossOutput, Normaliser, policy_loss
 from grpo.policy import Policy, load_policy
 from grpo.trainer.engine import Engine, start_process_group
+from grpo.trainer.memory import keep_freed_memory
 from grpo.trainer.weights import LiveWeights
 from grpo.types import Sample, Stats, TensorRecord
 
@@ -45,6 +46,8 @@ class PolicyTrainer:
         self.device = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
         if threads is not None:
             torch.set_num_threads(threads)
+        if device == "cpu":
+            keep_freed_memory()
         start_process_group(self.device, rank, world_size, local_rank, master_addr, master_port)
         policy = self._load(config.train.gradient_checkpointing).to(self.device)
         self.engine = Engine(policy, config.train, world_size)
