@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.rewards import mentions_answer
 from grpo import configfile
 from grpo.rewards import RewardScorer
 
@@ -89,3 +90,11 @@ def test_built_smollm2_is_a_tied_llama_with_a_chat_template():
     assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert tokenizer.decode(tokenizer("1,234 apples").input_ids) == "1,234 apples"
     assert len(tokenizer("1234").input_ids) == 4  # one token a digit, as SmolLM2 was trained
+
+
+@pytest.mark.parametrize(
+    ("completion", "reward"),
+    [("so 1,072 in all.", 1.0), ("#### 1072", 1.0), ("10720 or 107", 0.0), ("", 0.0)],
+)
+def test_the_reward_for_smollm2_looks_for_the_right_number(completion, reward):
+    assert mentions_answer("How many?", completion, "1000 + 72 = 1072\n#### 1,072") == reward
