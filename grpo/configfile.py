@@ -203,7 +203,11 @@ def _model(path: Path_) -> type[BaseModel] | None:
     """The class of a section: of () it is Config, of ("rewards", 0) it is RewardFunction."""
     if not path:
         return Config
-    field = _field(path[:-1] if isinstance(path[-1], int) else path)
+    return _section_of(_field(path[:-1] if isinstance(path[-1], int) else path))
+
+
+def _section_of(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The class of the section, or of the list's sections, that a key holds; None if it holds a value."""
     kind = field.annotation if field else None
     kind = get_args(kind)[0] if get_origin(kind) is tuple else kind
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
@@ -216,9 +220,7 @@ def _field(path: Path_) -> FieldInfo | None:
     field = None
     for key in keys:
         field = section.model_fields.get(key) if section else None
-        kind = field.annotation if field else None
-        kind = get_args(kind)[0] if get_origin(kind) is tuple else kind
-        section = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        section = _section_of(field)
     return field
 
 

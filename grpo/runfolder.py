@@ -19,16 +19,21 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
 from tensorboard.summary import Writer
 
 from grpo.config import Config
+from grpo.configfile import dump
 from grpo.errors import CheckpointError, ConfigError
 from grpo.metrics import lookup
 from grpo.types import Group, Stats
 
 CONFIG, METRICS, SAMPLES, TENSORBOARD, POLICY = "config.yaml", "metrics.jsonl", "samples.jsonl", "tensorboard", "policy"
 REPORT = "report.html"
+
+
+def policy_folder(run_dir: Path, step: int) -> Path:
+    """Where the policy of a step is saved."""
+    return run_dir / POLICY / f"step_{step:06d}"
 
 
 def prepare_folder(run_dir: Path) -> None:
@@ -55,8 +60,7 @@ class RunFolder:
         with _writing(run_dir), ExitStack() as stack:
             self._metrics = stack.enter_context(self._create(METRICS))
             self._samples = stack.enter_context(self._create(SAMPLES))
-            resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-            (run_dir / CONFIG).write_text(resolved, encoding="utf-8")
+            (run_dir / CONFIG).write_text(dump(config), encoding="utf-8")
             self._tensorboard = Writer(str(run_dir / TENSORBOARD))
             stack.callback(self._tensorboard.close)
             self._stack = stack.pop_all()

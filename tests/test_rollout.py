@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from grpo.errors import ClusterError, DataError, DeadlineExceeded, WeightSyncErr
 from grpo.rollout.engine import RolloutEngine
 from grpo.types import Group, Manifest, Prompt, Sampling, TensorRecord
 from tests.engines import EOS, EngineProcess, make_model, token_logprobs
+from tests.ranks import free_port
 
 PROMPT = tuple(range(5, 60))
 SAMPLING = Sampling(samples_per_prompt=4, max_tokens=24, temperature=1.0, top_p=1.0)
@@ -105,9 +105,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     config = make_config(str(folder))
     engine = EngineProcess(config)
     assert engine.process.pid is not None
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     joining = engine.begin("join_transfer", "127.0.0.1", port, 1, 2)
     sender = Sender(make_transport(config, "cpu", "127.0.0.1", port, rank=0, world_size=2))
     joining.result()

@@ -1,7 +1,6 @@
 """The weight transfer without an engine: digests, manifests, the self-test's rule, and the stream over gloo."""
 
 import math
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from grpo.types import Manifest, TensorRecord
 from grpo.weights import Sender, check_self_test, transport, verify
 from grpo.weights.digest import CHUNK, digest, record
 from grpo.weights.transport import GroupTransport, choose_backend
+from tests.ranks import free_port
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -185,12 +185,6 @@ def test_self_test_refuses(perturbed: Any, true: Any, message: str) -> None:
 
 
 # --- the stream
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def open_group(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo.config import Config
-from grpo.rollout.environment import SPIN_COUNT
+from grpo.rollout.environment import SPIN_COUNT, usable_cores
 from grpo.types import Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
 
 
@@ -74,7 +74,7 @@ class PolicyModelActor:
             master_addr=host,
             master_port=port,
             total_steps=self.config.run.steps,
-            threads=max(1, len(os.sched_getaffinity(0)) // ranks) if on_cpu else None,
+            threads=max(1, usable_cores() // ranks) if on_cpu else None,
         )
         return [os.getpid()]
 

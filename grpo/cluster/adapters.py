@@ -10,11 +10,11 @@ import ray
 
 from grpo.cluster.session import Actor, Session
 from grpo.config import Config
-from grpo.errors import ClusterError
+from grpo.runfolder import policy_folder
 from grpo.types import Group, Manifest, Prompt, Sample, Sampling, Stats
 from grpo.weights import check_self_test, verify
 
-PERTURBATION = 0.2  # of each tensor's standard deviation: far above what precision can explain
+PERTURBATION = 0.2  # of each tensor's root mean square: far above what precision can explain
 
 
 class RayRollouts:
@@ -26,15 +26,11 @@ class RayRollouts:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int) -> list[Group]:
         run_seed = self.config.run.seed
         requests = [(prompt, request_seed(run_seed, step, place, prompt.id)) for place, prompt in enumerate(prompts)]
-        shares = [requests[index :: len(self.engines)] for index in range(len(self.engines))]
+        engines = len(self.engines)
+        shares = [requests[index::engines] for index in range(engines)]
         refs = [engine.generate.remote(share, sampling) for engine, share in zip(self.engines, shares, strict=True)]
         results = self.session.get(refs, self.config.deadlines.rollout, "rollout")
-        groups: list[Group | None] = [None] * len(requests)
-        for index, share in enumerate(results):
-            groups[index :: len(self.engines)] = share
-        if any(group is None for group in groups):
-            raise ClusterError(f"every prompt needs a group, but the engines sent {[len(share) for share in results]}")
-        return [group for group in groups if group is not None]
+        return [results[place % engines][place // engines] for place in range(len(requests))]
 
 
 class RayTrainer:
@@ -50,8 +46,8 @@ class RayTrainer:
         return stats
 
     def save(self, step: int) -> None:
-        folder = self.run_dir / "policy" / f"step_{step:06d}"
-        refs = [rank.save.remote(str(folder)) for rank in self.ranks]
+        folder = str(policy_folder(self.run_dir, step))
+        refs = [rank.save.remote(folder) for rank in self.ranks]
         self.session.get(refs, self.config.deadlines.save, "save")
 
 
@@ -93,15 +89,15 @@ class RayWeights:
     def self_test(self) -> Stats:
         """Engines must follow the trainer to perturbed weights and back; see `weights/selftest.py`."""
         self.get([rank.perturb.remote(PERTURBATION, self.config.run.seed) for rank in self.ranks])
-        perturbed = self.compare(version=0)
+        perturbed = self.compare()
         self.get([rank.restore.remote() for rank in self.ranks])
-        true = self.compare(version=0)
+        true = self.compare()
         difference = check_self_test(perturbed, true, tolerance=self.config.sync.tolerance)
         return {"sync/self_test_diff": difference}
 
-    def compare(self, version: int) -> tuple[list[float], list[list[float]]]:
+    def compare(self) -> tuple[list[float], list[list[float]]]:
         """Logprobs of the canary prompt after a sync: the trainer's, and each engine's."""
-        self.sync(version)
+        self.sync(version=0)
         refs = [rank.logprobs.remote(self.canary) for rank in self.ranks]
         refs += [engine.prompt_logprobs.remote(self.canary) for engine in self.engines]
         results = self.get(refs)

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, DeadlineExceeded, GrpoError, Interrupted
@@ -124,8 +124,6 @@ class Session:
             raise ClusterError(f"{what}: an actor failed: {last_line(error)}; logs are in {log_folder()}") from error
         except RayActorError as error:
             raise ClusterError(f"{what}: an actor died: {last_line(error)}; logs are in {log_folder()}") from error
-        except GetTimeoutError as error:
-            raise DeadlineExceeded(f"{what} must end within {seconds:g} s (deadlines.*)") from error
 
 
 def resources() -> dict[str, float]:

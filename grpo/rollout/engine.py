@@ -15,6 +15,7 @@ import psutil
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, DataError, DeadlineExceeded, WeightSyncError
 from grpo.rollout.environment import may_fork, prepare_environment
+from grpo.tokens import load_tokenizer
 from grpo.types import Group, Manifest, Prompt, Sample, Sampling, TensorRecord
 
 if TYPE_CHECKING:
@@ -40,20 +41,17 @@ class RolloutEngine:
         fork = may_fork(self.device)
         prepare_environment(self.config, self.device)
         gc.disable()  # these imports make so many objects that looking for garbage among them is a tenth of the time
-        from transformers import AutoTokenizer
-
         from grpo.rollout import build
 
         gc.freeze()
         gc.enable()
         self.build = build
-        model = self.config.model
+        self.tokenizer = load_tokenizer(self.config)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(model.path, revision=model.revision)
             self.llm = build.start_engine(self.config, self.device, fork)
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"vLLM must be able to load model.path = {model.path!r}, but: {one_line(error)}"
+                f"vLLM must be able to load model.path = {self.config.model.path!r}, but: {one_line(error)}"
             ) from error
         except RuntimeError as error:
             raise ClusterError(f"engine {self.index} did not start: {one_line(error)}; its log says why") from error

@@ -16,7 +16,7 @@ takes them from the other; one that sleeps at once is woken late for the next of
 
 
 def prepare_environment(config: Config, device: str) -> None:
-    """Makes vLLM quiet; on the CPU also takes one process less, no compiler, and threads that sleep when idle."""
+    """Makes vLLM quiet; on the CPU also takes one process less, no compiler, and threads that soon sleep when idle."""
     os.environ[PARENT] = str(os.getpid())
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["VLLM_PLUGINS"] = ""  # nothing that happens to be installed may change the engine
