@@ -27,7 +27,17 @@ class Run(Section):
     name: str = Field("grpo", pattern=r"^[a-z0-9]([-a-z0-9]{0,45}[a-z0-9])?$")
     """Name of the run: a label on every metric and the name of the RayJob."""
     dir: str = "runs/grpo"
-    """Folder of the run: resolved config, metrics, samples, report, weights. A folder that holds a run is refused."""
+    """Folder of the run: resolved config, metrics, samples, report, checkpoints."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: a folder that holds a run is gone on with, from its newest valid checkpoint; never: it is refused."""
+    allow_drift: tuple[str, ...] = ()
+    """Keys that may differ from those of the run that is gone on with, such as train.learning_rate or data.source."""
+    lease_seconds: Seconds = 30
+    """A run whose heartbeat in its folder is older than this counts as dead, and another start may go on with it."""
+    grace_seconds: Seconds = 30
+    """Seconds between SIGTERM and SIGKILL: what a stopped run may use to commit (terminationGracePeriodSeconds)."""
+    max_recoveries: int = Field(3, ge=0)
+    """Times that lost engines or trainer ranks are replaced without a checkpoint in between before the run gives up."""
     steps: Positive = 100
     """Number of GRPO steps."""
     seed: int = Field(0, ge=0)
@@ -38,7 +48,7 @@ class Model(Section):
     path: str = Field(min_length=1)
     """Folder in Hugging Face format (config.json, safetensors, tokenizer) or the id of a model on the hub."""
     revision: str | None = None
-    """Commit of the hub model; a branch name can move under a run."""
+    """Commit (40 hex digits) of the hub model; needed for a hub id, as a branch can move under a run."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the weights in the engine and of the forward pass in the trainer (its optimizer states are fp32)."""
     max_length: int = Field(2048, ge=8)
@@ -50,6 +60,8 @@ class Data(Section):
     """"arithmetic" (built in), a .jsonl, .json or .parquet file (may say `{split}`), or the id of a hub data set."""
     subset: str | None = None
     """Configuration of the hub data set, for GSM8K "main"."""
+    revision: str | None = None
+    """Commit (40 hex digits) of the hub data set; needed for a hub id, as a branch can move under a run."""
     split: str = "train"
     """Split of the hub data set; of the built-in task: "train" or "test" (disjoint); of a file: value of `{split}`."""
     size: Positive = 4096
@@ -78,6 +90,25 @@ class RewardFunction(Section):
     """"gsm8k", "boxed" or "module:function" with the signature (prompt, completion, answer) -> float."""
     weight: float = 1.0
     """Factor of this reward in the sum."""
+
+
+class RewardCode(Section):
+    """How the user's own reward functions ("module:function") are run: in processes of their own, with limits."""
+
+    workers: Positive = 2
+    """Worker processes that score side by side."""
+    seconds: Seconds = 10
+    """Longest time of one call; then the worker is killed, replaced, and the call counts as failed."""
+    memory_gib: float = Field(2.0, gt=0)
+    """Memory of a worker, in GiB; above it an allocation fails inside the worker."""
+    on_failure: Literal["drop_sample", "drop_group", "abort"] = "drop_sample"
+    """What a failed call (never a reward of 0) does: leave out the sample, its whole group, or end the run."""
+    max_failures: float = Field(0.1, ge=0, le=1)
+    """Share of a step's calls that may fail; above it the run ends whatever on_failure says."""
+    environment: tuple[str, ...] = ()
+    """Names of environment variables that reward code may see; all others, with their secrets, are withheld."""
+    network: bool = False
+    """Whether reward code may open network connections."""
 
 
 class Rollout(Section):
@@ -143,6 +174,8 @@ class Train(Section):
     """Shuffled minibatches of a pass; each is one optimizer update."""
     tokens_per_micro_batch: int = Field(8192, ge=8)
     """Token budget of one packed forward pass."""
+    max_skipped_updates: int = Field(3, ge=0)
+    """Updates in a row with a loss or gradient that is not finite that are skipped; one more ends the run."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more compute."""
 
@@ -154,6 +187,8 @@ class Sync(Section):
     """auto: nccl between GPUs; gloo on CPU and where roles share a GPU (gpus_per_* below 1), which NCCL refuses."""
     tolerance: float = Field(0.2, gt=0)
     """Largest mean difference, in nats, between trainer and engine logprobs of the self-test's prompt."""
+    max_mismatch: float = Field(0.05, gt=0)
+    """Largest KL(sampler || trainer) per token, in nats, of a step's samples of the newest weights; checked first."""
 
 
 class Eval(Section):
@@ -174,8 +209,14 @@ class Eval(Section):
 
 
 class Checkpoint(Section):
-    every: int = Field(0, ge=0)
-    """Steps between two saves of the policy's weights; 0: at the end only."""
+    every: int = Field(10, ge=0)
+    """Steps between two checkpoints; 0: at the end only. A multiple of sync.every, so that a resumed run is the same."""
+    dir: str | None = None
+    """Where checkpoints go: a folder that all nodes share, or s3://bucket/prefix; null: run.dir/checkpoints."""
+    keep: Positive = 2
+    """Newest checkpoints that are kept; older ones go once a newer one is verified."""
+    keep_best: bool = True
+    """Also keep the checkpoint with the best score: accuracy of the last evaluation, without one the mean reward."""
 
 
 class Metrics(Section):
@@ -207,6 +248,8 @@ class Deadlines(Section):
     train: Seconds = 1800
     sync: Seconds = 300
     save: Seconds = 600
+    health: Seconds = 60
+    """An actor that answers nothing for this long is frozen: its stacks are logged, it is killed and replaced."""
 
 
 class Config(Section):
@@ -214,6 +257,7 @@ class Config(Section):
     model: Model
     data: Data = Data()
     rewards: tuple[RewardFunction, ...] = Field((RewardFunction(),), min_length=1)
+    reward_code: RewardCode = RewardCode()
     rollout: Rollout = Rollout()
     algorithm: Algorithm = Algorithm()
     train: Train = Train()
@@ -242,5 +286,10 @@ class Config(Section):
             raise ValueError(
                 f"the longest row must fit a micro-batch: train.tokens_per_micro_batch = "
                 f"{self.train.tokens_per_micro_batch} is below model.max_length = {self.model.max_length}; raise it"
+            )
+        if self.checkpoint.every % self.sync.every:
+            raise ValueError(
+                f"a checkpoint belongs to weights that the engines hold: checkpoint.every = {self.checkpoint.every} "
+                f"must be a multiple of sync.every = {self.sync.every}"
             )
         return self

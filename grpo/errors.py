@@ -5,12 +5,18 @@ GrpoError
 ├── DataError             3   a data set or one of its rows
 ├── NoLearningSignal      4   every group of the run has the same reward throughout
 ├── NonFiniteError        5   loss, gradient or logprobs that are not finite
-├── RewardError           6   a reward function that raised or returned something else than a finite number
+├── RewardError           6   reward code that fails too often
 ├── ClusterError         10   an actor or the Ray cluster died; a retry may help
-│   └── DeadlineExceeded 10   a wait that took longer than `deadlines.*` allows
-├── Interrupted          11   SIGTERM or Ctrl-C; what was committed is whole
+│   ├── DeadlineExceeded 10   a wait that took longer than `deadlines.*` allows
+│   ├── EngineLost       10   a rollout engine died or froze
+│   └── TrainerLost      10   a trainer rank died or froze
+├── Interrupted          11   SIGTERM or Ctrl-C; every finished step is in a checkpoint
+│   └── InterruptedEarly 16   the same, but steps after the last checkpoint are lost; that checkpoint is whole
+├── Fenced               13   another start holds the run's folder
 ├── CheckpointError      14   a run folder or checkpoint that cannot be read or written
 └── WeightSyncError      15   an engine does not hold the trainer's weights
+
+`fatal` classes end alike when the same run is tried again, so they leave FATAL.json; the others are worth a retry.
 """
 
 
@@ -18,26 +24,32 @@ class GrpoError(Exception):
     """Base of all errors that are shown to a user as one line, without a traceback."""
 
     exit_code = 1
+    fatal = False
 
 
 class ConfigError(GrpoError):
     exit_code = 2
+    fatal = True
 
 
 class DataError(GrpoError):
     exit_code = 3
+    fatal = True
 
 
 class NoLearningSignal(GrpoError):
     exit_code = 4
+    fatal = True
 
 
 class NonFiniteError(GrpoError):
     exit_code = 5
+    fatal = True
 
 
 class RewardError(GrpoError):
     exit_code = 6
+    fatal = True
 
 
 class ClusterError(GrpoError):
@@ -48,13 +60,31 @@ class DeadlineExceeded(ClusterError):
     exit_code = 10
 
 
+class EngineLost(ClusterError):
+    pass
+
+
+class TrainerLost(ClusterError):
+    pass
+
+
 class Interrupted(GrpoError):
     exit_code = 11
 
 
+class InterruptedEarly(Interrupted):
+    exit_code = 16
+
+
+class Fenced(GrpoError):
+    exit_code = 13
+
+
 class CheckpointError(GrpoError):
     exit_code = 14
+    fatal = True
 
 
 class WeightSyncError(GrpoError):
     exit_code = 15
+    fatal = True

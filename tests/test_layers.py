@@ -13,6 +13,7 @@ FLOORS = {
     "config": 0,
     "configfile": 0,
     "errors": 0,
+    "faults": 0,
     "types": 0,
     "advantages": 1,
     "arithmetic": 1,
