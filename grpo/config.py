@@ -210,7 +210,7 @@ class Eval(Section):
 
 class Checkpoint(Section):
     every: int = Field(10, ge=0)
-    """Steps between two checkpoints; 0: at the end only. A multiple of sync.every, so that a resumed run is the same."""
+    """Steps between two checkpoints, a multiple of sync.every (a resumed run is then the same); 0: at the end only."""
     dir: str | None = None
     """Where checkpoints go: a folder that all nodes share, or s3://bucket/prefix; null: run.dir/checkpoints."""
     keep: Positive = 2
