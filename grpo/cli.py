@@ -10,11 +10,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 import grpo
 from grpo import configfile
 from grpo.errors import ConfigError, GrpoError, Interrupted
+from grpo.progress import clean
 
 
 class _Edge(TyperGroup):
@@ -30,7 +32,7 @@ class _Edge(TyperGroup):
 
 
 def _failed(error: GrpoError) -> typer.Exit:
-    lines = str(error).splitlines() or [type(error).__name__]
+    lines = [clean(line) for line in str(error).splitlines()] or [type(error).__name__]
     print(
         "\n".join(f"error: {lines[0]}" if n == 0 else f"       {line}" for n, line in enumerate(lines)), file=sys.stderr
     )
@@ -105,7 +107,8 @@ def evaluate(run_file: RunFile, overrides: Overrides = None) -> None:
     from grpo import cluster
 
     scores = cluster.evaluate(config)
-    table = Table("score", "value", title=f"{config.model.path} on {config.eval.prompts} held-out prompts")
+    title = Text(f"{config.model.path} on {config.eval.prompts} held-out prompts")  # Text: no markup is read
+    table = Table("score", "value", title=title)
     for name, value in scores.items():
         table.add_row(name, f"{value:.4g}")
     Console().print(table)

@@ -15,14 +15,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from grpo import places
 from grpo.config import Config
 from grpo.errors import ConfigError
+from grpo.yamlfile import LEAKS, Loader, read
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
 
-# PyYAML's constructors let these escape on values such as `!!int ""`; RecursionError comes from deep nesting.
-_YAML_LEAKS = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
+MOST_PROBLEMS = 20
 
 _MESSAGES = {
     "model_type": "must be a section of keys",
@@ -34,34 +35,13 @@ _MESSAGES = {
 Path_ = tuple[str | int, ...]
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without its dates, and without its habit of keeping the last of two equal keys."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[tuple[str, str], int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if (key.tag, key.value) in lines:
-                first = lines[key.tag, key.value]
-                problem = f"the key {key.value!r} is there twice, first in line {first}; keep one of them"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            lines[key.tag, key.value] = key.start_mark.line + 1
-        return super().construct_mapping(node, deep)
-
-
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file, changed by `overrides` such as "train.learning_rate=2e-6".
 
     An override's value is read as YAML ("null", "[0.9, 0.95]"); for a key that takes text it is the text itself. List
     items are numbered from 0: "rewards.0.weight=0.5". Raises ConfigError with one line for each problem.
     """
-    tree = _read(path)
+    tree = read(path)
     problems = [problem for override in overrides if (problem := _override(tree, override))]
     # `train:` with nothing below it (all its keys commented out) means the defaults.
     tree = {key: value for key, value in tree.items() if value is not None or key not in Config.model_fields}
@@ -69,10 +49,25 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         problems += [line for details in error.errors(include_url=False) if (line := _problem(details))]
-        raise ConfigError("\n".join(problems)) from None
+        raise _all_of(problems) from None
+    problems += [*_unknown_drift(config), *places.problems(config)]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise _all_of(problems)
     return config
+
+
+def _all_of(problems: list[str]) -> ConfigError:
+    """One error of all problems, or of the first MOST_PROBLEMS and the number of the rest."""
+    rest = len(problems) - MOST_PROBLEMS
+    return ConfigError("\n".join(problems[:MOST_PROBLEMS] + [f"and {rest} more problems"] * (rest > 0)))
+
+
+def _unknown_drift(config: Config) -> Iterator[str]:
+    """A key that does not exist would allow nothing."""
+    for place, key in enumerate(config.run.allow_drift):
+        path = tuple(key.split("."))
+        if _field(path) is None:
+            yield f"run.allow_drift.{place} = {_show(key)}: unknown key; {_suggest(path)}"
 
 
 def schema() -> dict[str, Any]:
@@ -85,46 +80,24 @@ def dump(config: Config) -> str:
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
-def _read(path: str | Path) -> dict[Any, Any]:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{path}: cannot be read ({reason}); check the path") from None
-    try:
-        tree = yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not usable as YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, *_YAML_LEAKS) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{path}: not usable as YAML: {reason}") from None
-    if tree is None:
-        raise ConfigError(f"{path}: empty; the least it needs is `model: {{path: FOLDER}}`")
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must be a mapping of sections (`model:` and so on), but it is {_show(tree)}")
-    return tree
-
-
 def _override(tree: dict[Any, Any], override: str) -> str | None:
     """Writes one override into the tree; returns what is wrong with it, if anything."""
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys):
-        return f"{override}: an override must read key=value, for example train.learning_rate=2e-6"
+        return f"{_show(override)}: an override must read key=value, for example train.learning_rate=2e-6"
     here: Any = tree
     for depth, key in enumerate(keys):
         if isinstance(here, list):
             if not (key.isdecimal() and int(key) <= len(here)):
-                return f"{override}: {_dotted(keys[:depth])} has {len(here)} items, numbered from 0; {key} is not one"
+                name = _dotted(keys[:depth])
+                return f"{_show(override)}: {name} has {len(here)} items, numbered from 0; {_show(key)} is not one"
             here.extend([None] * (int(key) == len(here)))
             slot: Any = int(key)
         elif isinstance(here, dict):
             slot = key
         else:
-            return f"{override}: {_dotted(keys[:depth])} is {_show(here)} in the file and has no keys"
+            return f"{_show(override)}: {_dotted(keys[:depth])} is {_show(here)} in the file and has no keys"
         if depth == len(keys) - 1:
             here[slot] = _value(keys, text)
         elif (here[slot] if isinstance(here, list) else here.get(slot)) is None:
@@ -139,8 +112,8 @@ def _value(keys: list[str], text: str) -> Any:
         optional = type(None) in get_args(field.annotation)
         return None if optional and text in ("null", "~", "") else text
     try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, *_YAML_LEAKS):
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, *LEAKS):
         return text  # the check against Config says what it should have been
 
 
@@ -187,7 +160,7 @@ def _suggest(path: Path_) -> str:
 
 
 def _dotted(path: Sequence[Any]) -> str:
-    return ".".join(map(str, path))
+    return ".".join(_show(key) if isinstance(key, str) else str(key) for key in path)
 
 
 def _keys(section: Path_) -> str:

@@ -57,7 +57,7 @@ def eval_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Loaded
     train = _train_source(config)
     source = replace(train, section="eval", split=held_out.split, size=min(held_out.prompts, MAX_ROWS))
     if held_out.source is not None:
-        source = replace(source, name=held_out.source, subset=held_out.subset)
+        source = replace(source, name=held_out.source, subset=held_out.subset, revision=held_out.revision)
     elif place(source) == place(train):
         raise ConfigError(
             f"eval.source: held-out prompts must not be those of the training, but both are {place(train)}; set "
@@ -72,7 +72,8 @@ def eval_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Loaded
 
 def _train_source(config: Config) -> Source:
     data = config.data
-    return Source("data", data.source, data.subset, data.split, data.size, (data.question_column, data.answer_column))
+    columns = (data.question_column, data.answer_column)
+    return Source("data", data.source, data.subset, data.revision, data.split, data.size, columns)
 
 
 def load_prompts(source: Source, config: Config, tokenizer: "PreTrainedTokenizerBase") -> Loaded:

@@ -15,6 +15,8 @@ from rich.table import Table
 
 from grpo.config import Config
 from grpo.errors import ConfigError
+from grpo.places import is_hub_model, unpinned
+from grpo.sources import first_line
 
 GIB = 2**30
 FP32 = 4
@@ -173,12 +175,14 @@ def _read_model_config(config: Config) -> dict[str, Any]:
     file = Path(path) / "config.json"
     try:
         if not Path(path).is_dir():
+            if revision is None and is_hub_model(path):
+                raise ConfigError(unpinned("model.path", path))
             from huggingface_hub import hf_hub_download
 
             file = Path(hf_hub_download(path, "config.json", revision=revision))
         raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, RecursionError) as error:
+        reason = first_line(error)
         raise ConfigError(
             f"{path}: config.json cannot be read ({reason}); set model.path to a folder or a hub id"
         ) from None

@@ -54,7 +54,7 @@ class Policy(nn.Module):
 
 def load_policy(path: str, revision: str | None, dtype: torch.dtype, temperature: float, checkpointing: bool) -> Policy:
     """Loads a Hugging Face folder or hub model. Raises ConfigError for models whose logits the head cannot make."""
-    causal_lm = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=dtype)
+    causal_lm = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=dtype, trust_remote_code=False)
     return make_policy(causal_lm, temperature, checkpointing)
 
 

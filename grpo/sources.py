@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from grpo import arithmetic
 from grpo.errors import ConfigError, DataError
+from grpo.places import ARITHMETIC, is_data_file, is_local, unpinned
 
 if TYPE_CHECKING:
     import pyarrow
 
-ARITHMETIC = "arithmetic"
 BOM = b"\xef\xbb\xbf"
 
 
@@ -28,6 +28,7 @@ class Source:
     section: str
     name: str
     subset: str | None
+    revision: str | None
     split: str
     size: int
     columns: tuple[str, str]
@@ -40,7 +41,7 @@ class Source:
     @property
     def is_file(self) -> bool:
         """Whether it is, or by its suffix must be, a file on this machine."""
-        return Path(self.path).suffix.lower() in READERS or os.path.isfile(self.path)
+        return is_data_file(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +184,14 @@ def _hub(source: Source) -> Rows:
     """A data set on the hub, or a folder of data files on this machine, both through the `datasets` library."""
     if is_local(source.path) and not os.path.isdir(source.path):
         raise DataError(f"{source.path}: there is no such folder in {Path.cwd()}; correct {source.section}.source")
+    here = os.path.isdir(source.path)
+    if source.revision is None and not here:
+        raise ConfigError(unpinned(f"{source.section}.source", source.path))
     import datasets
 
     try:
-        dataset: Any = datasets.load_dataset(source.path, source.subset, split=source.split)
+        revision = None if here else source.revision
+        dataset: Any = datasets.load_dataset(source.path, source.subset, split=source.split, revision=revision)
     except Exception as error:  # its HTTP client, file systems and parsers raise whatever they like
         failed = isinstance(error, datasets.exceptions.DatasetGenerationError)
         cause = first_line(error.__cause__ if failed and error.__cause__ else error)
@@ -196,11 +201,6 @@ def _hub(source: Source) -> Rows:
         ) from error
     _check_columns(source, dataset.column_names)
     yield from _table_rows(dataset.select_columns(_distinct(source.columns)).with_format("arrow")[:])
-
-
-def is_local(path: str) -> bool:
-    """Whether only a folder on this machine can be meant; the hub's ids are "name" or "owner/name"."""
-    return path.startswith(("/", ".")) or path.count("/") > 1
 
 
 def first_line(error: BaseException) -> str:

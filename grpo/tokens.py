@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from grpo.config import Config
 from grpo.errors import ConfigError
-from grpo.sources import first_line, is_local
+from grpo.places import is_hub_model, is_local, unpinned
+from grpo.sources import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +28,8 @@ def load_tokenizer(config: Config) -> "PreTrainedTokenizerBase":
     path = config.model.path
     if is_local(path) and not Path(path).is_dir():
         raise ConfigError(f"model.path: there is no folder {path} in {Path.cwd()}; correct it")
+    if config.model.revision is None and is_hub_model(path):
+        raise ConfigError(unpinned("model.path", path))
     try:
         loader = _tokenizer_class(Path(path))
         tokenizer = loader.from_pretrained(path, revision=config.model.revision, trust_remote_code=False)

@@ -24,7 +24,7 @@ HEAVY = {"torch", "ray", "vllm", "deepspeed", "transformers", "datasets", "plotl
 @pytest.fixture
 def run_file(tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
-    path.write_text("model: {path: x}\n")
+    path.write_text("model: {path: ./x}\ndata: {source: arithmetic}\n")
     return path
 
 

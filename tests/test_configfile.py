@@ -16,7 +16,7 @@ from grpo.config import Config
 from grpo.configfile import dump, load, schema
 from grpo.errors import ConfigError
 
-MINIMAL = "model: {path: x}\n"
+MINIMAL = "model: {path: ./x}\ndata: {source: arithmetic}\n"
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -62,7 +62,7 @@ def test_the_value_of_a_text_key_is_the_text_itself(tmp_path: Path, text: str) -
 
 
 def test_a_date_is_text(tmp_path: Path) -> None:
-    assert load(write(tmp_path, "model: {path: x, revision: 2024-01-01}")).model.revision == "2024-01-01"
+    assert load(write(tmp_path, MINIMAL + "eval: {split: 2024-01-01}")).eval.split == "2024-01-01"
 
 
 def test_a_section_without_keys_means_the_defaults(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def paths(tree: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [prefix] + [path for key, value in items for path in paths(value, (*prefix, key))]
 
 
-WHOLE = Config.model_validate({"model": {"path": "x"}}).model_dump(mode="json")
+WHOLE = Config.model_validate({"model": {"path": "./x"}, "data": {"source": "arithmetic"}}).model_dump(mode="json")
 
 
 @settings(max_examples=300)

@@ -141,15 +141,17 @@ def test_eval_reads_its_own_split_source_and_subset(in_tmp, tokenizer, monkeypat
 
     asked = []
 
-    def load_dataset(name, subset, split):
-        asked.append((name, subset, split))
+    def load_dataset(name, subset, split, revision):
+        asked.append((name, subset, split, revision[:1]))
         return datasets.Dataset.from_list([GOOD])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    eval_prompts(configure({"source": "a/b", "subset": "main"}), tokenizer)
-    eval_prompts(configure({"source": "a/b", "subset": "main"}, {"source": "c/d"}), tokenizer)
-    eval_prompts(configure({"source": "a/b"}, {"source": "c/d", "subset": "x", "split": "dev"}), tokenizer)
-    assert asked == [("a/b", "main", "test"), ("c/d", None, "test"), ("c/d", "x", "dev")]
+    data = {"source": "a/b", "subset": "main", "revision": "a" * 40}
+    eval_prompts(configure(data), tokenizer)
+    eval_prompts(configure(data, {"source": "c/d", "revision": "c" * 40}), tokenizer)
+    held_out = {"source": "c/d", "subset": "x", "split": "dev", "revision": "d" * 40}
+    eval_prompts(configure({"source": "a/b"}, held_out), tokenizer)
+    assert asked == [("a/b", "main", "test", "a"), ("c/d", None, "test", "c"), ("c/d", "x", "dev", "d")]
 
 
 def test_an_error_of_eval_names_the_eval_key(in_tmp, tokenizer):

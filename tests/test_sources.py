@@ -168,8 +168,8 @@ def test_a_hub_that_cannot_be_reached_says_how_to_go_on(tokenizer, monkeypatch):
         raise ConnectionError("Couldn't reach the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    message = failure(configure({"source": "openai/gsm8k", "subset": "main"}), tokenizer)
-    assert asked == [(("openai/gsm8k", "main"), {"split": "train"})]
+    message = failure(configure({"source": "openai/gsm8k", "subset": "main", "revision": "a" * 40}), tokenizer)
+    assert asked == [(("openai/gsm8k", "main"), {"split": "train", "revision": "a" * 40})]
     assert "openai/gsm8k/main/train" in message and "Couldn't reach" in message and "local file (.jsonl" in message
 
 

@@ -30,6 +30,7 @@ def engine_args(config: Config, device: str) -> AsyncEngineArgs:
         model=model.path,
         revision=model.revision,
         tokenizer_revision=model.revision,
+        trust_remote_code=False,
         dtype=model.dtype,
         max_model_len=model.max_length,
         max_num_seqs=min(max(rows, FEWEST_SEQUENCES), MOST_SEQUENCES),

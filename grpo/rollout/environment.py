@@ -10,6 +10,10 @@ from grpo.config import Config
 PARENT = "GRPO_ENGINE_PARENT"
 """Pid of the process whose death ends the engine core."""
 
+FORBIDDEN = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE")
+"""Of vLLM's variables those that let others run code in an engine, by pickle or by routes for developers. Whatever the
+user's environment says, an engine here starts without them."""
+
 SPIN_COUNT = "10000"
 """Turns that an OpenMP thread waits awake. Engines and trainer take turns on the same cores, so one that spins for long
 takes them from the other; one that sleeps at once is woken late for the next of many small operations."""
@@ -18,6 +22,8 @@ takes them from the other; one that sleeps at once is woken late for the next of
 def prepare_environment(config: Config, device: str) -> None:
     """Makes vLLM quiet; on the CPU also takes one process less, no compiler, and threads that soon sleep when idle."""
     os.environ[PARENT] = str(os.getpid())
+    for opens_a_door in FORBIDDEN:
+        os.environ.pop(opens_a_door, None)
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["VLLM_PLUGINS"] = ""  # nothing that happens to be installed may change the engine
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -11,6 +11,7 @@ from torch import distributed
 from transformers import AutoTokenizer
 
 from grpo.errors import CheckpointError
+from grpo.trainer.agree import agree
 from grpo.trainer.engine import gathered
 from grpo.types import TensorRecord
 
@@ -64,15 +65,13 @@ class LiveWeights:
         for name, tensor in self.iterate():
             if distributed.get_rank() == 0:
                 tensors[name] = tensor.to("cpu", copy=True)
-        failure: list[str | None] = [None]
+        failure: CheckpointError | None = None
         if distributed.get_rank() == 0:
             try:
                 self._write(path, tensors, tokenizer_path, revision)
             except CheckpointError as error:
-                failure = [str(error)]
-        distributed.broadcast_object_list(failure)  # so that all ranks fail or none waits
-        if failure[0] is not None:
-            raise CheckpointError(failure[0])
+                failure = error
+        agree(failure)
 
     def _write(self, path: Path, tensors: dict[str, torch.Tensor], tokenizer_path: str, revision: str | None) -> None:
         if path.exists():
@@ -84,7 +83,8 @@ class LiveWeights:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             self.causal_lm.save_pretrained(partial, state_dict=tensors)
-            AutoTokenizer.from_pretrained(tokenizer_path, revision=revision).save_pretrained(partial)
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, revision=revision, trust_remote_code=False)
+            tokenizer.save_pretrained(partial)
             for file in (*partial.iterdir(), partial):
                 flush(file)
             partial.rename(path)
