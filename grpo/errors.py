@@ -9,7 +9,8 @@ GrpoError
 ├── ClusterError         10   an actor or the Ray cluster died; a retry may help
 │   ├── DeadlineExceeded 10   a wait that took longer than `deadlines.*` allows
 │   ├── EngineLost       10   a rollout engine died or froze
-│   └── TrainerLost      10   a trainer rank died or froze
+│   ├── TrainerLost      10   a trainer rank died or froze
+│   └── StoreLost        10   a bucket does not answer
 ├── Interrupted          11   SIGTERM or Ctrl-C; every finished step is in a checkpoint
 │   └── InterruptedEarly 16   the same, but steps after the last checkpoint are lost; that checkpoint is whole
 ├── Fenced               13   another start holds the run's folder
@@ -65,6 +66,10 @@ class EngineLost(ClusterError):
 
 
 class TrainerLost(ClusterError):
+    pass
+
+
+class StoreLost(ClusterError):
     pass
 
 

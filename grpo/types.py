@@ -103,6 +103,15 @@ class Manifest:
     records: tuple[TensorRecord, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One file of a checkpoint: its name below the checkpoint's folder ("policy/config.json"), bytes, and digest."""
+
+    name: str
+    size: int
+    sha256: str
+
+
 Stats = dict[str, float]
 """Named numbers of one step; the names are keys of the catalogue in `metrics.py`."""
 

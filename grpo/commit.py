@@ -1,0 +1,149 @@
+"""The layout of checkpoints, and how one is read: only if every byte is as its manifest says.
+
+    step_000040/
+        manifest.json   written last: size and sha256 of every other file, step, attempt, configuration, versions
+        state.json      counters, data order, metrics offset: whatever the controller needs to go on
+        policy/         Hugging Face folder
+        …               what the trainer ranks and the controller put beside it
+    latest              name of the newest folder, for people and scripts; it is never trusted
+
+On a volume a checkpoint is built as `step_000040.tmp-<attempt>` and renamed. If that name is taken (by one that is
+damaged, or by a start that was overtaken in that very moment) the folder there is moved aside to
+`step_000040.attempt-<n>`, where it still counts, until the new one verifies: the newest attempt's word holds.
+A bucket has no rename: files go to `step_000040.attempt-<attempt>`, which no other attempt writes to, and count from
+the moment its manifest.json is there. Order is by step, then attempt; times of files mean nothing.
+"""
+
+import hashlib
+import json
+import math
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo.errors import CheckpointError
+from grpo.store import Store, clean_name
+from grpo.types import FileRecord
+
+MANIFEST, STATE, POINTER, POLICY = "manifest.json", "state.json", "latest", "policy"
+FOLDER = re.compile(r"step_([0-9]{6,})(?:\.attempt-([0-9]+))?")
+LEFTOVER = re.compile(r"step_[0-9]{6,}(?:\.attempt-[0-9]+)?\.tmp-([0-9]+)")
+READERS = 4
+"""Files that are read side by side when a checkpoint is verified."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A checkpoint whose every byte was compared with its manifest. `folder` is a path or an s3:// URL."""
+
+    step: int
+    attempt: int
+    folder: str
+    state: dict[str, Any]
+    config: dict[str, Any]
+    files: tuple[FileRecord, ...]
+    score: float | None = None
+
+    def read(self, name: str) -> bytes:
+        """A file that the manifest lists. Raises CheckpointError for another name or if its bytes have changed."""
+        data = Store(self.folder).read(name)
+        if FileRecord(name, len(data), hashlib.sha256(data).hexdigest()) not in self.files:
+            raise CheckpointError(f"{self.folder}/{name}: must be as its manifest says, but is not; start again")
+        return data
+
+
+def checkpoints_url(directory: str | None, run_dir: Path) -> str:
+    """Where a run's checkpoints are; `directory` is its checkpoint.dir."""
+    return directory or str(run_dir / "checkpoints")
+
+
+def order(name: str) -> tuple[int, float]:
+    """(step, attempt) of a folder; the plain name is that of the last attempt."""
+    found = FOLDER.fullmatch(name)
+    assert found, f"{name} is no checkpoint's name"
+    return int(found[1]), int(found[2]) if found[2] else math.inf
+
+
+def committed(store: Store) -> list[str]:
+    """Folders of commits, whole or damaged, the oldest first.
+
+    A bucket's folder without a manifest is an upload that never ended, unless the pointer knows better.
+    """
+    names = sorted(filter(FOLDER.fullmatch, store.folders()), key=order)
+    if store.renames:
+        return names
+    pointed = store.read(POINTER).decode(errors="replace") if store.exists(POINTER) else ""
+    return [name for name in names if name == pointed or store.exists(f"{name}/{MANIFEST}")]
+
+
+def unfinished(store: Store, attempt: int) -> list[str]:
+    """What killed writers of this attempt and of those before it left; a newer attempt's is never touched."""
+    folders = store.folders()
+    left = [name for name in folders if (found := LEFTOVER.fullmatch(name)) and int(found[1]) <= attempt]
+    if not store.renames:
+        commits = committed(store)
+        left += [
+            name for name in folders if FOLDER.fullmatch(name) and name not in commits and order(name)[1] <= attempt
+        ]
+    return left
+
+
+def load(store: Store, name: str) -> Commit:
+    """Reads every file of a commit. Raises CheckpointError, with the first file that is wrong, if it is damaged."""
+    body = read_manifest(store, name)
+    files = tuple(FileRecord(**entry) for entry in body["files"])
+    with ThreadPoolExecutor(READERS) as pool:
+        for wanted, found in zip(files, pool.map(lambda file: store.record(f"{name}/{file.name}"), files), strict=True):
+            if found is None:
+                raise CheckpointError(f"{name}/{wanted.name} is missing")
+            if found.size != wanted.size:
+                raise CheckpointError(f"{name}/{wanted.name} has {found.size} bytes instead of {wanted.size}")
+            if found.sha256 != wanted.sha256:
+                raise CheckpointError(f"{name}/{wanted.name} has other bytes than were written (sha256)")
+    state = json.loads(store.read(f"{name}/{STATE}"))
+    return Commit(body["step"], body["attempt"], store.path(name), state, body["config"], files, body["score"])
+
+
+def seal(body: dict[str, Any]) -> bytes:
+    """Text of a manifest, with a digest of itself. Raises ValueError for what is not JSON."""
+    return json.dumps({"digest": _digest(body), **body}, indent=1, allow_nan=False).encode()
+
+
+def read_manifest(store: Store, name: str) -> dict[str, Any]:
+    """The manifest of a folder. Raises CheckpointError if it is not exactly as it was written."""
+    if not store.exists(f"{name}/{MANIFEST}"):
+        raise CheckpointError(f"{name}/{MANIFEST} is missing")
+    data = store.read(f"{name}/{MANIFEST}")
+    try:
+        body = json.loads(data)
+        whole = isinstance(body, dict) and body.pop("digest", None) == _digest(body) and seal(body) == data
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name}/{MANIFEST} is not JSON: {error}") from error
+    if not whole:
+        raise CheckpointError(f"{name}/{MANIFEST} is not as it was written (digest)")
+    if body["step"] != order(name)[0]:
+        raise CheckpointError(f"{name}/{MANIFEST} is that of step {body['step']}")
+    names = {clean_name(entry["name"]) for entry in body["files"]}
+    if STATE not in names:
+        raise CheckpointError(f"{name}/{MANIFEST} does not list {STATE}")
+    return dict(body)
+
+
+def readable(store: Store, name: str) -> dict[str, Any] | None:
+    """The manifest, or None if it is damaged."""
+    try:
+        return read_manifest(store, name)
+    except CheckpointError:
+        return None
+
+
+def attempt_of(store: Store, name: str) -> int:
+    """Attempt that wrote a folder; 0 if its manifest is damaged."""
+    body = readable(store, name)
+    return body["attempt"] if body else 0
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

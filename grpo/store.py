@@ -1,0 +1,187 @@
+"""Files on a local or network volume, or in a bucket: the few verbs that checkpoints need. `Store(url)` picks the kind.
+
+A volume (a path): what is written is flushed to disk, files and folders, and appears by rename. A bucket
+(s3://bucket/prefix): an object appears whole or not at all; there is no rename. Credentials, region and endpoint come
+from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, a role of the pod …), never from the configuration.
+Listings are never cached. Requests that fail with 5xx or break off are sent again by botocore (see bucket.py).
+
+Names are relative, with slashes, without ".."; "" is the store's own folder. Every failure is a CheckpointError.
+"""
+
+import errno
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import IO, ClassVar
+
+from safetensors import SafetensorError
+
+from grpo.errors import CheckpointError, ConfigError, GrpoError
+from grpo.types import FileRecord
+
+BLOCK = 4 << 20
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def clean_name(name: str) -> str:
+    """The name itself, or "" for the store's folder. Raises CheckpointError for one that could lead out of it."""
+    parts = name.split("/")
+    if name and (any(part in ("", ".", "..") for part in parts) or not name.isprintable() or "\\" in name):
+        raise CheckpointError(
+            f"a name in a store must be relative and have no empty, '.' or '..' part, but is {name!r}; "
+            "the manifest that says so was not written by this program"
+        )
+    return name
+
+
+class Store:
+    """A folder, or a prefix of a bucket. `url` is absolute, so that it means the same on every node."""
+
+    url: str
+    renames: ClassVar[bool]
+    """Whether folders can be renamed."""
+    errors: ClassVar[tuple[type[Exception], ...]] = (OSError, SafetensorError)
+
+    def __new__(cls, url: str) -> "Store":
+        if cls is not Store:
+            return super().__new__(cls)
+        scheme, separator, _ = url.partition("://")
+        if separator and scheme != "s3":
+            raise ConfigError(
+                f"checkpoint.dir: must be a folder or s3://bucket/prefix, but begins with {scheme}://; "
+                "give a folder that all nodes share, or an S3-compatible bucket"
+            )
+        if separator:
+            from grpo.bucket import Bucket
+
+            return super().__new__(Bucket)
+        from grpo.volume import Volume
+
+        return super().__new__(Volume)
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        return Store, (self.url,)  # a connection does not travel to another process
+
+    def path(self, name: str) -> str:
+        """Absolute path or URL of a name."""
+        return f"{self.url}/{clean_name(name)}" if name else self.url
+
+    @contextmanager
+    def typed(self, what: str, needed: int = 0) -> Iterator[None]:
+        """Turns what disks and buckets raise into a GrpoError, with free and needed bytes if there is no room."""
+        try:
+            yield
+        except self.errors as error:
+            raise self.failure(what, error, needed) from error
+
+    @contextmanager
+    def filling(self, work: Path, folder: str) -> Iterator[None]:
+        """Around the caller's writing into a workspace: what was written so far is the least that is needed."""
+        try:
+            yield
+        except self.errors as error:
+            written = sum(path.stat().st_size for path in files_below(work))
+            raise self.failure(f"write the files of {folder or 'a checkpoint'}", error, written) from error
+
+    def failure(self, what: str, error: Exception, needed: int) -> GrpoError:
+        way_out = "check that it exists and may be written, or choose another checkpoint.dir"
+        if no_space(error):
+            free = shutil.disk_usage(tempfile.gettempdir() if "://" in self.url else self.url).free
+            way_out = (
+                f"{free} bytes are free, at least {needed} are needed; free space or choose another checkpoint.dir"
+            )
+        return CheckpointError(f"checkpoint.dir: must {what} in {self.url}, but: {error}; {way_out}")
+
+    def read(self, name: str) -> bytes:
+        raise NotImplementedError
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces the file; a reader sees the old or the new content, never a part."""
+        raise NotImplementedError
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Creates the file. False, and nothing is changed, if it exists."""
+        raise NotImplementedError
+
+    def exists(self, name: str) -> bool:
+        raise NotImplementedError
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of all files below the folder `prefix`, sorted."""
+        raise NotImplementedError
+
+    def folders(self) -> list[str]:
+        """Names of the folders right below the store, sorted."""
+        raise NotImplementedError
+
+    def rename(self, old: str, new: str) -> None:
+        """Moves a folder to a free name, durably. Only where `renames`."""
+        raise NotImplementedError
+
+    def make_folder(self, name: str) -> None:
+        """Creates a folder if there is none."""
+        raise NotImplementedError
+
+    def delete(self, name: str) -> None:
+        """Removes a file, or a folder with all that is in it; nothing happens if there is neither."""
+        raise NotImplementedError
+
+    def workspace(self, folder: str) -> AbstractContextManager[Path]:
+        """A local folder, of this caller alone, for files that `publish` then moves to `folder`; gone at the end."""
+        raise NotImplementedError
+
+    def publish(self, local: Path, folder: str) -> tuple[FileRecord, ...]:
+        """Puts all files of a workspace below `folder`, durably; names are relative to `folder`, sorted."""
+        raise NotImplementedError
+
+    def fetch(self, folder: str, names: Iterable[str]) -> AbstractContextManager[Path]:
+        """A local folder that holds these files of `folder`: itself on a volume, else a download that goes at the end.
+
+        Read only: what is written to it may change the store.
+        """
+        raise NotImplementedError
+
+    def record(self, name: str) -> FileRecord | None:
+        """Reads the file for its size and sha256; None if there is no such file."""
+        raise NotImplementedError
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, without reading it; None if there is no such file."""
+        raise NotImplementedError
+
+
+def no_space(error: Exception) -> bool:
+    """Rust's safetensors says it in words."""
+    return getattr(error, "errno", None) in NO_SPACE or "No space left" in str(error)
+
+
+@contextmanager
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    work = Path(tempfile.mkdtemp(prefix=".work-", dir=parent))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def hash_file(file: IO[bytes], name: str) -> FileRecord:
+    """Reads to the end."""
+    digest, size = hashlib.sha256(), 0
+    while block := file.read(BLOCK):
+        digest.update(block)
+        size += len(block)
+    return FileRecord(name, size, digest.hexdigest())
+
+
+def record_of(path: Path, name: str) -> FileRecord:
+    with open(path, "rb") as file:
+        return hash_file(file, name)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files, sorted; hidden ones are unfinished writes and do not count."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
