@@ -39,7 +39,9 @@ class Section(BaseModel):
         """`steps: yes` for 1, and text that cannot be written to a file."""
         if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
             raise ValueError("must be whole Unicode text, found half a surrogate pair; remove it")
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        section = isinstance(kind, type) and issubclass(kind, BaseModel)
+        if isinstance(value, bool) and kind is not bool and not section:
             raise ValueError("must not be true or false; put it in quotes if it is text")
         return value
 
@@ -59,7 +61,7 @@ class Run(Section):
     """Seconds between SIGTERM and SIGKILL: what a stopped run may use to commit (terminationGracePeriodSeconds)."""
     max_recoveries: int = Field(3, ge=0, le=1000)
     """Times that lost engines or trainer ranks are replaced without a checkpoint in between before the run gives up."""
-    max_steps_without_signal: int = Field(50, ge=0)
+    max_steps_without_signal: int = Field(50, ge=0, le=1_000_000_000)
     """Steps in a row whose groups all have equal rewards, and so teach nothing, before the run gives up."""
     steps: Positive = 100
     """Number of GRPO steps."""

@@ -26,6 +26,7 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
 MOST_PROBLEMS = 20
 
 _MESSAGES = {
+    "int_parsing_size": "must be a whole number of at most 10 digits",
     "model_type": "must be a section of keys",
     "string_type": "must be text; put it in quotes",
     "tuple_type": "must be a list: [a, b], or lines that begin with a dash",
@@ -212,6 +213,7 @@ def _show(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     try:
-        return " ".join(_SHORT.repr(value).split())
+        text = " ".join(_SHORT.repr(value).split())
+        return text if len(text) <= 120 else f"{text[:120]}..."
     except ValueError:  # an integer of more digits than Python likes to print
         return f"a very large {type(value).__name__}"
