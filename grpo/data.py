@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from grpo.arithmetic import MAX_ROWS
 from grpo.config import Config
 from grpo.errors import ConfigError, DataError
+from grpo.rewards.gsm8k import reference_number
 from grpo.sources import Problem, Source, missing_column, place, read
 from grpo.tokens import load_tokenizer, tokenise
 from grpo.types import Prompt
@@ -112,13 +113,21 @@ def _check_row(number: int, row: object, config: Config) -> _Row | Problem:
     for key in ("question_column", "answer_column"):
         column: str = getattr(config.data, key)
         if column not in row:
-            return Problem(column, missing_column(key, list(row)))
+            return Problem(column, missing_column(key, column, list(row)))
         value = row[column]
         if not isinstance(value, str):
             return Problem(column, f"must be text, found {_kind(value)}; write it in quotes")
         if not value.strip():
             return Problem(column, "is empty; fill it in or remove the row")
+        if "\0" in value:
+            return Problem(column, "holds a null character, as damaged files do; write the row again")
         texts.append(value)
+    if any(":" not in reward.function for reward in config.rewards) and reference_number(texts[1]) is None:
+        return Problem(
+            config.data.answer_column,
+            f"holds no number, which the reward compares: {ascii(texts[1][-60:])}; correct the row or use a reward of "
+            "your own (module:function)",
+        )
     return _check_length(len(texts[0]) // CHARACTERS_PER_TOKEN, config, "over ") or _Row(number, *texts)
 
 

@@ -4,6 +4,7 @@ Nothing is judged here but the form: a row that cannot be read at all becomes a 
 `data.py` can fail on it or skip it like any other bad row.
 """
 
+import difflib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 BOM = b"\xef\xbb\xbf"
+SHOWN_COLUMNS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +80,15 @@ def _file(path: Path, source: Source) -> Rows:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: must be one of {', '.join(READERS)}; convert it and correct {source.section}.source")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: must be a file, not a folder or device; correct {source.section}.source")
     try:
         yield from reader(path, source)
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file in {Path.cwd()}; correct {source.section}.source") from error
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be read ({error.strerror or error}); check the file and its permissions"
+            f"{path}: cannot be read ({error.strerror or first_line(error)}); check the file and its permissions"
         ) from error
 
 
@@ -142,9 +146,9 @@ def _object(pairs: list[tuple[str, object]]) -> "dict[str, object] | Problem":
         if isinstance(value, Problem):
             return value
         if name in names:
-            return Problem(name, "is there twice in the same object; keep one")
+            return Problem(short(name), "is there twice in the same object; keep one")
         if isinstance(value, str) and (found := _not_unicode(value)):
-            return Problem(name, f"is not valid Unicode ({found}); write it again in UTF-8")
+            return Problem(short(name), f"is not valid Unicode ({found}); write it again in UTF-8")
         names.add(name)
     return dict(pairs)
 
@@ -177,7 +181,7 @@ def _parquet(path: Path, source: Source) -> Rows:
         table = pyarrow.parquet.read_table(path, columns=_distinct(source.columns), partitioning=None)
         yield from _table_rows(table)
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: is not a whole Parquet file ({error}); write it again") from error
+        raise DataError(f"{path}: is not a whole Parquet file ({first_line(error)}); write it again") from error
 
 
 def _hub(source: Source) -> Rows:
@@ -204,7 +208,13 @@ def _hub(source: Source) -> Rows:
 
 
 def first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """What it says, on one printable line."""
+    return short(next(iter(str(error).strip().splitlines()), type(error).__name__), most=300)
+
+
+def short(name: str, most: int = 80) -> str:
+    """A name from a file, which may hold anything, as it can stand in a message."""
+    return name if name.isprintable() and len(name) <= most else f"{ascii(name[:most])[1:-1]}..."
 
 
 def _distinct(columns: Sequence[str]) -> list[str]:
@@ -214,11 +224,14 @@ def _distinct(columns: Sequence[str]) -> list[str]:
 def _check_columns(source: Source, found: Sequence[str]) -> None:
     for key, column in zip(("question_column", "answer_column"), source.columns, strict=True):
         if column not in found:
-            raise DataError(f"{place(source)}: {column}: {missing_column(key, found)}")
+            raise DataError(f"{place(source)}: {column}: {missing_column(key, column, found)}")
 
 
-def missing_column(key: str, found: Sequence[str]) -> str:
-    return f"there is no such column among {', '.join(map(repr, found)) or 'none'}; correct it or set data.{key}"
+def missing_column(key: str, wanted: str, found: Sequence[str]) -> str:
+    """What to say of a column that `data.question_column` or `data.answer_column` names and a row lacks."""
+    near = "".join(f"; did you mean {name!r}" for name in difflib.get_close_matches(wanted, found, n=1))
+    shown = [repr(short(name)) for name in found[:SHOWN_COLUMNS]] + ["..."] * (len(found) > SHOWN_COLUMNS)
+    return f"there is no such column among {', '.join(shown) or 'none'}{near}; correct it or set data.{key}"
 
 
 def _table_rows(table: "pyarrow.Table") -> Rows:
