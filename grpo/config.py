@@ -132,6 +132,8 @@ class RewardCode(Section):
     """Share of a step's calls that may fail; above it the run ends whatever on_failure says."""
     environment: tuple[Variable, ...] = ()
     """Names of environment variables that reward code may see; all others, with their secrets, are withheld."""
+    readable: tuple[str, ...] = ()
+    """Files and folders that reward code may read, besides Python's and what is not hidden in the working folder."""
     network: bool = False
     """Whether reward code may open network connections."""
 

@@ -1,18 +1,25 @@
 """The GRPO loop against Protocols. It imports neither torch nor ray: `cluster` has the real parts, tests bring fakes.
 
 One step: prompts -> rollouts -> rewards -> advantages -> policy updates -> weight sync -> metrics. The controller owns
-the order; rollouts, trainer and weights only offer verbs.
+the order; rollouts, trainer and weights only offer verbs. Every start is a resume: from the newest checkpoint, or from
+step 0 where there is none. A lost trainer is the same once more, in the same process.
 """
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Protocol
 
 from grpo.advantages import advantages
+from grpo.commit import Commit
 from grpo.config import Config
-from grpo.errors import WeightSyncError
+from grpo.errors import Interrupted, InterruptedEarly, NoLearningSignal, TrainerLost, WeightSyncError
 from grpo.evaluation import score_evaluation
-from grpo.types import Group, Prompt, Sample, Sampling, Stats
+from grpo.faults import fault_point
+from grpo.stopping import StopRequest
+from grpo.types import FileRecord, Group, Groups, Prompt, Sample, Sampling, Stats
 
 
 class PromptStream(Protocol):
@@ -20,9 +27,15 @@ class PromptStream(Protocol):
 
     def take(self, count: int) -> list[Prompt]: ...
 
+    def state(self) -> dict[str, Any]:
+        """Where the stream is: what was taken before does not come again after `restore`."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
 
 class Rollouts(Protocol):
-    """Engines that complete prompts."""
+    """Engines that complete prompts; lost ones are replaced behind this face."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int) -> list[Group]:
         """G samples of each prompt, in the order of the prompts; seeds follow from the run's seed, step and prompt."""
@@ -31,28 +44,66 @@ class Rollouts(Protocol):
 
 class Rewards(Protocol):
     def score(self, groups: Sequence[Group]) -> list[Group]:
-        """The same groups with every sample's reward filled in."""
+        """The groups with every sample's reward filled in, without samples whose reward failed."""
+        ...
+
+    def failures(self) -> Stats:
+        """How many calls of the last `score` failed, by kind, and what was dropped for it."""
         ...
 
 
 class Trainer(Protocol):
+    """The ranks of the policy. Every verb raises TrainerLost when one of them died or froze."""
+
     def step(self, batch: Sequence[Sample], step: int) -> Stats:
         """`train.epochs` passes of clipped policy updates over the batch; the mean statistics of the updates."""
         ...
 
-    def save(self, step: int) -> None:
-        """Commits the policy as a Hugging Face folder below the run's folder."""
+    def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
+        """Writes the whole state below an existing folder; what was written."""
+        ...
+
+    def load(self, commit: Commit) -> None:
+        """Takes over the state that `save` wrote, whatever the number of ranks was."""
+        ...
+
+    def rebuild(self) -> None:
+        """New ranks with the model as it was before the first step. Raises ClusterError if they are lost too often."""
         ...
 
 
 class Weights(Protocol):
-    def self_test(self) -> Stats:
-        """Sends strongly perturbed weights and then the true ones; both must show in the engines' logprobs."""
+    @property
+    def version(self) -> int:
+        """The version that healthy engines sample from."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Digest of the weights that were last sent."""
         ...
 
     def sync(self, version: int) -> Stats:
-        """Sends the trainer's weights to every engine, verified; the engines stamp `version` on their samples."""
+        """Sends the trainer's weights to every engine, verified; the engines stamp `version` on their samples.
+
+        Engines or ranks that are new prove first that they follow each other (`weights/selftest.py`).
+        """
         ...
+
+
+class Checkpoints(Protocol):
+    def newest(self) -> Commit | None: ...
+
+    def begin(self, step: int) -> str: ...
+
+    def commit(
+        self,
+        step: int,
+        records: Sequence[FileRecord],
+        state: dict[str, Any],
+        score: float | None,
+        attachments: Mapping[str, bytes],
+    ) -> Commit: ...
 
 
 class Recorder(Protocol):
@@ -62,95 +113,208 @@ class Recorder(Protocol):
 
     def phase(self, name: str) -> AbstractContextManager[None]: ...
 
-    def log_sync(self, stats: Stats) -> None: ...
+    def log_sync(self, stats: Stats, digest: str) -> None: ...
 
-    def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None: ...
+    def log_step(self, step: int, groups: Groups, stats: Stats) -> None: ...
 
-    def log_eval(self, step: int, groups: Sequence[Group], scores: Stats) -> None: ...
+    def log_eval(self, step: int, groups: Groups, scores: Stats) -> None: ...
+
+    def rewind(self, step: int, attachments: Mapping[str, bytes]) -> None:
+        """Goes back to what was recorded when a checkpoint took the attachments; step 0 has none."""
+        ...
+
+    def attachments(self) -> dict[str, bytes]:
+        """What a checkpoint must keep for `rewind`."""
+        ...
+
+    def recovered(self, role: str, error: Exception, seconds: float) -> None:
+        """Something was lost and is replaced, `seconds` after that was noticed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the loop is after a finished step; a checkpoint keeps it as JSON."""
+
+    prompts: dict[str, Any]
+    """State of the prompt stream: what the finished steps have consumed, not what the next one has taken."""
+    step: int = 0
+    silent: int = 0
+    """Steps in a row up to this one that had nothing to teach."""
+    evaluated: int = -1
+    """Step of the last evaluation."""
+    score: float | None = None
+    """Accuracy of the last evaluation, or the step's mean reward where nothing is evaluated."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop drives."""
+
+    prompts: PromptStream
+    rollouts: Rollouts
+    rewards: Rewards
+    trainer: Trainer
+    weights: Weights
+    checkpoints: Checkpoints
+    recorder: Recorder
+    stop: StopRequest
 
 
 class Controller:
     """Runs the loop. `eval_prompts` may be empty: then nothing is evaluated."""
 
-    def __init__(
-        self,
-        config: Config,
-        prompts: PromptStream,
-        eval_prompts: Sequence[Prompt],
-        rollouts: Rollouts,
-        rewards: Rewards,
-        trainer: Trainer,
-        weights: Weights,
-        recorder: Recorder,
-    ) -> None:
-        self.config = config
-        self.prompts = prompts
-        self.eval_prompts = eval_prompts
-        self.rollouts = rollouts
-        self.rewards = rewards
-        self.trainer = trainer
-        self.weights = weights
-        self.recorder = recorder
-        self.version = 0
+    def __init__(self, config: Config, parts: Parts, eval_prompts: Sequence[Prompt]) -> None:
+        self.config, self.parts, self.eval_prompts = config, parts, eval_prompts
+        self.start = Progress(prompts=parts.prompts.state())
+        self.progress = self.start  # after the last finished step
+        self.committed = 0
+        self.training = False  # the trainer is beyond the last finished step
 
     def run(self) -> None:
-        """Trains for `run.steps` steps. Raises GrpoError; whatever happens, the caller shuts the actors down."""
-        config, record = self.config, self.recorder
-        self.sync(version=0, first=True)
-        self.evaluate(step=0)
-        for step in range(1, config.run.steps + 1):
-            with record.step(step):
-                with record.phase("rollout"):
-                    groups = self.rollouts.generate(
-                        self.prompts.take(config.rollout.prompts_per_step), train_sampling(config), step
-                    )
-                    self.check_versions(groups)
-                with record.phase("reward"):
-                    groups = self.rewards.score(groups)
-                with record.phase("advantage"):
-                    batch = advantages(groups, std=config.algorithm.advantage_std)
-                with record.phase("train"):
-                    stats = self.trainer.step(batch, step)
-                if due(step, config.sync.every):
-                    self.sync(version=step)
-                record.log_step(step, groups, stats)
-            if due(step, config.eval.every) or step == config.run.steps:
-                self.evaluate(step)
-            if due(step, config.checkpoint.every) or step == config.run.steps:
-                with record.phase("checkpoint"):
-                    self.trainer.save(step)
+        """Trains up to step `run.steps`. Raises GrpoError; whatever happens, the caller shuts the actors down."""
+        act: Callable[[], None] | None = self.resume
+        while act:
+            try:
+                act()
+                act = self.advance if self.committed < self.config.run.steps else None
+            except TrainerLost as lost:
+                act = partial(self.recover, lost)
+            except Interrupted as stopped:
+                raise self.last_commit(stopped) from None
 
-    def sync(self, version: int, first: bool = False) -> None:
-        with self.recorder.phase("weight_sync"):
-            if first:
-                self.recorder.log_sync(self.weights.self_test())
-            self.recorder.log_sync(self.weights.sync(version))
-        self.version = version
+    def resume(self) -> None:
+        """Takes up the newest checkpoint, or the very start, and brings the engines there."""
+        parts, commit = self.parts, self.parts.checkpoints.newest()
+        self.progress = Progress(**commit.state["progress"]) if commit else self.start
+        step = self.committed = self.progress.step
+        if commit:
+            fault_point("resume.found", step)
+            parts.trainer.load(commit)
+        parts.prompts.restore(self.progress.prompts)
+        parts.recorder.rewind(
+            step, {name: commit.read(name) for name in commit.state["attachments"]} if commit else {}
+        )
+        self.training = False
+        fault_point("resume.restored", step)
+        self.sync(version=step)
+        self.evaluate()
 
-    def evaluate(self, step: int) -> None:
-        """Scores the held-out prompts; a policy that is newer than the engines' weights is synced first."""
-        if not self.eval_prompts:
+    def advance(self) -> None:
+        """One step, and what is due after it."""
+        config, parts, record = self.config, self.parts, self.parts.recorder
+        step = self.progress.step + 1
+        parts.stop.check()
+        with record.step(step):
+            with record.phase("rollout"):
+                groups = parts.rollouts.generate(
+                    parts.prompts.take(config.rollout.prompts_per_step), train_sampling(config), step
+                )
+                self.check_versions(groups)
+            fault_point("generate.done", step)
+            fault_point("reward.dispatched", step)
+            with record.phase("reward"), parts.stop.abortable():
+                groups = parts.rewards.score(groups)
+            fault_point("reward.done", step)
+            with record.phase("advantage"):
+                batch = advantages(groups, std=config.algorithm.advantage_std)
+                silent = self.check_signal(groups)
+            with record.phase("train"):
+                self.training = True
+                stats = parts.trainer.step(batch, step)
+            if due(step, config.sync.every):
+                self.sync(version=step)
+            record.log_step(step, groups, stats | parts.rewards.failures())
+        score = self.progress.score if self.eval_prompts else mean_reward(groups)
+        self.progress = Progress(parts.prompts.state(), step, silent, self.progress.evaluated, score)
+        self.training = False
+        self.evaluate()
+        if due(step, config.checkpoint.every) or step == config.run.steps:
+            self.commit()
+
+    def sync(self, version: int) -> None:
+        weights, record = self.parts.weights, self.parts.recorder
+        with record.phase("weight_sync"):
+            record.log_sync(weights.sync(version), weights.digest)
+
+    def evaluate(self) -> None:
+        """Scores the held-out prompts if that is due; a policy that is newer than the engines' is synced first."""
+        parts, step, last = self.parts, self.progress.step, self.config.run.steps
+        wanted = due(step, self.config.eval.every) or step in (0, last)
+        if not (self.eval_prompts and wanted) or self.progress.evaluated == step:
             return
-        if step > self.version:
+        if step > parts.weights.version:
             self.sync(version=step)
-        with self.recorder.phase("eval"):
-            groups = self.rewards.score(self.rollouts.generate(self.eval_prompts, eval_sampling(self.config), step))
-            self.recorder.log_eval(step, groups, score_evaluation(groups))
+        with parts.recorder.phase("eval"):
+            groups = parts.rollouts.generate(self.eval_prompts, eval_sampling(self.config), step)
+            with parts.stop.abortable():
+                groups = parts.rewards.score(groups)
+            scores = score_evaluation(groups)
+            parts.recorder.log_eval(step, groups, scores)
+        self.progress = replace(self.progress, evaluated=step, score=scores["eval/accuracy"])
 
-    def check_versions(self, groups: Iterable[Group]) -> None:
+    def commit(self) -> None:
+        """Commits the last finished step."""
+        parts, progress, began = self.parts, self.progress, time.monotonic()
+        with parts.recorder.phase("checkpoint"):
+            folder = parts.checkpoints.begin(progress.step)
+            records = parts.trainer.save(folder, progress.step)
+            attachments = parts.recorder.attachments()
+            state = {"progress": asdict(progress), "attachments": sorted(attachments)}
+            parts.checkpoints.commit(progress.step, records, state, progress.score, attachments)
+        self.committed = progress.step
+        parts.stop.reserve_seconds = time.monotonic() - began
+
+    def recover(self, lost: TrainerLost) -> None:
+        """New trainer ranks in the place of lost ones; the next turn of the loop resumes."""
+        began = time.monotonic()
+        self.parts.trainer.rebuild()
+        self.resume()
+        self.parts.recorder.recovered("trainer", lost, time.monotonic() - began)
+
+    def last_commit(self, stopped: Interrupted) -> Interrupted:
+        """What a stopped run ends with: all finished steps committed if the time is enough, and a word on it."""
+        step = self.progress.step
+        if step > self.committed and not self.training and self.parts.stop.time_to_commit:
+            self.commit()
+        if step == self.committed and not self.training:
+            return Interrupted(f"{stopped}; step {step} is safe, the same command goes on from there")
+        return InterruptedEarly(
+            f"{stopped}; run.grace_seconds = {self.config.run.grace_seconds:g} left no time to commit step "
+            f"{step + self.training}, the same command goes on from step {self.committed}"
+        )
+
+    def check_versions(self, groups: Groups) -> None:
         """No sample may come from other weights than those of the last sync."""
-        for group in groups:
-            for sample in group.samples:
-                if sample.version != self.version:
-                    raise WeightSyncError(
-                        f"samples must come from weight version {self.version}, but sample {sample.index} of prompt "
-                        f"{sample.prompt_id} says {sample.version}; the engine missed a sync, start the run again"
-                    )
+        version = self.parts.weights.version
+        for sample in (sample for group in groups for sample in group.samples):
+            if sample.version != version:
+                raise WeightSyncError(
+                    f"samples must come from weight version {version}, but sample {sample.index} of prompt "
+                    f"{sample.prompt_id} says {sample.version}; the engine missed a sync, start the run again"
+                )
+
+    def check_signal(self, groups: Groups) -> int:
+        """How many steps in a row had only groups of equal rewards, which teach nothing; too many end the run."""
+        silent = self.progress.silent + 1 if all(len(set(group.rewards_G)) == 1 for group in groups) else 0
+        if silent > self.config.run.max_steps_without_signal:
+            rewards = sorted({reward for group in groups for reward in group.rewards_G})
+            raise NoLearningSignal(
+                f"rewards must differ within groups to teach anything, but in each of the last {silent} steps every "
+                f"group had equal rewards (the last ones: {rewards[:4]}); look at samples.jsonl, change the data or "
+                "the reward, or raise run.max_steps_without_signal"
+            )
+        return silent
 
 
 def due(step: int, every: int) -> bool:
     """Whether something that happens every `every` steps happens after this one; 0 means never."""
     return every > 0 and step % every == 0
+
+
+def mean_reward(groups: Groups) -> float:
+    rewards_B = [reward for group in groups for reward in group.rewards_G]
+    return sum(rewards_B) / len(rewards_B)
 
 
 def train_sampling(config: Config) -> Sampling:

@@ -7,7 +7,7 @@ Without GRPO_FAULTS in the environment a fault point does nothing. With it, `mak
 
 Actions: kill (SIGKILL), stop (SIGSTOP), raise (OSError). Without a role they hit the process that passes the point.
 GRPO_FAULT_DIR is a folder: `pids.json` maps a role to pids of this machine (`publish_pids`), a fault that has struck
-leaves the file `struck-<spec>`, holding the time of the system's monotonic clock, and never strikes again.
+leaves the file `struck-<spec>`, holding the time, and never strikes again.
 """
 
 import json
@@ -22,7 +22,7 @@ POINTS = {
     "resume.restored": "controller: trainer, data order and metrics are those of the checkpoint",
     "generate.dispatched": "controller: the step's prompts are with the engines",
     "generate.done": "controller: all samples are back",
-    "reward.dispatched": "controller: the first group is being scored",
+    "reward.dispatched": "controller: the samples are about to be scored",
     "reward.done": "controller: all rewards are known",
     "train.dispatched": "controller: the batch is with the trainer ranks",
     "train.forward": "trainer rank: before the first forward pass of a step",
@@ -73,7 +73,7 @@ def _strikes(spec: str) -> bool:
     name = "".join(char if char.isalnum() or char in "@.=" else "_" for char in spec)
     try:
         with open(Path(os.environ["GRPO_FAULT_DIR"], f"struck-{name}"), "x") as file:
-            file.write(repr(time.monotonic()))
+            file.write(repr(time.time()))
     except FileExistsError:
         return False
     return True

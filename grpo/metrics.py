@@ -16,6 +16,7 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
+from grpo.config import Config
 from grpo.types import Group, Stats
 
 PHASES = ("rollout", "reward", "advantage", "train", "weight_sync", "checkpoint", "eval")
@@ -55,6 +56,7 @@ def _histogram(name: str, unit: str, help: str, buckets: tuple[float, ...], key:
 BY_PHASE = {f"phase/{phase}": phase for phase in PHASES}
 BY_KIND = {f"rollout/{kind}_tokens": kind for kind in ("prompt", "completion")}
 BY_BOUND = {f"train/clip_{bound}": bound for bound in ("low", "high")}
+BY_FAILURE = {"reward/failures_*": "*"}
 BY_PART = {"train/seconds_*": "*"}
 SCORES = ("accuracy", "pass@*", "maj@*", "reward", "completion_tokens", "truncated_ratio")
 BY_SCORE = {f"eval/{score}": score for score in SCORES}
@@ -70,11 +72,18 @@ CATALOGUE: tuple[Metric, ...] = (
     _gauge("grpo_step_tokens_per_second", "1/s", "Completion tokens by duration of step.", "step/tokens_per_second"),
     Metric("grpo_phase", "gauge", "", "1 for the phase that is running, 0 for the others.", ("phase",)),
     Metric("grpo_phase_duration_seconds", "histogram", "seconds", "Duration by phase.", ("phase",), BY_PHASE, SECONDS),
+    Metric("grpo_attempt", "gauge", "starts", "How often the run was started, this start included."),
+    Metric("grpo_deadline_seconds", "gauge", "seconds", "Longest wait by phase (deadlines.*).", ("phase",)),
+    Metric("grpo_recoveries_total", "counter", "replacements", "Lost actors replaced, by role.", ("role",)),
+    _histogram("grpo_recovery_seconds", "seconds", "From a loss noticed to its end.", SECONDS, "recovery/seconds"),
     # Rewards and rollouts
     _histogram("grpo_reward", "", "Rewards of the samples.", REWARDS),
     _gauge("grpo_reward_mean", "", "Mean reward of the last step.", "reward/mean"),
     _gauge("grpo_reward_stddev", "", "Standard deviation of the last step's rewards.", "reward/std"),
     _gauge("grpo_group_zero_variance_ratio", "share", "Groups of equal rewards: no signal.", "reward/zero_variance"),
+    Metric("grpo_reward_failures_total", "counter", "calls", "Failed calls of reward code.", ("kind",), BY_FAILURE),
+    _counter("grpo_reward_dropped_samples_total", "samples", "Samples without a reward.", "reward/dropped_samples"),
+    _counter("grpo_reward_dropped_groups_total", "groups", "Groups without enough rewards.", "reward/dropped_groups"),
     _histogram("grpo_completion_tokens", "tokens", "Length of the completions.", TOKENS),
     _gauge("grpo_completion_tokens_mean", "tokens", "Mean completion length of the last step.", "completion/tokens"),
     _gauge("grpo_completion_truncated_ratio", "share", "Completions cut in the last step.", "completion/truncated"),
@@ -95,6 +104,7 @@ CATALOGUE: tuple[Metric, ...] = (
     _gauge("grpo_learning_rate", "", "Learning rate of the last update.", "train/learning_rate"),
     _counter("grpo_train_tokens_total", "tokens", "Tokens that the trainer has processed.", "train/tokens"),
     _counter("grpo_train_updates_total", "updates", "Optimizer updates.", "train/updates"),
+    _counter("grpo_train_skipped_updates_total", "updates", "Updates skipped: not finite.", "train/skipped"),
     Metric("grpo_train_part_seconds", "gauge", "seconds", "Time by part of training.", ("part",), BY_PART),
     # Weight sync, checkpoints, evaluation
     Metric("grpo_weight_sync_total", "counter", "syncs", "Weight syncs by result (ok, error).", ("result",)),
@@ -102,7 +112,8 @@ CATALOGUE: tuple[Metric, ...] = (
     _counter("grpo_weight_sync_bytes_total", "bytes", "Bytes that the syncs have sent.", "sync/bytes"),
     _gauge("grpo_self_test_diff_nats", "nats", "Mean |trainer - engine| logprob at start.", "sync/self_test_diff"),
     Metric("grpo_checkpoint_last_success_timestamp_seconds", "gauge", "unix seconds", "When a save last succeeded."),
-    Metric("grpo_checkpoint_failures_total", "counter", "saves", "Saves of the policy that failed."),
+    Metric("grpo_checkpoint_failures_total", "counter", "saves", "Checkpoints that could not be written."),
+    Metric("grpo_checkpoint_skipped_total", "counter", "checkpoints", "Damaged checkpoints that were passed over."),
     Metric("grpo_eval_score", "gauge", "", "Scores of the last evaluation.", ("metric",), BY_SCORE),
 )
 
@@ -153,6 +164,9 @@ class PrometheusMetrics:
             ("grpo_weight_sync_total", "ok"),
             ("grpo_weight_sync_total", "error"),
             ("grpo_checkpoint_failures_total",),
+            ("grpo_checkpoint_skipped_total",),
+            ("grpo_recoveries_total", "rollout"),
+            ("grpo_recoveries_total", "trainer"),
             ("grpo_completion_truncated_total",),
         ):
             self._add(name, 0, *labels)
@@ -188,6 +202,24 @@ class PrometheusMetrics:
                 self._set(metric.name, value, *labels)
             elif math.isfinite(value):
                 (self._add if metric.kind == "counter" else self._observe)(metric.name, value, *labels)
+
+    def start(self, config: Config, attempt: int) -> None:
+        """What is known before the first step."""
+        self._set("grpo_attempt", attempt)
+        for phase, seconds in config.deadlines:
+            self._set("grpo_deadline_seconds", seconds, phase)
+
+    def restore(self, row: Mapping[str, float | None], step: int, at: float) -> None:
+        """Gauges as the last step before a checkpoint left them."""
+        gauges = {key: value for key, value in row.items() if value is not None and lookup(key)[0].kind == "gauge"}
+        self.record(gauges | {"step": step, "time": at})
+
+    def recovered(self, role: str, seconds: float) -> None:
+        self._add("grpo_recoveries_total", 1, role)
+        self.record({"recovery/seconds": seconds})
+
+    def checkpoint_skipped(self) -> None:
+        self._add("grpo_checkpoint_skipped_total", 1)
 
     def record_samples(self, groups: Sequence[Group], step: int) -> None:
         """Fills the distributions over a step's samples."""

@@ -43,6 +43,7 @@ class RunProgress:
         self._steps = steps
         self._started = time.monotonic()
         self._first_step_at: float | None = None
+        self._first_step = 0
         self._rewards: list[float] = []
         self._live: Progress | None = None
         self._task: TaskID | None = None
@@ -56,10 +57,14 @@ class RunProgress:
         if self._live is not None and self._task is not None:
             self._live.update(self._task, phase=name.replace("_", " "))
 
+    def rewind(self, step: int) -> None:
+        """The next step is the one after `step`."""
+        self._first_step, self._first_step_at = step, None
+
     def step_started(self) -> None:
         if self._first_step_at is None:
             self._first_step_at = time.monotonic()
-            if self.console.is_terminal:
+            if self.console.is_terminal and self._live is None:
                 self._start_live()
 
     def step_done(self, step: int, row: Stats) -> None:
@@ -104,7 +109,7 @@ class RunProgress:
     def _seconds_left(self, step: int) -> float:
         """Evaluations and saves between the steps count as part of their cost."""
         assert self._first_step_at is not None, "step_started comes before step_done"
-        return (time.monotonic() - self._first_step_at) / step * (self._steps - step)
+        return (time.monotonic() - self._first_step_at) / (step - self._first_step) * (self._steps - step)
 
     def _print(self, text: str) -> None:
         encoding = self.console.encoding

@@ -1,10 +1,12 @@
 """Everything a person sees of a run: its folder, the progress line, Prometheus and, if asked, W&B or MLflow."""
 
+import hashlib
+import json
 import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -18,17 +20,17 @@ from grpo.config import Config
 from grpo.errors import ConfigError
 from grpo.metrics import PrometheusMetrics, summarize
 from grpo.progress import RunProgress
-from grpo.runfolder import RunFolder, prepare_folder
+from grpo.runfolder import METRICS, RunFolder, prepare_folder, read_rows
 from grpo.trackers import Tracker, close_tracker, wanted_trackers
-from grpo.types import Group, Stats
+from grpo.types import Group, Groups, Stats
 
 
 class RunRecorder:
     """Implements `controller.Recorder`; a context manager that creates the run's folder and closes what it opened.
 
-    Entering raises ConfigError if the folder holds a run, the port is taken or a tracker's package is missing, and
-    CheckpointError if the folder cannot be written. `command` is shown in the report. By default it is this process's
-    own, and `run_dir` is `run.dir`.
+    Entering raises ConfigError if the folder holds a run that must not be gone on with, the port is taken or a
+    tracker's package is missing, and CheckpointError if the folder cannot be written. `command` is shown in the report.
+    By default it is this process's own, and `run_dir` is `run.dir`. `attempt` counts the starts of the run.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class RunRecorder:
         run_dir: Path | None = None,
         progress: RunProgress | None = None,
         command: Sequence[str] | None = None,
+        attempt: int = 1,
     ) -> None:
         self.config = config
         self.run_dir = Path(config.run.dir) if run_dir is None else run_dir
@@ -44,14 +47,19 @@ class RunRecorder:
         self.port: int | None = None
         self._command = shlex.join(["grpo", *sys.argv[1:]] if command is None else command)
         self._prometheus = PrometheusMetrics(config.run.name, __version__, config.model.path, config.algorithm.loss)
+        self._prometheus.start(config, attempt)
+        self._attempt = attempt
         self._trackers: list[Tracker] = []
+        self._own: list[str] = []
+        """Rows of this start that no checkpoint holds yet and that outlive going back to one."""
         self._row: Stats = {}
+        self._digests: dict[str, str] = {}
         self._depth = 0
         self._step = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            prepare_folder(self.run_dir)
+            prepare_folder(self.run_dir, self.config.run.resume)
             self._serve(stack)
             for opener in wanted_trackers(self.config):
                 self._trackers.append(opener(self.config, self.run_dir))
@@ -59,7 +67,8 @@ class RunRecorder:
             self._folder = RunFolder(self.run_dir, self.config)
             stack.callback(self._folder.close)
             stack.callback(self.progress.close)
-            self._folder.write_row("start", 0, {}, command=self._command, version=__version__)
+            said = {"command": self._command, "version": __version__, "attempt": str(self._attempt)}
+            self._own.append(self._folder.write_row("start", 0, {}, **said))
             self._stack = stack.pop_all()
         return self
 
@@ -101,13 +110,15 @@ class RunRecorder:
             self.progress.phase("")
             self._prometheus.phase_ended(name, ok)
 
-    def log_sync(self, stats: Stats) -> None:
+    def log_sync(self, stats: Stats, digest: str) -> None:
         assert self._depth > 0, "log_sync belongs inside of phase('weight_sync')"
         self._row |= stats
+        self._digests["weights"] = digest
 
     def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None:
         assert self._depth > 0, "log_step belongs inside of step()"
         self._row |= stats | summarize(groups, step)
+        self._digests |= digests(groups)
         self._prometheus.record_samples(groups, step)
         self._folder.write_samples("step", step, groups)
 
@@ -118,6 +129,37 @@ class RunRecorder:
         self._folder.write_samples("eval", step, groups)
         self.progress.eval_done(step, len(groups), scores)
 
+    def attachments(self) -> dict[str, bytes]:
+        """What a checkpoint keeps for `rewind`: the rows of metrics.jsonl."""
+        self._own.clear()
+        return {METRICS: self._folder.metrics()}
+
+    def rewind(self, step: int, attachments: Mapping[str, bytes]) -> None:
+        """Goes back to what was recorded when a checkpoint took the attachments; step 0 has none.
+
+        Gauges show the last step again; counters begin anew with every process, as Prometheus expects.
+        """
+        self._step = step
+        self._folder.rewind(step, attachments.get(METRICS, b""), self._own)
+        self.progress.rewind(step)
+        if step:
+            self.say(f"goes on from the checkpoint of step {step}")
+        steps = [row for row in read_rows(self.run_dir / METRICS) if row["event"] == "step"]
+        for row in steps[-1:]:
+            self._prometheus.restore({key: value for key, value in row.items() if "/" in key}, step, row["time"])
+
+    def damaged(self, name: str, reason: str) -> None:
+        """A checkpoint that was passed over."""
+        self._prometheus.checkpoint_skipped()
+        self.say(f"warning: checkpoint {name} is damaged and was passed over: {reason}")
+
+    def recovered(self, role: str, error: Exception, seconds: float) -> None:
+        """Something was lost and is replaced, `seconds` after that was noticed."""
+        self.say(f"{role} replaced in {seconds:.1f} s")
+        self._prometheus.recovered(role, seconds)
+        said = {"role": role, "cause": str(error)}
+        self._own.append(self._folder.write_row("recovery", self._step, {"recovery/seconds": seconds}, **said))
+
     @contextmanager
     def _block(self, event: str, key: str) -> Iterator[None]:
         """Times a step or a phase. The end of the outermost block writes one row of all that happened in it."""
@@ -127,6 +169,7 @@ class RunRecorder:
             yield
         except BaseException:
             self._row.clear()  # what failed has no row
+            self._digests.clear()
             raise
         finally:
             self._depth -= 1
@@ -134,14 +177,15 @@ class RunRecorder:
         self._row[key] = self._row.get(key, 0.0) + time.perf_counter() - started
         if self._depth == 0:
             row, self._row = self._row, {}
-            self._finish(event, row)
+            text, self._digests = self._digests, {}
+            self._finish(event, row, text)
 
-    def _finish(self, event: str, row: Stats) -> None:
+    def _finish(self, event: str, row: Stats, text: Mapping[str, str]) -> None:
         if event == "step":
             row["step/tokens_per_second"] = row["rollout/completion_tokens"] / row["step/seconds"]
             self._prometheus.record({"step": self._step, "time": time.time()})
         self._prometheus.record(row)
-        self._folder.write_row(event, self._step, row)
+        self._folder.write_row(event, self._step, row, **text)
         for tracker in self._trackers:
             tracker.log(self._step, row)
         if event == "step":
@@ -162,6 +206,15 @@ class RunRecorder:
         stack.callback(_stop_server, server, thread)
         self.port = server.server_port
         self.say(f"metrics at http://localhost:{self.port}/metrics")
+
+
+def digests(groups: Groups) -> dict[str, str]:
+    """What tells whether two runs did the same in a step: digests of its prompts' ids and of its sampled tokens."""
+    named = {
+        "prompts": [group.prompt.id for group in groups],
+        "tokens": [sample.output_ids for group in groups for sample in group.samples],
+    }
+    return {name: hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] for name, value in named.items()}
 
 
 def _stop_server(server: WSGIServer, thread: threading.Thread) -> None:

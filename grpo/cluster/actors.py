@@ -6,11 +6,12 @@ Heavy imports happen inside `start`, so that all actors import side by side and 
 import os
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 
 from grpo.config import Config
 from grpo.rollout.environment import SPIN_COUNT, usable_cores
-from grpo.types import Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
+from grpo.store import Store
+from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
+from grpo.weights import Sender
 
 
 class VLLMActor:
@@ -19,13 +20,20 @@ class VLLMActor:
     def __init__(self, config: Config, index: int, device: str) -> None:
         self.config, self.index, self.device = config, index, device
 
-    async def start(self) -> list[int]:
-        """Builds the engine; returns the pids of its processes."""
+    async def start(self) -> tuple[str, list[int]]:
+        """Builds the engine; returns the node's id and the pids of its processes, this one first."""
         from grpo.rollout.engine import RolloutEngine
 
         self.engine = RolloutEngine(self.config, self.index, self.device)
         await self.engine.start()
-        return [os.getpid(), *self.engine.pids()]
+        return node_id(), [os.getpid(), *self.engine.pids()]
+
+    async def ping(self, _seconds: float) -> None:
+        """A sign of life of this process."""
+
+    async def health(self, seconds: float) -> str:
+        """A sign of life of the engine: one token. Raises EngineLost."""
+        return await self.engine.health(seconds)
 
     async def generate(self, requests: Sequence[tuple[Prompt, int]], sampling: Sampling) -> list[Group]:
         return await self.engine.generate(list(requests), sampling)
@@ -52,13 +60,17 @@ class PolicyModelActor:
 
     def __init__(self, config: Config, rank: int, device: str) -> None:
         self.config, self.rank, self.device = config, rank, device
+        self.sender: Sender | None = None
 
     def address(self) -> tuple[str, int]:
         """Host and a free port for the ranks' rendezvous."""
         return free_address()
 
-    def start(self, host: str, port: int) -> list[int]:
-        """Builds the DeepSpeed engine together with the other ranks; returns the pids of its processes."""
+    def ping(self, _seconds: float) -> None:
+        """A sign of life of this process, from a thread beside the one that trains."""
+
+    def start(self, host: str, port: int) -> tuple[str, list[int]]:
+        """Builds the DeepSpeed engine together with the other ranks; returns the node's id and this process's pid."""
         ranks = self.config.train.ranks
         on_cpu = self.device == "cpu"
         if on_cpu:  # before torch is loaded
@@ -76,7 +88,7 @@ class PolicyModelActor:
             total_steps=self.config.run.steps,
             threads=max(1, usable_cores() // ranks) if on_cpu else None,
         )
-        return [os.getpid()]
+        return node_id(), [os.getpid()]
 
     def records(self) -> tuple[TensorRecord, ...]:
         return self.trainer.weight_records()
@@ -86,14 +98,17 @@ class PolicyModelActor:
 
     def open_transfer(self, host: str, port: int, world_size: int) -> None:
         """Rank 0: joins the engines' transfer group as its sender."""
-        from grpo.weights import Sender, make_transport
+        from grpo.weights import make_transport
 
+        if self.sender:  # to engines of which one was lost
+            self.sender.close()
         transport = make_transport(self.config, self.device, host, port, rank=0, world_size=world_size)
         self.sender = Sender(transport)
 
     def send_weights(self, version: int) -> Manifest | None:
         """Sends every tensor; None on the ranks that only help to gather. A collective under ZeRO-3."""
         if self.rank == 0:
+            assert self.sender, "send_weights before open_transfer"
             return self.sender.send(version, self.trainer.iter_weights())
         for _ in self.trainer.iter_weights():
             pass
@@ -108,12 +123,27 @@ class PolicyModelActor:
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         return self.trainer.logprobs(list(token_ids))
 
-    def save(self, folder: str) -> None:
-        self.trainer.save(Path(folder))
+    def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
+        """Writes this rank's share of the whole state below `folder` of the store; what it wrote."""
+        store = Store(folder)
+        with store.workspace("") as local:
+            with store.filling(local, folder):
+                self.trainer.save_state(local, step)
+            return store.publish(local, "")
+
+    def load(self, folder: str, names: Sequence[str], step: int) -> None:
+        with Store(folder).fetch("", names) as local:
+            self.trainer.load_state(local, step)
 
     def close(self) -> None:
         if hasattr(self, "trainer"):
             self.trainer.close()
+
+
+def node_id() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def free_address() -> tuple[str, int]:

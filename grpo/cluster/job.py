@@ -1,86 +1,129 @@
-"""`grpo train` and `grpo eval` after parsing: the data first, then Ray and its actors, then the loop."""
+"""`grpo train` and `grpo eval` after parsing: folder and data first, then Ray and its actors, then the loop."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from grpo.checkpoint import Checkpoints
 from grpo.cluster.actors import PolicyModelActor, VLLMActor
 from grpo.cluster.adapters import RayRollouts, RayTrainer, RayWeights
-from grpo.cluster.session import Actor, Session, session
+from grpo.cluster.fleet import Fleet, Recoveries, State
+from grpo.cluster.session import Session, session
+from grpo.cluster.waiting import Member
 from grpo.config import Config
-from grpo.controller import Controller, eval_sampling
+from grpo.controller import Controller, Parts, eval_sampling
 from grpo.data import PromptStream, eval_prompts, load_tokenizer, train_prompts
+from grpo.drift import check_drift, config_hash
+from grpo.errors import GrpoError
 from grpo.evaluation import score_evaluation
+from grpo.fatal import check_fatal, write_fatal
+from grpo.lease import Lease
 from grpo.recorder import RunRecorder
 from grpo.rewards import RewardScorer
+from grpo.stopping import StopRequest
 from grpo.types import Stats
 
 
-def train(config: Config) -> Path:
-    """Runs the whole job and returns the run's folder.
+@dataclass(frozen=True)
+class Actors:
+    """The classes behind the two roles; the sweep of kills brings small ones."""
+
+    rollout: type = VLLMActor
+    trainer: type = PolicyModelActor
+
+
+def train(config: Config, actors: Actors = Actors()) -> Path:
+    """Runs the job, from its newest checkpoint if it has one, and returns the run's folder.
 
     Raises: GrpoError; actors, engines and a local Ray are gone when it returns or raises.
     """
+    run_dir = Path(config.run.dir)
+    with StopRequest(config.run.grace_seconds) as stop, Lease(run_dir, config.run.lease_seconds) as lease:
+        check_fatal(run_dir, config)
+        try:
+            _train(config, run_dir, actors, stop, lease)
+        except GrpoError as error:
+            if error.fatal:
+                write_fatal(run_dir, error, config_hash(config))
+            raise
+    return run_dir
+
+
+def _train(config: Config, run_dir: Path, actors: Actors, stop: StopRequest, lease: Lease) -> None:
     with RewardScorer(config) as rewards:
         tokenizer = load_tokenizer(config)
         loaded, held_out = train_prompts(config, tokenizer), eval_prompts(config, tokenizer)
         rewards.check_answers([*loaded.prompts, *held_out.prompts])
-        with RunRecorder(config) as record, session(config) as cluster:
+        prompts = PromptStream(loaded.prompts, seed=config.run.seed)
+        checkpoints = Checkpoints(config, run_dir, lease)
+        with RunRecorder(config, attempt=lease.attempt) as record:
             skipped = loaded.skipped + held_out.skipped
             record.say(f"data: {len(loaded.prompts)} prompts, {len(held_out.prompts)} held out, {skipped} rows skipped")
-            engines_ranks = f"{config.rollout.engines} x vLLM and {config.train.ranks} x DeepSpeed"
-            record.say(f"starting {engines_ranks} on {cluster.device}")
-            engines, ranks = create_engines(cluster, config), create_ranks(cluster, config)
-            start(cluster, config, engines, ranks)
-            weights = RayWeights(cluster, config, ranks, engines, canary=loaded.prompts[0].token_ids)
-            weights.connect()
-            record.say("engines and ranks are ready")
-            Controller(
-                config,
-                prompts=PromptStream(loaded.prompts, seed=config.run.seed),
-                eval_prompts=held_out.prompts,
-                rollouts=RayRollouts(cluster, config, engines),
-                rewards=rewards,
-                trainer=RayTrainer(cluster, config, ranks, record.run_dir),
-                weights=weights,
-                recorder=record,
-            ).run()
-        return record.run_dir
+            if check_resume(config, checkpoints, prompts, record) >= config.run.steps:
+                record.say(f"the run has its {config.run.steps} steps; raise run.steps to go on")
+                return
+            roles = f"{config.rollout.engines} x vLLM and {config.train.ranks} x DeepSpeed"
+            with session(config, stop, record.say) as cluster:
+                record.say(f"starting {roles} on {cluster.device}")
+                recoveries = Recoveries(config.run.max_recoveries)
+                fleet = Fleet(cluster, config, partial(engine, cluster, config, actors), recoveries, record.recovered)
+                trainer = RayTrainer(cluster, config, partial(rank, cluster, config, actors), recoveries)
+                weights = RayWeights(cluster, config, fleet, trainer, canary=loaded.prompts[0].token_ids)
+                fleet.gather(wait=True)
+                trainer.ready()
+                record.say("engines and ranks are ready")
+                rollouts = RayRollouts(cluster, config, fleet, weights.ensure)
+                parts = Parts(prompts, rollouts, rewards, trainer, weights, checkpoints, record, stop)
+                Controller(config, parts, held_out.prompts).run()
+
+
+def check_resume(config: Config, checkpoints: Checkpoints, prompts: PromptStream, record: RunRecorder) -> int:
+    """Step of the newest checkpoint, 0 without one, before anything heavy starts.
+
+    Raises ConfigError or DataError if the configuration or the prompts are others than the checkpoint's.
+    """
+    commit = checkpoints.newest()
+    for name, reason in checkpoints.skipped:
+        record.damaged(name, reason)
+    if commit is None:
+        return 0
+    check_drift(commit.config, config)
+    state = prompts.state()
+    prompts.restore(commit.state["progress"]["prompts"])
+    prompts.restore(state)
+    return commit.step
 
 
 def evaluate(config: Config) -> Stats:
     """Scores the held-out prompts with `model.path` as it is; no trainer is started."""
-    with RewardScorer(config) as rewards:
+    with StopRequest(config.run.grace_seconds) as stop, RewardScorer(config) as rewards:
         held_out = eval_prompts(config, load_tokenizer(config)).prompts
         rewards.check_answers(held_out)
-        with session(config) as cluster:
-            engines = create_engines(cluster, config)
-            start(cluster, config, engines, ranks=[])
-            cluster.get([engine.commit_weights.remote(0) for engine in engines], config.deadlines.start, "start")
-            groups = RayRollouts(cluster, config, engines).generate(held_out, eval_sampling(config), step=0)
-            return score_evaluation(rewards.score(groups))
+        with session(config, stop) as cluster:
+            recoveries = Recoveries(config.run.max_recoveries)
+            fleet = Fleet(cluster, config, partial(engine, cluster, config, Actors()), recoveries, tell)
+            rollouts = RayRollouts(cluster, config, fleet, partial(serve_as_loaded, cluster, config, fleet))
+            return score_evaluation(rewards.score(rollouts.generate(held_out, eval_sampling(config), step=0)))
 
 
-def create_engines(cluster: Session, config: Config) -> list[Actor]:
+def serve_as_loaded(cluster: Session, config: Config, fleet: Fleet) -> int:
+    """Lets engines sample from the weights they were started with; waits until there is one."""
+    fleet.gather(wait=not fleet.of(State.HEALTHY))
+    calls = [slot.member.call("commit_weights", 0) for slot in fleet.of(State.STALE)]
+    cluster.get(calls, config.deadlines.sync, "start")
+    fleet.verified()
+    return 0
+
+
+def tell(role: str, _error: GrpoError, seconds: float) -> None:
+    print(f"{role} replaced in {seconds:.1f} s")
+
+
+def engine(cluster: Session, config: Config, actors: Actors, index: int) -> Member:
     gpus = config.rollout.gpus_per_engine or config.rollout.tensor_parallel
-    return [
-        cluster.create(VLLMActor, "rollout", gpus, config, index, cluster.device)
-        for index in range(config.rollout.engines)
-    ]
+    return cluster.create(actors.rollout, "rollout", index, gpus, config, index, cluster.device)
 
 
-def create_ranks(cluster: Session, config: Config) -> list[Actor]:
+def rank(cluster: Session, config: Config, actors: Actors, rank: int) -> Member:
     gpus = config.train.gpus_per_rank or 1
-    return [
-        cluster.create(PolicyModelActor, "trainer", gpus, config, rank, cluster.device)
-        for rank in range(config.train.ranks)
-    ]
-
-
-def start(cluster: Session, config: Config, engines: Sequence[Actor], ranks: Sequence[Actor]) -> None:
-    """All actors start side by side: most of the time is imports and model loading."""
-    began = [engine.start.remote() for engine in engines]
-    if ranks:
-        host, port = cluster.get([ranks[0].address.remote()], config.deadlines.start, "start")[0]
-        began += [rank.start.remote(host, port) for rank in ranks]
-    for pids in cluster.get(began, config.deadlines.start, "start"):
-        cluster.watch(pids)
+    return cluster.create(actors.trainer, "trainer", rank, gpus, config, rank, cluster.device)

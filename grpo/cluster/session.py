@@ -1,4 +1,4 @@
-"""A Ray session: start or connect, wait with deadlines, place by role, and leave no process behind."""
+"""A Ray session: start or connect, place actors by role, end lost ones, and leave no process behind."""
 
 import contextlib
 import logging
@@ -6,31 +6,32 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
+from grpo.cluster import node
+from grpo.cluster.waiting import HEALTH, Call, Member, RayPulse, Waiting
 from grpo.config import Config
-from grpo.errors import ClusterError, ConfigError, DeadlineExceeded, GrpoError, Interrupted
+from grpo.errors import ClusterError, ConfigError, GrpoError, Interrupted
+from grpo.faults import publish_pids
+from grpo.stopping import StopRequest
 
-SIGNAL_SECONDS = 0.5  # that Ctrl-C may wait
 GRACE_SECONDS = 10.0  # for an actor to end by itself before it is killed
-Actor = Any  # ray's ActorHandle: its methods are made at run time, so no checker can know them
 OTHER_ROLE = {"rollout": "trainer", "trainer": "rollout"}
 
 
 class Session:
-    """The actors of one run. Use `session(config)`, which also ends what it started."""
+    """The actors of one run. Use `session(config, stop)`, which also ends what it started."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, stop: StopRequest, say: Callable[[str], None] = print) -> None:
+        self.config, self.stop_request, self.say = config, stop, say
         self.device = "cpu"
-        self._actors: list[Actor] = []
-        self._processes: list[psutil.Process] = []
+        self._members: list[Member] = []
 
     def start(self) -> None:
         """Connects to `cluster.address` or starts Ray on this machine with as many CPUs as the actors reserve."""
@@ -51,13 +52,19 @@ class Session:
         except (RayError, ConnectionError, RuntimeError, ValueError) as error:
             where = f"the cluster at {address!r}" if address else "a local cluster"
             raise ClusterError(f"Ray cannot reach {where}: {error}; check cluster.address") from error
+        self._own = processes_below_us() if address is None else []
+        publish_pids("controller", [os.getpid()])
+        publish_pids("gcs", [process.pid for process in self._own if process.name() == "gcs_server"])
+        self.head = RayPulse(self.config.deadlines.health)
+        waiting = Waiting(self.config, self.stop_request, self.head, self.discard)
+        self.outcomes = waiting.outcomes
         has_gpus = resources().get("GPU", 0) > 0
         wanted = self.config.cluster.device
         self.device = wanted if wanted != "auto" else "cuda" if has_gpus else "cpu"
         if self.device == "cuda" and not has_gpus:
             raise ConfigError("cluster.device is cuda, but Ray sees no GPU; set cluster.device to cpu or auto")
 
-    def create(self, actor_class: type, role: str, gpus: float, *args: object) -> Actor:
+    def create(self, actor_class: type, role: str, index: int, gpus: float, *args: object) -> Member:
         """An actor on a node of its role: one whose label `cluster.role_label` is not the other role's.
 
         Nothing retries a method (a second optimizer step would be silent), and a dead actor stays dead.
@@ -69,61 +76,71 @@ class Session:
             "max_task_retries": 0,
             "label_selector": {self.config.cluster.role_label: f"!in({OTHER_ROLE[role]})"},
         }
-        actor: Actor = ray.remote(actor_class).options(**options).remote(*args)
-        self._actors.append(actor)
-        return actor
+        make: Any = ray.remote
+        if role == "trainer":  # its verbs block their thread, so signs of life need one of their own
+            make = make(concurrency_groups={HEALTH: 1})
+        remote = make(actor_class)
+        self._members.append(Member(role, index, remote.options(**options).remote(*args)))
+        return self._members[-1]
 
-    def watch(self, pids: Sequence[int]) -> None:
-        """Remembers processes of this machine that must be gone when the session ends."""
-        for pid in pids:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self._processes.append(psutil.Process(pid))
+    def get(self, calls: Sequence[Call], seconds: float, what: str, **options: Any) -> list[Any]:
+        """Results of calls that make sense only together, in order; see `Waiting.outcomes`. Raises the first error."""
+        return self.outcomes(calls, seconds, what, fail_fast=True, **options)
+
+    def has_answered(self, call: Call) -> bool:
+        return bool(ray.wait([call.ref], timeout=0)[0])
+
+    def started(self, member: Member, where: tuple[str, list[int]]) -> None:
+        """Remembers the node and the processes that an actor tells once it has started."""
+        member.node_id, member.pids = where
+        if member.role == "trainer":
+            publish_pids("trainer_rank", [other.pids[0] for other in self.alive("trainer")])
+        else:
+            publish_pids("rollout_actor", [other.pids[0] for other in self.alive("rollout")])
+            publish_pids("engine_core", [pid for other in self.alive("rollout") for pid in other.pids[1:2]])
+
+    def alive(self, role: str) -> list[Member]:
+        """Started actors of a role that are not lost."""
+        return [member for member in self._members if member.role == role and member.pids and not member.lost]
+
+    def discard(self, member: Member, error: GrpoError, stacks: bool) -> None:
+        """Ends a lost actor and its processes; the stacks of a frozen one are written down first."""
+        if member.lost:
+            return
+        member.lost = error
+        self.say(str(error))
+        if member.pids and stacks:
+            self._write_stacks(member)
+        self._end(member)
+
+    def _end(self, member: Member) -> None:
+        with contextlib.suppress(RayError):
+            ray.kill(member.actor)
+        if member.pids:  # it leaves children, and a frozen process does not hear Ray
+            node.on_node(member.node_id, node.end, member.pids)
+
+    def _write_stacks(self, member: Member) -> None:
+        name = f"{member.role}-{member.index}-{time.strftime('%Y%m%dT%H%M%S')}.txt"
+        path = Path(self.config.run.dir, "stacks", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(node.on_node(member.node_id, node.stacks, member.pids) or "its node is gone")
+        self.say(f"stacks of {member}: {path}")
 
     def stop(self) -> None:
         """Asks every actor to close, kills those that do not, and waits until their processes are gone."""
         if not ray.is_initialized():
             return
-        closing = [actor.close.remote() for actor in self._actors]
+        living = [member for member in self._members if not member.lost]
+        closing = [member.actor.close.remote() for member in living]
         with contextlib.suppress(RayError):
             ray.wait(closing, num_returns=len(closing), timeout=GRACE_SECONDS)
-        for process in list(self._processes):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self._processes += process.children(recursive=True)
-        for actor in self._actors:
-            with contextlib.suppress(RayError):
-                ray.kill(actor)
-        for process in psutil.wait_procs(self._processes, timeout=GRACE_SECONDS)[1]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._actors = []
+        for member in living:
+            self._end(member)
+        self._members = []
+        if hasattr(self, "head"):
+            self.head.close()
         ray.shutdown()
-
-    def get(self, refs: Sequence[Any], seconds: float, what: str) -> list[Any]:
-        """The results in order, within `seconds`.
-
-        Raises: DeadlineExceeded naming `what`; ClusterError if an actor died; the GrpoError that an actor raised.
-        """
-        deadline = time.monotonic() + seconds
-        pending = list(refs)
-        try:
-            while pending:  # the first failure is reported at once, not after its slower siblings
-                # in slices: ray.wait looks at signals only when it returns
-                left = deadline - time.monotonic()
-                done, pending = ray.wait(pending, num_returns=1, timeout=min(max(left, 0.0), SIGNAL_SECONDS))
-                if not done and left <= 0:
-                    raise DeadlineExceeded(
-                        f"{what} must end within {seconds:g} s (deadlines.*), but {len(pending)} of {len(refs)} actors "
-                        f"have not answered; raise the deadline or look at their logs in {log_folder()}"
-                    )
-                ray.get(done)
-            return list(ray.get(list(refs)))
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, GrpoError):
-                raise cause from None
-            raise ClusterError(f"{what}: an actor failed: {last_line(error)}; logs are in {log_folder()}") from error
-        except RayActorError as error:
-            raise ClusterError(f"{what}: an actor died: {last_line(error)}; logs are in {log_folder()}") from error
+        node.end([process.pid for process in getattr(self, "_own", []) if process.is_running()])
 
 
 def resources() -> dict[str, float]:
@@ -132,41 +149,23 @@ def resources() -> dict[str, float]:
     return found
 
 
-def log_folder() -> str:
-    """Where Ray writes the actors' output."""
-    node: Any = ray._private.worker.global_worker.node
-    return str(node.get_logs_dir_path())
-
-
-def last_line(error: BaseException) -> str:
-    """The line that says what happened: Ray puts a traceback before it and a list of guesses behind."""
-    lines = [line.strip() for line in str(error).partition("Some common causes")[0].splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def processes_below_us() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
 
 
 @contextlib.contextmanager
-def session(config: Config) -> Iterator[Session]:
+def session(config: Config, stop: StopRequest, say: Callable[[str], None] = print) -> Iterator[Session]:
     """A started session that is stopped on success, error, Ctrl-C and SIGTERM."""
-    current = Session(config)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    current = Session(config, stop, say)
     try:
         current.start()
-        for number in handlers:  # after ray.init, which installs its own
-            signal.signal(number, interrupt)
+        stop.listen()  # after ray.init, which installs handlers of its own
         yield current
     except SystemError as error:  # how a waiting ray.get or ray.wait reports what a signal handler raised
         if isinstance(error.__cause__, Interrupted):
             raise error.__cause__ from None
         raise
     finally:
-        for number in handlers:  # a second Ctrl-C must not cut the clean-up short
+        for number in (signal.SIGTERM, signal.SIGINT):  # a second Ctrl-C must not cut the clean-up short
             signal.signal(number, signal.SIG_IGN)
-        try:
-            current.stop()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-
-def interrupt(number: int, _frame: FrameType | None) -> None:
-    raise Interrupted(f"stopped by {signal.Signals(number).name}; the last saved policy is whole")
+        current.stop()

@@ -1,0 +1,195 @@
+"""How the driver waits for actors: with a deadline, and with a pulse, since Ray never reports a frozen process.
+
+While calls are pending every actor is asked for a sign of life; one that gives none for `deadlines.health` seconds is
+lost like one that has died: its stacks are written down and it is killed. So is one that misses the deadline itself.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from grpo.config import Config
+from grpo.errors import ClusterError, EngineLost, GrpoError, TrainerLost
+from grpo.stopping import StopRequest
+
+SLICE_SECONDS = 0.25  # ray.wait looks at signals only when it returns
+HEALTH = "health"  # concurrency group of a trainer rank, whose other verbs block their thread
+LOST = {"rollout": EngineLost, "trainer": TrainerLost}
+
+
+@dataclass(eq=False)
+class Member:
+    """An actor and where it runs; `pids` are its process and those below it, once it has told."""
+
+    role: str
+    index: int
+    actor: Any
+    node_id: str = ""
+    pids: list[int] = field(default_factory=list)
+    lost: GrpoError | None = None
+
+    def call(self, verb: str, *args: object) -> "Call":
+        return Call(self, getattr(self.actor, verb).remote(*args))
+
+    def ask(self, verb: str, seconds: float) -> Any:
+        """A sign of life, beside whatever the actor is doing: an engine is a coroutine, a rank has a thread for it."""
+        method = getattr(self.actor, verb)
+        return (method.options(concurrency_group=HEALTH) if self.role == "trainer" else method).remote(seconds)
+
+    def __str__(self) -> str:
+        return f"{'engine' if self.role == 'rollout' else 'trainer rank'} {self.index}"
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    member: Member
+    ref: Any
+
+
+class Pulse:
+    """When the members of one wait were last known to be alive. `verb` is what they are asked; "" asks nothing."""
+
+    def __init__(self, members: Sequence[Member], verb: str, seconds: float) -> None:
+        self.verb, self.seconds = verb, seconds
+        self.seen = {member: time.monotonic() for member in members if verb}
+        self.asked: dict[Any, Member] = {}
+
+    def frozen(self, waiting: set[Member]) -> list[Member]:
+        """Members in `waiting` that have been silent for too long; asks again those that have answered."""
+        now = time.monotonic()
+        done = ray.wait(list(self.asked), num_returns=len(self.asked), timeout=0)[0] if self.asked else []
+        for ref in done:
+            member = self.asked.pop(ref)
+            try:
+                ray.get(ref)
+                self.seen[member] = now
+            except EngineLost:  # its actor lives, but the engine core does not answer
+                self.seen[member] = now - self.seconds
+            except RayError:  # it is dead, which the call itself will tell
+                continue
+        for member in set(self.seen) - set(self.asked.values()):
+            if now - self.seen[member] > self.seconds / 4:
+                self.asked[member.ask(self.verb, self.seconds / 2)] = member
+        return [member for member, seen in self.seen.items() if member in waiting and now - seen >= self.seconds]
+
+
+class Waiting:
+    """Waits for calls. `discard` ends a lost member; it is told the error and whether there are stacks to look at."""
+
+    def __init__(
+        self, config: Config, stop: StopRequest, head: "RayPulse", discard: Callable[[Member, GrpoError, bool], None]
+    ) -> None:
+        self.config, self.stop, self.head, self.discard = config, stop, head, discard
+
+    def outcomes(
+        self,
+        calls: Sequence[Call],
+        seconds: float,
+        what: str,
+        pulse: str = "ping",
+        finish_first: bool = False,
+        fail_fast: bool = False,
+    ) -> list[Any]:
+        """Results in order; a GrpoError in the place of a call that failed. Returns once all have ended.
+
+        `pulse` is the verb that asks for a sign of life, "" for none. With `fail_fast` the first failure is raised,
+        without a wait for the rest. After a request to stop it raises Interrupted, with `finish_first` only when no
+        time but that to commit is left. Raises ClusterError if Ray itself is lost.
+        """
+        deadline = time.monotonic() + seconds
+        pending = {call.ref: call for call in calls}
+        results: dict[Any, Any] = {}
+        beat = Pulse([call.member for call in calls], pulse, self.config.deadlines.health)
+        while pending:
+            self.stop.check(finish_first)
+            self.head.check()
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=SLICE_SECONDS)
+            for ref in done:
+                results[ref] = self._result(pending.pop(ref), what)
+            late = time.monotonic() > deadline
+            waiting = {call.member for call in pending.values()}
+            for member in waiting if late else beat.frozen(waiting):
+                error = self._too_late(member, seconds, what) if late else self._frozen(member, what)
+                self.discard(member, error, True)
+                lost = [call for call in pending.values() if call.member is member]
+                results |= {pending.pop(call.ref).ref: error for call in lost}
+            for error in results.values():
+                if fail_fast and isinstance(error, GrpoError):
+                    raise error
+        return [results[call.ref] for call in calls]
+
+    def _result(self, call: Call, what: str) -> Any:
+        try:
+            return ray.get(call.ref)
+        except RayTaskError as error:
+            cause = error.cause
+            if not isinstance(cause, GrpoError):
+                return ClusterError(f"{what}: {call.member} failed: {last_line(error)}; logs are in {log_folder()}")
+            if isinstance(cause, EngineLost | TrainerLost):
+                self.discard(call.member, cause, True)
+            return cause
+        except RayActorError as error:
+            died = LOST[call.member.role](f"{what}: {call.member} died: {last_line(error)}")
+            self.discard(call.member, died, False)
+            return died
+
+    def _frozen(self, member: Member, what: str) -> GrpoError:
+        limit = self.config.deadlines.health
+        return LOST[member.role](f"{what}: {member} is frozen: no sign of life for deadlines.health = {limit:g} s")
+
+    def _too_late(self, member: Member, seconds: float, what: str) -> GrpoError:
+        return LOST[member.role](
+            f"{what} must end within {seconds:g} s (deadlines.*), but {member} has not answered; raise the deadline or "
+            f"look at its stacks and at its log in {log_folder()}"
+        )
+
+
+class RayPulse:
+    """Asks Ray's head (the GCS) for a sign of life in the background; a frozen one is reported by nobody else."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.seen = time.monotonic()
+        self.error = ""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._ask, name="ray-pulse", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises ClusterError if the head has been silent for `seconds`."""
+        if time.monotonic() - self.seen > self.seconds:
+            raise ClusterError(
+                f"Ray's head must answer within deadlines.health = {self.seconds:g} s, but it is dead or frozen "
+                f"({self.error}); start the run again, it goes on from its last checkpoint"
+            )
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        worker: Any = ray._private.worker.global_worker
+        node = ray.NodeID.from_hex(ray.get_runtime_context().get_node_id())
+        while not self._ended.wait(min(1.0, self.seconds / 4)):
+            try:
+                worker.gcs_client.check_alive([node], timeout=self.seconds / 4)
+                self.seen = time.monotonic()
+            except (RayError, GetTimeoutError, RuntimeError) as error:
+                self.error = str(error)
+
+
+def log_folder() -> str:
+    """Where Ray writes the actors' output."""
+    node: Any = ray._private.worker.global_worker.node
+    return str(node.get_logs_dir_path())
+
+
+def last_line(error: BaseException) -> str:
+    """The line that says what happened: Ray puts a traceback before it and a list of guesses behind."""
+    lines = [line.strip() for line in str(error).partition("Some common causes")[0].splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,21 @@
+"""`grpo train` with the small actors: python -m tests.chaos.driver RUN.yaml KEY=VALUE ...; exit codes as the CLI's."""
+
+import sys
+
+from grpo import configfile
+from grpo.cluster.job import Actors, train
+from grpo.errors import GrpoError
+from tests.chaos.actors import FakeEngineActor, FakeRankActor
+
+
+def main() -> int:
+    try:
+        train(configfile.load(sys.argv[1], sys.argv[2:]), Actors(FakeEngineActor, FakeRankActor))
+    except GrpoError as error:
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
