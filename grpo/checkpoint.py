@@ -16,7 +16,6 @@ from grpo.commit import (
     POINTER,
     STATE,
     Commit,
-    attempt_of,
     checkpoints_url,
     committed,
     load,
@@ -130,13 +129,12 @@ class Checkpoints:
     def _manifest(self, step: int, files: Sequence[FileRecord], state: Mapping[str, Any], score: float | None) -> bytes:
         names = [record.name for record in files]
         assert len(names) == len(set(names)), f"two writers gave the same file: {sorted(names)}"
-        data = state.get("data")
         body = {
             "step": step,
             "attempt": self.lease.attempt,
             "world_size": self.config.train.ranks,
             "score": score if score is not None and math.isfinite(score) else None,
-            "data": data.get("fingerprint") if isinstance(data, dict) else None,
+            "data_fingerprint": state.get("progress", {}).get("prompts", {}).get("fingerprint"),
             "config_hash": config_hash(self.config),
             "config": self.config.model_dump(mode="json"),
             "versions": _versions(),
@@ -150,23 +148,28 @@ class Checkpoints:
             return building
         final = f"step_{step:06d}"
         if final in self.store.folders():
-            aside = f"{final}.attempt-{attempt_of(self.store, final)}"
+            found = readable(self.store, final)
+            aside = f"{final}.attempt-{found.attempt if found else 0}"
             self.store.delete(aside)
             self.store.rename(final, aside)
         self.store.rename(building, final)
         return final
 
     def _prune(self, newest: str) -> None:
-        """Counts only what is not newer than the one that was verified just now."""
+        """Counts only what is not newer than `newest`, which was verified just now.
+
+        What cannot be read, perhaps only now, goes once enough newer ones are there.
+        """
         names = [name for name in committed(self.store) if order(name) <= order(newest)]
         manifests = {name: body for name in names if (body := readable(self.store, name))}
-        by_step = {body["step"]: name for name, body in manifests.items()}  # of two of a step the newer one
-        kept = set(list(by_step.values())[-self.config.checkpoint.keep :])
-        scores = [(body["score"], order(name), name) for name, body in manifests.items() if body["score"] is not None]
-        if self.config.checkpoint.keep_best and scores:
-            kept.add(max(scores)[2])
+        by_step = {order(name)[0]: name for name in manifests}  # of two of a step the newer one
+        kept = list(by_step.values())[-self.config.checkpoint.keep :]
+        enough = len(kept) == self.config.checkpoint.keep
+        scores = [(body.score, order(name), name) for name, body in manifests.items() if body.score is not None]
+        best = max(scores)[2] if self.config.checkpoint.keep_best and scores else newest
         for name in names:
-            if name not in kept:
+            step = order(name)[0]
+            if name not in (best, *kept) and (step in by_step or (enough and step < order(kept[0])[0])):
                 self.lease.check()
                 self._remove(name)
 

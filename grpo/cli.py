@@ -98,7 +98,7 @@ What to try next:
 def evaluate(run_file: RunFile, overrides: Overrides = None) -> None:
     """Score the held-out prompts with the model as it is.
 
-    `model.path=runs/x/policy/step_000045` scores a policy that a run saved.
+    `model.path=runs/x/checkpoints/step_000045/policy` scores a policy that a run saved.
     """
     config = configfile.load(run_file, overrides or [])
     if config.eval.prompts == 0:

@@ -21,7 +21,9 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from grpo.errors import CheckpointError
 from grpo.store import Store, clean_name
@@ -32,6 +34,24 @@ FOLDER = re.compile(r"step_([0-9]{6,})(?:\.attempt-([0-9]+))?")
 LEFTOVER = re.compile(r"step_[0-9]{6,}(?:\.attempt-[0-9]+)?\.tmp-([0-9]+)")
 READERS = 4
 """Files that are read side by side when a checkpoint is verified."""
+
+
+class CheckpointManifest(BaseModel):
+    """What manifest.json says; `files` lists every file but itself, named from the checkpoint's folder."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    digest: str
+    """sha256 of all the rest."""
+    step: int
+    attempt: int
+    world_size: int
+    score: Annotated[float, Field(allow_inf_nan=False)] | None
+    data_fingerprint: str | None
+    config_hash: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    files: tuple[FileRecord, ...]
 
 
 @dataclass(frozen=True)
@@ -92,8 +112,8 @@ def unfinished(store: Store, attempt: int) -> list[str]:
 
 def load(store: Store, name: str) -> Commit:
     """Reads every file of a commit. Raises CheckpointError, with the first file that is wrong, if it is damaged."""
-    body = read_manifest(store, name)
-    files = tuple(FileRecord(**entry) for entry in body["files"])
+    manifest = read_manifest(store, name)
+    files = manifest.files
     with ThreadPoolExecutor(READERS) as pool:
         for wanted, found in zip(files, pool.map(lambda file: store.record(f"{name}/{file.name}"), files), strict=True):
             if found is None:
@@ -103,7 +123,7 @@ def load(store: Store, name: str) -> Commit:
             if found.sha256 != wanted.sha256:
                 raise CheckpointError(f"{name}/{wanted.name} has other bytes than were written (sha256)")
     state = json.loads(store.read(f"{name}/{STATE}"))
-    return Commit(body["step"], body["attempt"], store.path(name), state, body["config"], files, body["score"])
+    return Commit(manifest.step, manifest.attempt, store.path(name), state, manifest.config, files, manifest.score)
 
 
 def seal(body: dict[str, Any]) -> bytes:
@@ -111,38 +131,34 @@ def seal(body: dict[str, Any]) -> bytes:
     return json.dumps({"digest": _digest(body), **body}, indent=1, allow_nan=False).encode()
 
 
-def read_manifest(store: Store, name: str) -> dict[str, Any]:
+def read_manifest(store: Store, name: str) -> CheckpointManifest:
     """The manifest of a folder. Raises CheckpointError if it is not exactly as it was written."""
-    if not store.exists(f"{name}/{MANIFEST}"):
-        raise CheckpointError(f"{name}/{MANIFEST} is missing")
-    data = store.read(f"{name}/{MANIFEST}")
+    file = f"{name}/{MANIFEST}"
+    if not store.exists(file):
+        raise CheckpointError(f"{file} is missing")
+    data = store.read(file)
     try:
         body = json.loads(data)
-        whole = isinstance(body, dict) and body.pop("digest", None) == _digest(body) and seal(body) == data
+        if not isinstance(body, dict) or body.pop("digest", None) != _digest(body) or seal(body) != data:
+            raise CheckpointError(f"{file} is not as it was written (digest)")
+        manifest = CheckpointManifest.model_validate_json(data)
+    except ValidationError as error:
+        raise CheckpointError(f"{file} is no manifest of this version: {error.errors()[0]['msg']}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{name}/{MANIFEST} is not JSON: {error}") from error
-    if not whole:
-        raise CheckpointError(f"{name}/{MANIFEST} is not as it was written (digest)")
-    if body["step"] != order(name)[0]:
-        raise CheckpointError(f"{name}/{MANIFEST} is that of step {body['step']}")
-    names = {clean_name(entry["name"]) for entry in body["files"]}
-    if STATE not in names:
-        raise CheckpointError(f"{name}/{MANIFEST} does not list {STATE}")
-    return dict(body)
+        raise CheckpointError(f"{file} is not JSON: {error}") from error
+    if manifest.step != order(name)[0]:
+        raise CheckpointError(f"{file} is that of step {manifest.step}")
+    if STATE not in {clean_name(record.name) for record in manifest.files}:
+        raise CheckpointError(f"{file} does not list {STATE}")
+    return manifest
 
 
-def readable(store: Store, name: str) -> dict[str, Any] | None:
+def readable(store: Store, name: str) -> CheckpointManifest | None:
     """The manifest, or None if it is damaged."""
     try:
         return read_manifest(store, name)
     except CheckpointError:
         return None
-
-
-def attempt_of(store: Store, name: str) -> int:
-    """Attempt that wrote a folder; 0 if its manifest is damaged."""
-    body = readable(store, name)
-    return body["attempt"] if body else 0
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -63,9 +63,9 @@ def test_train_hands_on_the_whole_configuration_and_says_where_the_report_is(
 
 
 def test_eval_prints_the_scores(run_file: Path, cluster: types.SimpleNamespace) -> None:
-    result = runner.invoke(cli.app, ["eval", str(run_file), "model.path=runs/x/policy/step_000045"])
+    result = runner.invoke(cli.app, ["eval", str(run_file), "model.path=runs/x/checkpoints/step_000045/policy"])
     assert result.exit_code == 0, result.output
-    assert cluster.configs[0].model.path == "runs/x/policy/step_000045"
+    assert cluster.configs[0].model.path == "runs/x/checkpoints/step_000045/policy"
     assert "pass@1" in result.stdout and "0.25" in result.stdout
 
 

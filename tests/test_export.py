@@ -1,20 +1,39 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from grpo.checkpoint import Checkpoints
+from grpo.configfile import dump
 from grpo.errors import CheckpointError, ConfigError
 from grpo.export import check_policy, export
+from grpo.store import Store
+from tests.checkpoints import Held
+from tests.checkpoints import config as make_config
 
 
-def save_policy(run_dir, step, value=None):
-    folder = run_dir / f"policy/step_{step:06d}"
+def make_policy(folder, value):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     (folder / "tokenizer.json").write_text("{}")
-    save_file({"w": np.full(4, value or step, np.float32)}, folder / "model.safetensors")
-    return folder
+    save_file({"w": np.full(4, value, np.float32)}, folder / "model.safetensors")
+
+
+def save_policy(run_dir, step, change=lambda policy: None, directory=None):
+    """Commits a checkpoint whose policy was changed before; returns the folder of the policy."""
+    run_dir.mkdir(exist_ok=True)
+    config = make_config(run_dir, dir=directory, keep=9)
+    (run_dir / "config.yaml").write_text(dump(config))
+    writer = Checkpoints(config, run_dir, Held())
+    store = Store(writer.begin(step))
+    with store.workspace("") as work:
+        make_policy(work / "policy", step)
+        change(work / "policy")
+        (work / "trainer.json").write_text("{}")
+        records = store.publish(work, "")
+    return Path(writer.commit(step, records, {}, None, {}).folder, "policy")
 
 
 def shard(folder):
@@ -29,7 +48,7 @@ def shard(folder):
 def test_the_newest_policy_is_copied(tmp_path):
     for step in (5, 40, 100000):
         save_policy(tmp_path / "run", step)
-    (tmp_path / "run/policy/step_200000.tmp").mkdir()
+    (tmp_path / "run/checkpoints/step_200000.tmp-1").mkdir()
     out = export(tmp_path / "run", tmp_path / "new/out")
     assert out == tmp_path / "new/out"
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
@@ -45,7 +64,7 @@ def test_a_step_can_be_chosen(tmp_path):
 
 
 def test_a_sharded_policy(tmp_path):
-    shard(save_policy(tmp_path / "run", 5))
+    save_policy(tmp_path / "run", 5, shard)
     export(tmp_path / "run", tmp_path / "out")
     assert load_file(tmp_path / "out/model-00002-of-00002.safetensors")["b"].tolist() == [1.0, 1.0]
 
@@ -58,8 +77,30 @@ def test_an_unknown_step_lists_those_there_are(tmp_path):
 
 
 def test_a_run_without_a_policy(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("checkpoint:")
     with pytest.raises(CheckpointError, match="checkpoint.every"):
         export(tmp_path / "run", tmp_path / "out")
+
+
+def test_a_folder_that_holds_no_run(tmp_path):
+    with pytest.raises(ConfigError, match="config.yaml"):
+        export(tmp_path, tmp_path / "out")
+
+
+def test_checkpoints_that_are_elsewhere(tmp_path):
+    save_policy(tmp_path / "run", 5, directory=str(tmp_path / "elsewhere"))
+    assert not (tmp_path / "run/checkpoints").exists()
+    assert check_policy(export(tmp_path / "run", tmp_path / "out")) is None
+
+
+def test_a_checkpoint_that_is_no_model_path_of_this_machine(tmp_path, monkeypatch):
+    """The run's configuration may name a model that only its own machine has."""
+    save_policy(tmp_path / "run", 5)
+    path = tmp_path / "run/config.yaml"
+    path.write_text(path.read_text().replace("path: /model", "path: models/gone"))
+    monkeypatch.chdir(tmp_path)
+    export(Path("run"), Path("out"))
 
 
 @pytest.mark.parametrize("make", ["folder", "file", "dangling link"])
@@ -96,27 +137,55 @@ def lose_a_tensor(folder):
     save_file({"other": np.ones(2, np.float32)}, folder / "model-00002-of-00002.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("damage", "what"),
-    [
-        (cut_weights, "model.safetensors"),
-        (zero_header, "model.safetensors"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
-        (lose_a_shard, "model-00002-of-00002"),
-        (lose_a_tensor, "must hold b"),
-        (lambda folder: (folder / "config.json").unlink(), "config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "config.json"),
-        (lambda folder: (folder / "config.json").write_text("{}"), "model_type"),
-    ],
-)
-def test_a_damaged_policy_is_named_and_nothing_is_written(tmp_path, damage, what):
-    folder = save_policy(tmp_path / "run", 5)
-    check_policy(folder)
-    damage(folder)
+DAMAGE = [
+    (cut_weights, "model.safetensors"),
+    (zero_header, "model.safetensors"),
+    (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
+    (lose_a_shard, "model-00002-of-00002"),
+    (lambda folder: (folder / "config.json").unlink(), "config.json"),
+    (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+    (lambda folder: (folder / "config.json").write_text("[]"), "config.json"),
+]
+WRONG = [
+    *DAMAGE,
+    (lose_a_tensor, "must hold b"),
+    (lambda folder: (folder / "config.json").write_text("{}"), "model_type"),
+]
+
+
+@pytest.mark.parametrize(("change", "what"), WRONG)
+def test_a_policy_that_was_saved_wrong_is_named_and_nothing_is_written(tmp_path, change, what):
+    save_policy(tmp_path / "run", 5, change)
     with pytest.raises(CheckpointError, match=what):
         export(tmp_path / "run", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(("damage", "what"), [case for case in DAMAGE if case[0] is not lose_a_shard])
+def test_a_policy_that_was_damaged_is_named_and_nothing_is_written(tmp_path, damage, what):
+    policy = save_policy(tmp_path / "run", 5)
+    damage(policy)
+    with pytest.raises(CheckpointError, match=what):
+        export(tmp_path / "run", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_one_bit_of_a_weight_is_found(tmp_path):
+    """The header and the size are right, so that no library would see it."""
+    path = save_policy(tmp_path / "run", 5) / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    check_policy(path.parent)
+    with pytest.raises(CheckpointError, match="model.safetensors.*manifest"):
+        export(tmp_path / "run", tmp_path / "out")
+
+
+def test_what_is_no_policy_is_not_exported(tmp_path):
+    policy = save_policy(tmp_path / "run", 5)
+    (policy / "stranger.bin").write_text("not in the manifest")
+    out = export(tmp_path / "run", tmp_path / "out")
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
 def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch):
@@ -125,7 +194,7 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("grpo.export.shutil.copytree", full)
+    monkeypatch.setattr("grpo.export.shutil.copyfile", full)
     with pytest.raises(CheckpointError, match="No space left"):
         export(tmp_path / "run", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -137,7 +206,7 @@ def test_transformers_loads_an_export(tmp_path):
     torch = pytest.importorskip("torch")
     sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_attention_heads=2))
-    model.save_pretrained(tmp_path / "run/policy/step_000001")
+    save_policy(tmp_path / "run", 1, model.save_pretrained)
     export(tmp_path / "run", tmp_path / "out")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     input_ids_BT = torch.arange(8)[None]
