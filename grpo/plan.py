@@ -16,7 +16,7 @@ from rich.table import Table
 from grpo.config import Config
 from grpo.errors import ConfigError
 from grpo.places import is_hub_model, unpinned
-from grpo.sources import first_line
+from grpo.wording import first_line
 
 GIB = 2**30
 FP32 = 4

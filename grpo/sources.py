@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from grpo import arithmetic
 from grpo.errors import ConfigError, DataError
 from grpo.places import ARITHMETIC, is_data_file, is_local, unpinned
+from grpo.wording import first_line, short
 
 if TYPE_CHECKING:
     import pyarrow
@@ -180,7 +181,7 @@ def _parquet(path: Path, source: Source) -> Rows:
         _check_columns(source, pyarrow.parquet.read_schema(path).names)
         table = pyarrow.parquet.read_table(path, columns=_distinct(source.columns), partitioning=None)
         yield from _table_rows(table)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError) as error:  # damaged names of columns are a UnicodeDecodeError
         raise DataError(f"{path}: is not a whole Parquet file ({first_line(error)}); write it again") from error
 
 
@@ -205,16 +206,6 @@ def _hub(source: Source) -> Rows:
         ) from error
     _check_columns(source, dataset.column_names)
     yield from _table_rows(dataset.select_columns(_distinct(source.columns)).with_format("arrow")[:])
-
-
-def first_line(error: BaseException) -> str:
-    """What it says, on one printable line."""
-    return short(next(iter(str(error).strip().splitlines()), type(error).__name__), most=300)
-
-
-def short(name: str, most: int = 80) -> str:
-    """A name from a file, which may hold anything, as it can stand in a message."""
-    return name if name.isprintable() and len(name) <= most else f"{ascii(name[:most])[1:-1]}..."
 
 
 def _distinct(columns: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from grpo.config import Config
 from grpo.errors import ConfigError
 from grpo.places import is_hub_model, is_local, unpinned
-from grpo.sources import first_line
+from grpo.wording import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -32,7 +32,8 @@ def test_a_missing_folder_is_no_search_on_the_hub(source, in_tmp, tokenizer):
 
 def test_a_folder_or_another_kind_of_file_is_no_source(in_tmp, tokenizer):
     (in_tmp / "folder.jsonl").mkdir()
-    assert failure(configure({"source": "folder.jsonl"}), tokenizer).startswith("folder.jsonl: must be a file, not a folder")
+    message = failure(configure({"source": "folder.jsonl"}), tokenizer)
+    assert message.startswith("folder.jsonl: must be a file, not a folder")
     (in_tmp / "rows.csv").write_text("question,answer\n")
     assert "rows.csv: must be one of .jsonl, .json, .parquet" in failure(configure({"source": "rows.csv"}), tokenizer)
 
