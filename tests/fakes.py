@@ -1,10 +1,16 @@
 """The controller's Protocols as implementations without torch or ray; all write what happens into `events`."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from grpo.types import Group, Prompt, Sample, Sampling, Stats
+from grpo.commit import Commit
+from grpo.errors import ClusterError, TrainerLost
+from grpo.store import Store
+from grpo.types import FileRecord, Group, Prompt, Sample, Sampling, Stats
 
 
 def prompt(number: int) -> Prompt:
@@ -31,6 +37,12 @@ class FakePrompts:
 
     taken: int = 0
 
+    def state(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.taken = state["taken"]
+
     def take(self, count: int) -> list[Prompt]:
         self.taken += count
         return [prompt(number) for number in range(self.taken - count, self.taken)]
@@ -43,15 +55,18 @@ class FakeWeights:
     events: list[str]
     version: int = -1
     lost: frozenset[int] = frozenset()
+    engines: int = -1
+    """The version that samples are stamped with."""
 
-    def self_test(self) -> Stats:
-        self.events.append("self_test")
-        return {"self_test": 1.0}
+    @property
+    def digest(self) -> str:
+        return f"digest {self.version}"
 
     def sync(self, version: int) -> Stats:
         self.events.append(f"sync {version}")
+        self.version = version
         if version not in self.lost:
-            self.version = version
+            self.engines = version
         return {"sync_version": float(version)}
 
 
@@ -68,10 +83,10 @@ class FakeRollouts:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int) -> list[Group]:
         self.events.append(f"generate {step}")
         self.samplings.append(sampling)
-        self.versions.append((step, self.weights.version))
+        self.versions.append((step, self.weights.engines))
         texts = [self.texts[index % len(self.texts)] for index in range(sampling.samples_per_prompt)]
         return [
-            Group(each, tuple(sample(each, index, self.weights.version, text) for index, text in enumerate(texts)))
+            Group(each, tuple(sample(each, index, self.weights.engines, text) for index, text in enumerate(texts)))
             for each in prompts
         ]
 
@@ -83,6 +98,9 @@ class FakeRewards:
     events: list[str]
     right: str = "#### 1"
 
+    def failures(self) -> Stats:
+        return {}
+
     def score(self, groups: Sequence[Group]) -> list[Group]:
         self.events.append("score")
         return [
@@ -93,16 +111,51 @@ class FakeRewards:
 
 @dataclass
 class FakeTrainer:
+    """Counts its updates; `lost_at` are the events ("step 3", "save 2", "load 2") at which a rank dies, once each."""
+
     events: list[str]
     batches: list[list[Sample]] = field(default_factory=list)
+    updates: int = 0
+    lost_at: list[str] = field(default_factory=list)
+    rebuilds: int = 3
+
+    def _event(self, event: str) -> None:
+        self.events.append(event)
+        if event in self.lost_at:
+            self.lost_at.remove(event)
+            raise TrainerLost(f"rank 1 died in {event}")
 
     def step(self, batch: Sequence[Sample], step: int) -> Stats:
-        self.events.append(f"step {step}")
+        self._event(f"step {step}")
         self.batches.append(list(batch))
-        return {"loss": float(step)}
+        self.updates += 1
+        return {"loss": float(self.updates)}
 
-    def save(self, step: int) -> None:
-        self.events.append(f"save {step}")
+    def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
+        self._event(f"save {step}")
+        Path(folder, "trainer.json").write_text(str(self.updates))
+        return Store(folder).publish(Path(folder), "")
+
+    def load(self, commit: Commit) -> None:
+        self._event(f"load {commit.step}")
+        self.updates = int(commit.read("trainer.json"))
+
+    def rebuild(self) -> None:
+        self.events.append("rebuild")
+        self.updates = 0
+        self.rebuilds -= 1
+        if self.rebuilds < 0:
+            raise ClusterError("lost too often")
+
+
+@dataclass
+class FakeFence:
+    """A lease that nobody disputes."""
+
+    attempt: int = 1
+
+    def check(self) -> None:
+        pass
 
 
 @dataclass
@@ -135,9 +188,20 @@ class FakeRecorder:
         finally:
             self.open.pop()
 
-    def log_sync(self, stats: Stats) -> None:
+    def log_sync(self, stats: Stats, digest: str) -> None:
         assert self.open[-1] == "weight_sync"
         self.syncs.append(stats)
+
+    def attachments(self) -> dict[str, bytes]:
+        return {"steps.json": json.dumps(self.steps).encode()}
+
+    def rewind(self, step: int, attachments: Mapping[str, bytes]) -> None:
+        self.events.append(f"rewind {step}")
+        kept = json.loads(attachments.get("steps.json", b"{}"))
+        self.steps = {int(step): stats for step, stats in kept.items()}
+
+    def recovered(self, role: str, error: Exception, seconds: float) -> None:
+        self.events.append(f"recovered {role}")
 
     def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None:
         self.events.append(f"log_step {step}")

@@ -1,21 +1,43 @@
 """The order of the loop, against fakes of all its parts."""
 
+import signal
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+from grpo.checkpoint import Checkpoints
 from grpo.config import Config
-from grpo.controller import Controller, due
-from grpo.errors import RewardError, WeightSyncError
+from grpo.controller import Controller, Parts, due
+from grpo.errors import (
+    ClusterError,
+    Interrupted,
+    InterruptedEarly,
+    NoLearningSignal,
+    RewardError,
+    TrainerLost,
+    WeightSyncError,
+)
+from grpo.stopping import StopRequest
 from grpo.types import Sampling
-from tests.fakes import FakePrompts, FakeRecorder, FakeRewards, FakeRollouts, FakeTrainer, FakeWeights, prompt
+from tests.fakes import (
+    FakeFence,
+    FakePrompts,
+    FakeRecorder,
+    FakeRewards,
+    FakeRollouts,
+    FakeTrainer,
+    FakeWeights,
+    prompt,
+)
 
 
 @dataclass
 class Job:
-    """A controller and its fakes, which share one list of events."""
+    """A controller and its fakes, which share one list of events; its checkpoints are real."""
 
     config: Config
+    run_dir: Path
     held_out: int = 1
     lost: frozenset[int] = frozenset()
     events: list[str] = field(default_factory=list)
@@ -27,11 +49,13 @@ class Job:
         self.rewards = FakeRewards(self.events)
         self.trainer = FakeTrainer(self.events)
         self.recorder = FakeRecorder(self.events)
+        self.checkpoints = Checkpoints(self.config, self.run_dir, FakeFence())
+        self.stop = StopRequest(grace_seconds=30)
 
     def run(self) -> list[str]:
         held_out = [prompt(1000 + number) for number in range(self.held_out)]
-        parts = (self.rollouts, self.rewards, self.trainer, self.weights, self.recorder)
-        Controller(self.config, self.prompts, held_out, *parts).run()
+        parts = (self.rollouts, self.rewards, self.trainer, self.weights, self.checkpoints, self.recorder, self.stop)
+        Controller(self.config, Parts(self.prompts, *parts), held_out).run()
         return self.events
 
 
@@ -40,9 +64,9 @@ def config(steps: int = 2, **sections: dict[str, object]) -> Config:
     return Config.model_validate({"model": {"path": "x"}, "run": {"steps": steps}, "rollout": rollout} | sections)
 
 
-def test_the_order_of_a_run() -> None:
-    assert Job(config(steps=2)).run() == [
-        "self_test",
+def test_the_order_of_a_run(tmp_path: Path) -> None:
+    assert Job(config(steps=2), tmp_path).run() == [
+        "rewind 0",
         "sync 0",
         *("generate 0", "score", "eval 0"),
         *("generate 1", "score", "step 1", "sync 1", "log_step 1"),
@@ -52,16 +76,16 @@ def test_the_order_of_a_run() -> None:
     ]
 
 
-def test_every_phase_is_recorded_inside_its_step() -> None:
-    job = Job(config(steps=1))
+def test_every_phase_is_recorded_inside_its_step(tmp_path: Path) -> None:
+    job = Job(config(steps=1), tmp_path)
     job.run()
     inside = [f"step 1/{phase}" for phase in ("rollout", "reward", "advantage", "train", "weight_sync")]
     assert job.recorder.phases == ["weight_sync", "eval", *inside, "eval", "checkpoint"]
     assert job.recorder.open == []
 
 
-def test_a_batch_has_the_rows_of_the_step_in_order_with_their_advantages() -> None:
-    job = Job(config(steps=2))
+def test_a_batch_has_the_rows_of_the_step_in_order_with_their_advantages(tmp_path: Path) -> None:
+    job = Job(config(steps=2), tmp_path)
     job.run()
     first, second = job.trainer.batches
     assert [(row.prompt_id, row.index) for row in first] == [(f"fake:{p}", g) for p in range(3) for g in range(2)]
@@ -72,36 +96,36 @@ def test_a_batch_has_the_rows_of_the_step_in_order_with_their_advantages() -> No
     assert job.prompts.taken == 6
 
 
-def test_training_and_evaluation_sample_differently() -> None:
-    job = Job(config(steps=1, eval={"samples_per_prompt": 4, "temperature": 0.0}))
+def test_training_and_evaluation_sample_differently(tmp_path: Path) -> None:
+    job = Job(config(steps=1, eval={"samples_per_prompt": 4, "temperature": 0.0}), tmp_path)
     job.run()
     training, evaluation = Sampling(2, 16, 0.9, 0.8), Sampling(4, 16, 0.0, 1.0)
     assert job.rollouts.samplings == [evaluation, training, evaluation]
 
 
-def test_the_recorder_gets_the_statistics_of_update_and_sync() -> None:
-    job = Job(config(steps=2, eval={"samples_per_prompt": 2}))
+def test_the_recorder_gets_the_statistics_of_update_and_sync(tmp_path: Path) -> None:
+    job = Job(config(steps=2, eval={"samples_per_prompt": 2}), tmp_path)
     job.run()
     assert job.recorder.steps == {1: {"loss": 1.0}, 2: {"loss": 2.0}}
-    assert job.recorder.syncs == [{"self_test": 1.0}, *({"sync_version": float(version)} for version in range(3))]
+    assert job.recorder.syncs == [*({"sync_version": float(version)} for version in range(3))]
     assert list(job.recorder.scores) == [0, 2] and job.recorder.scores[0]["eval/accuracy"] == 0.5
 
 
-def test_without_held_out_prompts_nothing_is_evaluated() -> None:
-    events = Job(config(steps=1), held_out=0).run()
-    assert events == ["self_test", "sync 0", "generate 1", "score", "step 1", "sync 1", "log_step 1", "save 1"]
+def test_without_held_out_prompts_nothing_is_evaluated(tmp_path: Path) -> None:
+    events = Job(config(steps=1), tmp_path, held_out=0).run()
+    assert events == ["rewind 0", "sync 0", "generate 1", "score", "step 1", "sync 1", "log_step 1", "save 1"]
 
 
-def test_a_sync_every_second_step_leaves_samples_one_version_behind() -> None:
-    job = Job(config(steps=5, sync={"every": 2}), held_out=0)
+def test_a_sync_every_second_step_leaves_samples_one_version_behind(tmp_path: Path) -> None:
+    job = Job(config(steps=5, sync={"every": 2}), tmp_path, held_out=0)
     events = job.run()
     assert [event for event in events if event.startswith("sync")] == ["sync 0", "sync 2", "sync 4"]
     assert job.rollouts.versions == [(1, 0), (2, 0), (3, 2), (4, 2), (5, 4)]
     assert [{row.version for row in batch} for batch in job.trainer.batches] == [{0}, {0}, {2}, {2}, {4}]
 
 
-def test_an_evaluation_sees_the_newest_policy() -> None:
-    job = Job(config(steps=3, sync={"every": 2}, eval={"every": 1}))
+def test_an_evaluation_sees_the_newest_policy(tmp_path: Path) -> None:
+    job = Job(config(steps=3, sync={"every": 2}, eval={"every": 1}), tmp_path)
     job.run()
     evaluated = [(step, version) for step, version in job.rollouts.versions if step == version]
     assert evaluated == [(0, 0), (1, 1), (2, 2), (3, 3)]
@@ -113,14 +137,14 @@ def test_an_evaluation_sees_the_newest_policy() -> None:
     ("every", "evaluated", "saved"),
     [(0, [0, 5], [5]), (2, [0, 2, 4, 5], [2, 4, 5]), (5, [0, 5], [5]), (9, [0, 5], [5])],
 )
-def test_how_often_is_evaluated_and_saved(every: int, evaluated: list[int], saved: list[int]) -> None:
-    events = Job(config(steps=5, eval={"every": every}, checkpoint={"every": every})).run()
+def test_how_often_is_evaluated_and_saved(tmp_path: Path, every: int, evaluated: list[int], saved: list[int]) -> None:
+    events = Job(config(steps=5, eval={"every": every}, checkpoint={"every": every}), tmp_path).run()
     assert [event for event in events if event.startswith("eval")] == [f"eval {step}" for step in evaluated]
     assert [event for event in events if event.startswith("save")] == [f"save {step}" for step in saved]
 
 
-def test_a_sample_of_another_version_stops_the_run_before_it_is_trained_on() -> None:
-    job = Job(config(steps=3), lost=frozenset({1}))
+def test_a_sample_of_another_version_stops_the_run_before_it_is_trained_on(tmp_path: Path) -> None:
+    job = Job(config(steps=3), tmp_path, lost=frozenset({1}))
     with pytest.raises(
         WeightSyncError, match="from weight version 1, but sample 0 of prompt fake:3 says 0; the engine missed"
     ):
@@ -129,21 +153,21 @@ def test_a_sample_of_another_version_stops_the_run_before_it_is_trained_on() -> 
     assert len(job.trainer.batches) == 1
 
 
-def test_an_engine_that_never_got_the_first_weights_is_noticed() -> None:
-    job = Job(config(steps=1), held_out=0, lost=frozenset({0}))
+def test_an_engine_that_never_got_the_first_weights_is_noticed(tmp_path: Path) -> None:
+    job = Job(config(steps=1), tmp_path, held_out=0, lost=frozenset({0}))
     with pytest.raises(WeightSyncError, match="weight version 0, but .* says -1"):
         job.run()
 
 
-def test_an_error_ends_the_run_where_it_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_ends_the_run_where_it_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_groups: object) -> None:
         raise RewardError("m:f returned None")
 
-    job = Job(config(steps=3), held_out=0)
+    job = Job(config(steps=3), tmp_path, held_out=0)
     monkeypatch.setattr(job.rewards, "score", fails)
     with pytest.raises(RewardError):
         job.run()
-    assert job.events == ["self_test", "sync 0", "generate 1"]
+    assert job.events == ["rewind 0", "sync 0", "generate 1"]
     assert job.recorder.open == []
 
 
@@ -152,3 +176,149 @@ def test_an_error_ends_the_run_where_it_happens(monkeypatch: pytest.MonkeyPatch)
 )
 def test_due(step: int, every: int, expected: bool) -> None:
     assert due(step, every) is expected
+
+
+def again(job: Job, **changes: object) -> Job:
+    """The next start of the same run, in a new process."""
+    return Job(replace_steps(job.config, **changes), job.run_dir, held_out=job.held_out)
+
+
+def replace_steps(config: Config, **run: object) -> Config:
+    return config.model_copy(update={"run": config.run.model_copy(update=run)})
+
+
+def trained(job: Job) -> list[list[str]]:
+    return [[row.prompt_id for row in batch[::2]] for batch in job.trainer.batches]
+
+
+def test_a_start_goes_on_from_the_newest_checkpoint(tmp_path: Path) -> None:
+    whole = Job(config(steps=5, checkpoint={"every": 2}), tmp_path / "whole", held_out=0)
+    whole.run()
+    first = Job(config(steps=5, checkpoint={"every": 2}), tmp_path / "killed", held_out=0)
+    first.trainer.lost_at, first.trainer.rebuilds = ["step 4"], 0
+    with pytest.raises(ClusterError, match="lost too often"):
+        first.run()
+    second = again(first)
+    assert second.run()[:4] == ["load 2", "rewind 2", "sync 2", "generate 3"]
+    assert trained(first)[:2] + trained(second) == trained(whole)
+    assert second.recorder.steps == whole.recorder.steps
+    assert second.trainer.updates == 5
+
+
+def test_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
+    job = Job(config(steps=2), tmp_path)
+    job.run()
+    assert again(job).run() == ["load 2", "rewind 2", "sync 2"]
+
+
+def test_the_evaluation_before_the_first_step_is_not_made_twice(tmp_path: Path) -> None:
+    job = Job(config(steps=2, checkpoint={"every": 1}), tmp_path)
+    job.run()
+    assert again(job, steps=3).run().count("eval 3") == 1
+    assert [event for event in job.events if event.startswith("eval")] == ["eval 0", "eval 2"]
+
+
+@pytest.mark.parametrize(
+    ("places", "back"),
+    [
+        (["step 1"], ["rewind 0"]),
+        (["step 3"], ["load 2"]),
+        (["save 2"], ["rewind 0"]),
+        (["save 4"], ["load 2"]),
+        (["step 3", "load 2"], ["load 2", "rebuild", "load 2"]),
+    ],
+)
+def test_a_lost_trainer_is_rebuilt_from_the_last_checkpoint_and_the_run_is_the_same(
+    tmp_path: Path, places: list[str], back: list[str]
+) -> None:
+    whole = Job(config(steps=5, checkpoint={"every": 2}), tmp_path / "whole")
+    whole.run()
+    job = Job(config(steps=5, checkpoint={"every": 2}), tmp_path / "lost")
+    job.trainer.lost_at = list(places)
+    events = job.run()
+    assert events[events.index("rebuild") + 1 :][: len(back)] == back
+    assert job.recorder.steps == whole.recorder.steps
+    assert job.trainer.updates == whole.trainer.updates == 5
+    assert job.prompts.taken == whole.prompts.taken
+    assert events.count("rebuild") == len(places) and "recovered trainer" in events
+    assert job.recorder.open == []
+
+
+def interrupt(job: Job, part: object, verb: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM arrives during the n-th call of a verb; training is waited for, the others break off."""
+    original, calls = getattr(part, verb), []
+
+    def interrupted(*args: object, **options: object) -> object:
+        result = original(*args, **options)
+        calls.append(verb)
+        if len(calls) == call:
+            job.stop._request(signal.SIGTERM, None)
+            job.stop.check(finish_first=verb == "step")
+        return result
+
+    monkeypatch.setattr(part, verb, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("part", "verb", "committed"), [("rollouts", "generate", 3), ("rewards", "score", 3), ("trainer", "step", 4)]
+)
+def test_a_stop_commits_the_last_finished_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, verb: str, committed: int
+) -> None:
+    whole = Job(config(steps=6, checkpoint={"every": 2}), tmp_path / "whole", held_out=0)
+    whole.run()
+    job = Job(config(steps=6, checkpoint={"every": 2}), tmp_path / "stopped", held_out=0)
+    interrupt(job, getattr(job, part), verb, 4, monkeypatch)
+    with pytest.raises(Interrupted, match=f"^stopped by SIGTERM; step {committed} is safe"):
+        job.run()
+    assert job.events[-1] == f"save {committed}"
+    second = again(job)
+    second.run()
+    assert trained(job)[:committed] + trained(second) == trained(whole), "no prompt twice, none left out"
+
+
+def test_a_stop_without_the_time_to_commit_says_so_and_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(config(steps=6, checkpoint={"every": 2}), tmp_path, held_out=0)
+    job.stop.grace_seconds = 0
+    interrupt(job, job.rollouts, "generate", 4, monkeypatch)
+    with pytest.raises(InterruptedEarly, match="left no time to commit step 3, .* goes on from step 2"):
+        job.run()
+    assert job.events[-1] == "generate 4"
+    assert again(job).run()[0] == "load 2"
+
+
+def test_a_stop_before_the_first_step_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(config(steps=6), tmp_path, held_out=0)
+    interrupt(job, job.rollouts, "generate", 1, monkeypatch)
+    with pytest.raises(Interrupted, match="step 0 is safe"):
+        job.run()
+
+
+def test_too_many_steps_without_a_signal_end_the_run(tmp_path: Path) -> None:
+    job = Job(config(steps=9, run={"steps": 9, "max_steps_without_signal": 2}), tmp_path, held_out=0)
+    job.rewards.right = "#### 3"
+    with pytest.raises(NoLearningSignal, match=r"in each of the last 3 steps every group had equal rewards .*\[0.0\]"):
+        job.run()
+    assert len(job.trainer.batches) == 2
+
+
+def test_the_count_of_silent_steps_survives_a_restart(tmp_path: Path) -> None:
+    sections = {"run": {"steps": 2, "max_steps_without_signal": 2}, "checkpoint": {"every": 1}}
+    job = Job(config(**sections), tmp_path, held_out=0)
+    job.rewards.right = "#### 3"
+    job.run()
+    second = again(job, steps=5)
+    second.rewards.right = "#### 3"
+    with pytest.raises(NoLearningSignal):
+        second.run()
+    assert second.trainer.batches == []
+
+
+def test_a_lost_trainer_inside_recovery_is_no_endless_loop(tmp_path: Path) -> None:
+    job = Job(config(steps=3), tmp_path, held_out=0)
+    job.trainer.lost_at = ["step 1"] * 9
+    with pytest.raises(ClusterError, match="lost too often") as caught:
+        job.run()
+    assert not isinstance(caught.value, TrainerLost)
