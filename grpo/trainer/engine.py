@@ -10,8 +10,8 @@ import torch
 from torch import distributed
 
 from grpo.config import Train
-from grpo.errors import NonFiniteError
 from grpo.policy import Policy
+from grpo.trainer.shards import Shards
 
 
 def start_process_group(
@@ -55,6 +55,7 @@ class Engine:
             model=policy, optimizer=optimizer, config=engine_config(train, bf16), dist_init_required=False
         )
         self.world_size = world_size
+        self.shards = Shards(self.optimizer, policy)
 
     def __call__(self, *args: Any) -> Any:
         return self.engine(*args)
@@ -70,18 +71,16 @@ class Engine:
     def step(self, learning_rate: float) -> tuple[float, float]:
         """Clips and applies the accumulated gradient; returns (norm before clipping, learning rate the optimizer used).
 
-        Raises NonFiniteError, on every rank alike, if the norm is not finite; the weights are then lost.
+        A norm that is not finite, which all ranks see alike, means that the gradient was thrown away and nothing moved.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         norm = self._own_norm()  # before the step, which clears the gradients
+        if norm is not None and not math.isfinite(norm):
+            self.engine.zero_grad()  # the plain optimizer would apply it; DeepSpeed's own skip such an update
+            return norm, learning_rate
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm()) if norm is None else norm
-        if not math.isfinite(norm):
-            raise NonFiniteError(
-                f"the gradient must be finite: its global norm is {norm}; lower train.learning_rate or use "
-                "model.dtype float32"
-            )
         return norm, float(self.optimizer.param_groups[0]["lr"])
 
     def _own_norm(self) -> float | None:

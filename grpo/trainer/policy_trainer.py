@@ -3,7 +3,7 @@
 All ranks get the whole batch and compute the same plan, so they run in lockstep without talking about it. Rows whose
 advantage is exactly 0 have no gradient when there is no KL term: they are not forwarded, but stay in the normaliser,
 so the gradient is the same. A minibatch of such rows only makes no optimizer step: without a signal stale momentum
-must not move the policy.
+must not move the policy. An update whose loss or gradient is not finite on any rank is skipped by all of them.
 """
 
 import math
@@ -13,15 +13,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import distributed
 
 from grpo.batching import Minibatch, PackedBatch, Rows, extent, pack, plan
-from grpo.config import Config, Train
-from grpo.errors import NonFiniteError
+from grpo.config import Config
+from grpo.faults import fault_point
 from grpo.loss import LossOutput, Normaliser, policy_loss
 from grpo.policy import Policy, load_policy
 from grpo.trainer.engine import Engine, start_process_group
+from grpo.trainer.guards import SkipBudget, check_mismatch, check_samples
 from grpo.trainer.memory import keep_freed_memory
+from grpo.trainer.schedule import learning_rate
+from grpo.trainer.state import StateFolder, check_finite
+from grpo.trainer.statistics import reduce_outputs, summarise
 from grpo.trainer.weights import LiveWeights
 from grpo.types import Sample, Stats, TensorRecord
 
@@ -53,7 +56,9 @@ class PolicyTrainer:
         self.engine = Engine(policy, config.train, world_size)
         self.weights = LiveWeights(policy.causal_lm)
         self.policy = policy
+        self.budget = SkipBudget(config.train.max_skipped_updates)
         self.clock: dict[str, float] = defaultdict(float)
+        self.references: dict[int, torch.Tensor] = {}
         self.reference: Policy | None = None
         if config.algorithm.kl_coef > 0:
             self.reference = self._load(checkpointing=False).to(self.device).requires_grad_(False)
@@ -66,24 +71,28 @@ class PolicyTrainer:
     def step(self, batch: Sequence[Sample], step: int) -> Stats:
         """`train.epochs` passes over the batch, one update per minibatch; returns the mean statistics of the updates.
 
-        What no forward pass measured (every advantage was 0) is left out. Raises NonFiniteError on all ranks alike.
+        What no update measured (every advantage was 0, all were skipped) is left out. Raises on all ranks alike:
+        NonFiniteError after too many skipped updates; WeightSyncError, before any update, if the samples do not fit.
         """
         self.clock.clear()
-        rate = learning_rate(self.config.train, step, self.total_steps)
-        references: dict[int, torch.Tensor] = {}
-        updates = [
-            self._update(batch, minibatch, rate, references)
-            for minibatch in self._minibatches(batch, step)
-            if minibatch.micro_batches[0]
-        ]
-        stats = _mean(updates) if updates else {"loss": 0.0, "grad_norm": 0.0, "learning_rate": rate}
-        if updates:
-            stats["ratio_max"] = max(update["ratio_max"] for update in updates)
-            stats["rollout_kl"], stats["rollout_abs_diff"] = updates[0]["approx_kl"], updates[0]["abs_diff"]
-        stats["tokens"] = sum(update["forwarded"] for update in updates)
-        stats["updates"] = float(len(updates))
-        stats |= {f"seconds_{name}": seconds for name, seconds in self.clock.items()}
-        return {f"train/{name}": value for name, value in stats.items() if name not in ("abs_diff", "forwarded")}
+        self.references.clear()
+        check_samples(batch)
+        fault_point("train.forward", step, self.rank)
+        updates: list[Stats] = []
+        tokens, skipped = 0.0, 0
+        for minibatch in self._minibatches(batch, step):
+            if not minibatch.micro_batches[0]:
+                continue
+            update = self._update(batch, minibatch, step, first=not updates)
+            tokens += update.pop("forwarded")
+            if self.budget.admits(update, [batch[row] for row in minibatch.rows]):
+                updates.append(update)
+            else:
+                skipped += 1
+        fault_point("train.stepped", step, self.rank)
+        stats = summarise(updates, learning_rate(self.config.train, step, self.total_steps), skipped)
+        stats |= {"tokens": tokens} | {f"seconds_{name}": seconds for name, seconds in self.clock.items()}
+        return {f"train/{name}": value for name, value in stats.items()}
 
     def _minibatches(self, batch: Sequence[Sample], step: int) -> Iterator[Minibatch]:
         train = self.config.train
@@ -98,13 +107,23 @@ class PolicyTrainer:
                 skip=skip,
             )
 
-    def _update(
-        self, batch: Sequence[Sample], minibatch: Minibatch, rate: float, references: dict[int, torch.Tensor]
-    ) -> Stats:
-        """Accumulates the gradient of one minibatch and steps the optimizer."""
+    def _update(self, batch: Sequence[Sample], minibatch: Minibatch, step: int, first: bool) -> Stats:
+        """Accumulates the gradient of one minibatch and steps the optimizer, which skips what is not finite."""
         started = time.perf_counter()
+        stats = self._accumulate(batch, minibatch, step, first)
+        self.clock["forward_backward"] += time.perf_counter() - started
+        fault_point("train.optimizer", step, self.rank)
+        started = time.perf_counter()
+        rate = learning_rate(self.config.train, step, self.total_steps)
+        stats["grad_norm"], stats["learning_rate"] = self.engine.step(rate)
+        self.clock["optimizer"] += time.perf_counter() - started
+        return stats
+
+    def _accumulate(self, batch: Sequence[Sample], minibatch: Minibatch, step: int, first: bool) -> Stats:
+        """Forward and backward of all micro-batches; before the step's first update the samples must fit."""
         normaliser = Normaliser(sum(len(batch[row].output_ids) for row in minibatch.rows), len(minibatch.rows))
         mine = minibatch.micro_batches[self.rank]
+        stats: Stats = {}
         outputs = []
         forwarded = 0
         for number, rows in enumerate(mine):
@@ -112,20 +131,18 @@ class PolicyTrainer:
             logprobs_C, entropy_C = self.engine(packed)
             loss = logprobs_C.sum() * 0.0  # a filler: zero gradient, but ZeRO's collectives run
             if rows:
-                reference_C = self._reference_logprobs(batch, rows, references)
+                reference_C = self._reference_logprobs(batch, rows)
                 outputs.append(self._loss(packed, normaliser, logprobs_C, entropy_C, reference_C))
                 loss = outputs[-1].loss
                 forwarded += len(packed.expand_E)
-            self.engine.backward(loss, last=number == len(mine) - 1)
-        stats = self._reduce(outputs, forwarded)
-        self.clock["forward_backward"] += time.perf_counter() - started
-        if not math.isfinite(stats["loss"]):
-            raise NonFiniteError(
-                f"the loss must be finite: it is {stats['loss']}; lower train.learning_rate or use model.dtype float32"
-            )
-        started = time.perf_counter()
-        stats["grad_norm"], stats["learning_rate"] = self.engine.step(rate)
-        self.clock["optimizer"] += time.perf_counter() - started
+            last = number == len(mine) - 1
+            if last:  # all is known that the ranks must agree on, and the gradient is not complete yet
+                stats = reduce_outputs(outputs, forwarded, self.reference is not None, self.device)
+                if first:
+                    check_mismatch(stats["approx_kl"], [batch[row] for row in minibatch.rows], step, self.config)
+                if not math.isfinite(stats["loss"]):
+                    loss = loss * math.nan  # whatever the other ranks have: no optimizer applies such a gradient
+            self.engine.backward(loss, last)
         return stats
 
     def _loss(
@@ -152,12 +169,11 @@ class PolicyTrainer:
         )
 
     @torch.no_grad()
-    def _reference_logprobs(
-        self, batch: Sequence[Sample], rows: Rows, known: dict[int, torch.Tensor]
-    ) -> torch.Tensor | None:
+    def _reference_logprobs(self, batch: Sequence[Sample], rows: Rows) -> torch.Tensor | None:
         """The frozen model's logprobs of the rows' completions, each computed once a step."""
         if self.reference is None:
             return None
+        known = self.references
         missing = [row for row in rows if row not in known]
         if missing:
             packed = pack([batch[row] for row in missing]).to(self.device)
@@ -165,22 +181,6 @@ class PolicyTrainer:
             lengths = [len(batch[row].output_ids) for row in missing]
             known |= zip(missing, logprobs_C.split(lengths), strict=True)
         return torch.cat([known[row] for row in rows])
-
-    def _reduce(self, outputs: Sequence[LossOutput], forwarded: int) -> Stats:
-        """Adds the outputs of all micro-batches and ranks up to means over the minibatch's forwarded tokens."""
-        names = ["tokens", "clip_low", "clip_high", "approx_kl", "abs_diff", "entropy"]
-        names += ["kl_reference"] if self.reference else []
-        totals = torch.zeros(len(names) + 2, dtype=torch.float64, device=self.device)
-        peak = torch.zeros(1, dtype=torch.float64, device=self.device)
-        for output in outputs:
-            totals[:-1] += torch.stack([output.loss.detach().double(), *(output.sums[name].double() for name in names)])
-            peak = torch.maximum(peak, output.maxima["ratio_max"].double())
-        totals[-1] = forwarded
-        distributed.all_reduce(totals)
-        distributed.all_reduce(peak, op=distributed.ReduceOp.MAX)
-        loss, tokens, *sums, total_forwarded = totals.tolist()
-        means = {name: total / max(tokens, 1.0) for name, total in zip(names[1:], sums, strict=True)}
-        return means | {"loss": loss, "ratio_max": peak.item(), "forwarded": total_forwarded}
 
     def weight_records(self) -> tuple[TensorRecord, ...]:
         """Names, shapes and dtypes of the weights, without digests, in the order of `iter_weights`."""
@@ -207,26 +207,34 @@ class PolicyTrainer:
         return values
 
     def save(self, path: Path) -> None:
-        """Commits the policy as a Hugging Face folder (config, safetensors, tokenizer). Raises CheckpointError."""
+        """Commits the policy as a Hugging Face folder (config, safetensors, tokenizer).
+
+        Raises on all ranks alike: NonFiniteError if the model is not finite, CheckpointError if it cannot be written.
+        """
+        check_finite(self.weights.params, self.engine.shards)
         self.weights.save(Path(path), self.config.model.path, self.config.model.revision)
+
+    def save_state(self, folder: Path, step: int = 0) -> None:
+        """Writes the whole state into a folder that exists; see `state.py`. Raises what `save` raises."""
+        self.save(Path(folder) / "policy")
+        train = self.config.train
+        counters = {"skipped_in_row": self.budget.in_row}
+        header = {"step": step, "zero_stage": train.zero_stage, "dtype": self.config.model.dtype, "counters": counters}
+        self._state_folder(folder).write(header, self.device)
+        fault_point("save.files", step, self.rank)
+
+    def load_state(self, folder: Path, step: int = 0) -> None:
+        """Takes over what `save_state` wrote, bit for bit, whatever the number of ranks and the ZeRO stage were.
+
+        Raises CheckpointError on all ranks alike, naming the file and the tensor; the trainer is then of no use.
+        """
+        header = self._state_folder(folder).read(self.device)
+        self.budget.in_row = int(header["counters"].get("skipped_in_row", 0))
+        fault_point("resume.loaded", step, self.rank)
+
+    def _state_folder(self, folder: Path) -> StateFolder:
+        return StateFolder(Path(folder), self.weights.params, self.weights.records(), self.engine.shards)
 
     def close(self) -> None:
         """Leaves the process group; the object is of no use afterwards."""
         self.engine.close()
-
-
-def learning_rate(train: Train, step: int, total_steps: int) -> float:
-    """Rate of a step (the first is 1): rises over the warm-up, then stays or falls to reach 0 after the last step."""
-    if step <= train.warmup_steps:
-        return train.learning_rate * step / train.warmup_steps
-    progress = (step - 1 - train.warmup_steps) / max(total_steps - train.warmup_steps, 1)
-    factors = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }
-    return train.learning_rate * factors[train.schedule]
-
-
-def _mean(updates: Sequence[Stats]) -> Stats:
-    return {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}

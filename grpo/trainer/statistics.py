@@ -1,0 +1,44 @@
+"""From the sums of micro-batches and ranks to the numbers of an update, and from updates to those of a step."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import distributed
+
+from grpo.loss import LossOutput
+from grpo.types import Stats
+
+MEANS = ("tokens", "clip_low", "clip_high", "approx_kl", "abs_diff", "entropy")
+
+
+def reduce_outputs(outputs: Sequence[LossOutput], forwarded: int, reference: bool, device: torch.device) -> Stats:
+    """Adds the outputs of all micro-batches and ranks up to means over the minibatch's forwarded tokens.
+
+    A collective; `reference` says whether the loss has a KL term. A loss that is not finite on one rank is so on all.
+    """
+    names = [*MEANS, "kl_reference"] if reference else [*MEANS]
+    totals = torch.zeros(len(names) + 2, dtype=torch.float64, device=device)
+    peak = torch.zeros(1, dtype=torch.float64, device=device)
+    for output in outputs:
+        totals[:-1] += torch.stack([output.loss.detach().double(), *(output.sums[name].double() for name in names)])
+        peak = torch.maximum(peak, output.maxima["ratio_max"].double())
+    totals[-1] = forwarded
+    distributed.all_reduce(totals)
+    distributed.all_reduce(peak, op=distributed.ReduceOp.MAX)
+    loss, tokens, *sums, total_forwarded = totals.tolist()
+    means = {name: total / max(tokens, 1.0) for name, total in zip(names[1:], sums, strict=True)}
+    return means | {"loss": loss, "ratio_max": peak.item(), "forwarded": total_forwarded}
+
+
+def summarise(updates: Sequence[Stats], rate: float, skipped: int) -> Stats:
+    """Means over a step's updates; the sampler's mismatch is that of the first, before which the weights were old.
+
+    Without updates a step has no loss if some were skipped, and a loss of 0 if no row had an advantage.
+    """
+    stats: Stats = {"learning_rate": rate} if skipped else {"loss": 0.0, "grad_norm": 0.0, "learning_rate": rate}
+    if updates:
+        stats = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
+        stats["ratio_max"] = max(update["ratio_max"] for update in updates)
+        stats["rollout_kl"], stats["rollout_abs_diff"] = updates[0]["approx_kl"], updates[0]["abs_diff"]
+        del stats["abs_diff"]
+    return stats | {"updates": float(len(updates)), "skipped": float(skipped)}
