@@ -1,116 +1,261 @@
-"""The parent's side of the killable process that runs the user's reward functions; `worker.py` is the child."""
+"""The parent's side of one worker process, which runs the user's reward functions; `grpo.sandbox` is the other side."""
 
 import json
+import math
 import os
+import secrets
+import select
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo.errors import ConfigError, DeadlineExceeded, RewardError
+from grpo.config import RewardCode
+from grpo.sandbox.keeper import remove
 
+KINDS = ("exception", "timeout", "exited", "memory", "bad_value", "bad_reply", "processes", "disk")
+"""Of failed calls. The first, memory and bad_value are what the worker itself reports."""
 LONGEST_REPLY = 65_536
-"""Longest line that is read from the child, in characters."""
+LONGEST_REASON = 500
+GRACE_SECONDS = 5.0
+FIRST_UID, UIDS = 65_534, 14
+"""Workers of root become these users, counted downwards, so that one cannot touch another."""
+BOOT = "import sys; sys.path.append(sys.argv[1]); from grpo.sandbox.keeper import main; main()"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A call without a reward. `outside`: something else than the function may be the cause, so it is worth a retry."""
+
+    kind: str
+    what: str
+    outside: bool = False
+
+
+FORGED = Failure("bad_reply", "wrote into the pipe of the reward process", outside=True)
+
+
+class Broken(Exception):
+    """The worker cannot be used any more."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.what)
+        self.failure = failure
+
+
+class Messages:
+    """JSON objects, one a line, from the reading end of a pipe that the other side may fill with anything."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._buffer = b""
+
+    def read(self, end: float) -> dict[str, Any]:
+        """Raises TimeoutError, EOFError at the end of the pipe, ValueError for what is too long or no object."""
+        while b"\n" not in self._buffer:
+            if len(self._buffer) > LONGEST_REPLY:
+                raise ValueError(f"a message has at most {LONGEST_REPLY} bytes")
+            wait_for(self.fd, select.POLLIN, end)
+            data = os.read(self.fd, LONGEST_REPLY)
+            if not data:
+                raise EOFError
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        try:
+            message = json.loads(line)
+        except RecursionError:
+            message = None
+        if not isinstance(message, dict):
+            raise ValueError("a message is an object")
+        return message
+
+    def waiting(self) -> bool:
+        """Whether something has come that nobody asked for; the end of the pipe counts too."""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        return bool(self._buffer or poll.poll(0))
+
+
+def wait_for(fd: int, event: int, end: float) -> None:
+    """Until a pipe can be read or written. Raises TimeoutError at `end`."""
+    poll = select.poll()
+    poll.register(fd, event)
+    left = end - time.monotonic()
+    if left <= 0 or not poll.poll(left * 1000):
+        raise TimeoutError
 
 
 class RewardProcess:
-    """One child that imports `functions` ("module:function") and calls them one at a time.
+    """One worker that imports `functions` ("module:function") and calls them one at a time.
 
-    Every use happens inside `deadline`, which kills the child and all it started: then nothing is left to wait for.
+    After a failure that `alive` does not survive, close it and start another. All waits end at the given time of the
+    monotonic clock.
     """
 
-    def __init__(self, functions: Sequence[str], seconds: float) -> None:
-        """Raises ConfigError if a function cannot be used, DeadlineExceeded if the import takes over `seconds`."""
+    def __init__(self, functions: Sequence[str], reward_code: RewardCode, index: int = 0) -> None:
+        """Starts the process; `wait` for its imports."""
         self.functions = tuple(functions)
-        self.seconds = seconds
-        self.expired = self.killed = False
-        path = [entry or os.getcwd() for entry in sys.path]  # the child finds the same modules as this process
-        self.child = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))],
+        self.seconds = reward_code.seconds
+        self.alive = True
+        self.ready = False
+        self.pid: int | None = None
+        self.missing: tuple[str, ...] = ()
+        self.scratch = tempfile.mkdtemp(prefix="grpo-reward-")
+        requests, self._requests = os.pipe()
+        answers, replies = os.pipe()
+        self._answers = Messages(answers)
+        os.set_blocking(self._requests, False)
+        settings = {
+            "functions": self.functions,
+            "path": [entry or os.getcwd() for entry in sys.path],  # it finds the same modules as this process
+            "readable": [str(Path(path).expanduser().resolve()) for path in reward_code.readable],
+            "scratch": self.scratch,
+            "memory_bytes": int(reward_code.memory_gib * 2**30),
+            "seconds": reward_code.seconds,
+            "network": reward_code.network,
+            "uid": FIRST_UID - index % UIDS if os.geteuid() == 0 else None,
+            "requests": requests,
+            "replies": replies,
+        }
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-P", "-c", BOOT, str(Path(__file__).parents[2])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            env=clean_environment(reward_code.environment, self.scratch),
+            pass_fds=(requests, replies),
             start_new_session=True,
         )
+        os.close(requests)
+        os.close(replies)
+        assert self._keeper.stdin and self._keeper.stdout
+        self._status = Messages(self._keeper.stdout.fileno())
+        with suppress(BrokenPipeError):
+            self._keeper.stdin.write(json.dumps(settings).encode() + b"\n")
+            self._keeper.stdin.flush()
+
+    def wait(self, end: float) -> str | None:
+        """Until the functions are imported; what is wrong with one of them, or None.
+
+        Raises TimeoutError, or Broken if the process has ended; close it then.
+        """
+        self.pid = self._status.read(end).get("pid")
+        self.missing = tuple(map(str, self._read(end).get("missing", ())))
+        error = self._read(end).get("error")
+        self._kept = set(os.listdir(self.scratch))
+        self.ready = not error
+        return printable(str(error), 4 * LONGEST_REASON) if error else None
+
+    def call(self, function: int, prompt: str, completion: str, answer: str, end: float) -> float | Failure:
+        """The finite number that the function returns, or how it failed."""
+        number = secrets.token_hex(8)  # user code that writes into the pipe cannot know it in advance
+        request = {"id": number, "function": function, "prompt": prompt, "completion": completion, "answer": answer}
         try:
-            with self.deadline():
-                error = self._ask({"functions": self.functions}).get("error")
-            if error:
-                raise ConfigError(f"rewards: {error}")
-        except BaseException:
+            if self._answers.waiting():
+                raise Broken(FORGED)
+            self._write(json.dumps(request).encode() + b"\n", end)
+            outcome = judged(self._read(end), number)
+            self._empty_scratch()
+            return outcome
+        except TimeoutError:
+            frozen = self._state() in ("T", "t")
             self.close()
-            raise
+            return Failure("timeout", f"took longer than reward_code.seconds = {self.seconds:g} s", outside=frozen)
+        except Broken as broken:
+            self.close()
+            return broken.failure
 
-    def call(self, function: int, prompt: str, completion: str, answer: str) -> float:
-        """Raises RewardError with what the function did instead of returning a finite number."""
-        request = {"function": function, "prompt": prompt, "completion": completion, "answer": answer}
-        reply = self._ask(request)
-        reward = reply.get("reward")
-        if not isinstance(reward, float):
-            raise RewardError(str(reply.get("error", "sent no reward")))
-        return reward
-
-    @contextmanager
-    def deadline(self) -> Iterator[None]:
-        """Kills the child when the body takes over `seconds`; raises DeadlineExceeded in place of what that caused."""
-        timer = threading.Timer(self.seconds, self._expire)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        except RewardError:
-            if not self.expired:
-                raise
-        finally:
-            timer.cancel()
-        if self.expired:
-            raise DeadlineExceeded(
-                f"rewards must be done within deadlines.reward = {self.seconds:g} s, but {', '.join(self.functions)} "
-                "took longer and was killed; make it faster or raise deadlines.reward"
-            )
+    def kill(self) -> None:
+        """Ends the processes, from any thread; whoever waits for a reply learns it."""
+        assert self._keeper.stdin
+        with suppress(BrokenPipeError):
+            self._keeper.stdin.close()  # the keeper then kills the worker's whole group, and ends
 
     def close(self) -> None:
-        """Ends the child and everything that it started."""
-        self._kill()
-        self.child.wait()
-        for pipe in (self.child.stdin, self.child.stdout):
-            with suppress(BrokenPipeError):  # an unsent request is of no use to a dead child
-                if pipe:
-                    pipe.close()
-
-    @property
-    def alive(self) -> bool:
-        return not self.killed and self.child.poll() is None
-
-    def _expire(self) -> None:
-        self.expired = True
-        self._kill()
-
-    def _kill(self) -> None:
-        self.killed = True
-        with suppress(ProcessLookupError):  # it has ended by itself, and nothing of its group is left
-            os.killpg(self.child.pid, signal.SIGKILL)
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self.child.stdin and self.child.stdout
+        """Ends the worker and everything that it started; for the thread that uses it."""
+        if not self.alive:
+            return
+        self.alive = self.ready = False
+        self.kill()
+        assert self._keeper.stdout
         try:
-            self.child.stdin.write(json.dumps(request) + "\n")
-            self.child.stdin.flush()
-            line = self.child.stdout.readline(LONGEST_REPLY)
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise RewardError(f"ended the reward process (exit code {self.child.wait()})")
+            self._keeper.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._keeper.kill()
+            self._keeper.wait()
+        with suppress(ProcessLookupError):  # only if the keeper was killed or frozen
+            if self.pid and self._keeper.returncode != 0:
+                os.killpg(self.pid, signal.SIGKILL)
+        self._keeper.stdout.close()
+        os.close(self._requests)
+        os.close(self._answers.fd)
+        if os.path.exists(self.scratch):
+            remove(self.scratch)
+
+    def _read(self, end: float) -> dict[str, Any]:
         try:
-            reply = json.loads(line)
+            return self._answers.read(end)
+        except EOFError:
+            raise Broken(self._how_it_ended()) from None
         except ValueError:
-            reply = None
-        if not isinstance(reply, dict):
-            self._kill()  # what else is in the pipe must not pass for the next reward
-            raise RewardError("wrote into the pipe of the reward process")
-        return reply
+            raise Broken(FORGED) from None
+
+    def _write(self, data: bytes, end: float) -> None:
+        while data:
+            wait_for(self._requests, select.POLLOUT, end)
+            try:
+                data = data[os.write(self._requests, data[:LONGEST_REPLY]) :]
+            except BrokenPipeError:
+                raise Broken(self._how_it_ended()) from None
+            except BlockingIOError:
+                continue
+
+    def _how_it_ended(self) -> Failure:
+        """What the keeper says of a worker whose pipe has ended."""
+        with suppress(TimeoutError, EOFError):
+            ended = self._status.read(time.monotonic() + GRACE_SECONDS)
+            return Failure(ended["ended"], ended["what"], outside=ended["ended"] == "exited")
+        return Failure("exited", "ended the reward process", outside=True)
+
+    def _state(self) -> str:
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return ""
+
+    def _empty_scratch(self) -> None:
+        """Each call finds the folder as the imports left it, whatever was called before."""
+        with suppress(OSError):  # a thread that the function left may still be at work in it
+            for name in set(os.listdir(self.scratch)) - self._kept:
+                path = Path(self.scratch, name)
+                if path.is_dir() and not path.is_symlink():
+                    remove(str(path))
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def judged(reply: dict[str, Any], number: str) -> float | Failure:
+    """Takes nothing that is not exactly a reply to this request. Raises Broken."""
+    reward, kind = reply.get("reward"), reply.get("kind")
+    if reply.get("id") == number:
+        if type(reward) is float and math.isfinite(reward):
+            return reward
+        if kind in ("exception", "memory", "bad_value"):
+            return Failure(kind, printable(str(reply.get("error")), LONGEST_REASON))
+    raise Broken(FORGED)
+
+
+def clean_environment(names: Sequence[str], scratch: str) -> dict[str, str]:
+    """All that user code sees of the environment. The fixed seed makes every worker go through sets alike."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", *names) if name in os.environ}
+    return kept | {"HOME": scratch, "TMPDIR": scratch, "PYTHONHASHSEED": "0"}
+
+
+def printable(text: str, longest: int) -> str:
+    """One line without control characters."""
+    return "".join(char if char.isprintable() else " " for char in text)[:longest]

@@ -2,15 +2,19 @@
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from grpo.config import Config
 from grpo.errors import ConfigError, DataError, RewardError
 from grpo.rewards.gsm8k import boxed, gsm8k, reference_number
-from grpo.rewards.process import RewardProcess
-from grpo.types import Group, Prompt, Sample
+from grpo.rewards.pool import Call, RewardPool
+from grpo.rewards.process import KINDS, Failure
+from grpo.types import Group, Prompt, Sample, Stats
+
+Outcomes = Sequence[float | Failure | None]
+"""Of the calls: by group, sample and function. None: was not called, as too many had failed."""
 
 BUILT_IN: dict[str, Callable[[str, str, str], float]] = {"gsm8k": gsm8k, "boxed": boxed}
 """Pure and bounded, so they run in this process. Add a reward here, or name it as module:function."""
@@ -31,32 +35,50 @@ def check_reward_names(config: Config) -> None:
 
 
 class RewardScorer:
-    """Scores groups. Built-in rewards run here, the user's functions in one child process that can be killed.
+    """Scores groups. Built-in rewards run here, the user's functions in worker processes with limits.
 
     Creating it checks every function, so do it before anything heavy starts. Close it, or use it as a context manager.
+    `isolation` names the fences between reward code and this run that this system does not have.
     """
 
     def __init__(self, config: Config) -> None:
         """Raises ConfigError for a reward that cannot be used, DeadlineExceeded if importing it takes too long."""
         check_reward_names(config)
         self.config = config
-        self.user_functions = [reward.function for reward in config.rewards if reward.function not in BUILT_IN]
-        self.process = self._start() if self.user_functions else None
+        self.user_functions = list(dict.fromkeys(r.function for r in config.rewards if r.function not in BUILT_IN))
+        self.pool = RewardPool(config, self.user_functions) if self.user_functions else None
+        self.isolation = self.pool.missing if self.pool else ()
+        self._failures: Stats = {}
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The same groups with every sample's reward: the sum of weight x reward over `config.rewards`.
 
-        Raises RewardError if a function raises, ends its process or returns something else than a finite number, and
-        DeadlineExceeded if all samples together take longer than `deadlines.reward`. A failed reward is never a 0.
+        A failed call is never a 0: its sample, or its group, is left out as `reward_code.on_failure` says, and so is
+        a group of which fewer than two samples are left. Raises RewardError if that is not allowed, if more than
+        `reward_code.max_failures` of the calls failed or no group is left, and DeadlineExceeded if all together take
+        longer than `deadlines.reward`.
         """
-        if self.process and not self.process.alive:  # killed by an earlier deadline
-            self.process.close()
-            self.process = self._start()
-        with self.process.deadline() if self.process else nullcontext():
-            return [
-                replace(group, samples=tuple(self._scored(group.prompt, sample) for sample in group.samples))
-                for group in groups
-            ]
+        calls = [
+            Call(function, group.prompt, sample)
+            for group in groups
+            for sample in group.samples
+            for function in range(len(self.user_functions))
+        ]
+        outcomes = self._outcomes(calls)
+        left = iter(outcomes)
+        scored = [self._scored(group, left) for group in groups]
+        kept = [group for group in scored if group.samples]
+        if self.pool:
+            self._count(outcomes, groups, kept)
+        if groups and not kept:
+            raise RewardError(
+                f"a step needs groups with rewards, but none of {len(groups)} is left: {self._summary(calls, outcomes)}"
+            )
+        return kept
+
+    def failures(self) -> Stats:
+        """Counts of the last `score`: failed calls by kind, dropped samples and groups. Empty without user code."""
+        return dict(self._failures)
 
     def check_answers(self, prompts: Iterable[Prompt]) -> None:
         """Raises DataError for the first prompt whose answer a built-in reward cannot read: it could only score 0."""
@@ -70,9 +92,8 @@ class RewardScorer:
                 )
 
     def close(self) -> None:
-        if self.process:
-            self.process.close()
-            self.process = None
+        if self.pool:
+            self.pool.close()
 
     def __enter__(self) -> "RewardScorer":
         return self
@@ -80,26 +101,74 @@ class RewardScorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self) -> RewardProcess:
-        return RewardProcess(self.user_functions, self.config.deadlines.reward)
+    def _outcomes(self, calls: Sequence[Call]) -> Outcomes:
+        """Calls the user's functions. Raises RewardError if more calls fail than may."""
+        if not self.pool or not calls:
+            return []
+        reward_code = self.config.reward_code
+        tolerated = 0 if reward_code.on_failure == "abort" else math.floor(reward_code.max_failures * len(calls) + 1e-9)
+        outcomes = self.pool.run(calls, tolerated)
+        failed = sum(isinstance(outcome, Failure) for outcome in outcomes)
+        if failed > tolerated:
+            summary = self._summary(calls, outcomes)
+            if reward_code.on_failure == "abort":
+                raise RewardError(summary)
+            done = sum(outcome is not None for outcome in outcomes)
+            raise RewardError(
+                f"at most reward_code.max_failures = {reward_code.max_failures:g} of {len(calls)} calls of reward "
+                f"functions may fail in a step, but {failed} of the first {done} did; {summary}"
+            )
+        return outcomes
 
-    def _scored(self, prompt: Prompt, sample: Sample) -> Sample:
-        total = sum(reward.weight * self._reward(reward.function, prompt, sample) for reward in self.config.rewards)
+    def _summary(self, calls: Sequence[Call], outcomes: Outcomes) -> str:
+        """The first failure, and how many there were of each kind."""
+        failures = [
+            (call, outcome) for call, outcome in zip(calls, outcomes, strict=True) if isinstance(outcome, Failure)
+        ]
+        call, first = failures[0]
+        counts = Counter(failure.kind for _, failure in failures)
+        return (
+            f"reward {self.user_functions[call.function]} must return a finite number, but for prompt "
+            f"{call.prompt.id}, sample {call.sample.index}, it {first.what}; correct the function "
+            f"(failed calls: {', '.join(f'{kind} {counts[kind]}' for kind in KINDS if counts[kind])})"
+        )
+
+    def _scored(self, group: Group, outcomes: Iterator[float | Failure | None]) -> Group:
+        """The group with the samples that have a reward; with none if it is dropped."""
+        rewards_G = [self._reward(group.prompt, sample, outcomes) for sample in group.samples]
+        samples = [
+            replace(sample, reward=reward)
+            for sample, reward in zip(group.samples, rewards_G, strict=True)
+            if reward is not None
+        ]
+        lost = len(samples) < len(group.samples)
+        too_few = len(samples) < min(2, len(group.samples))  # an evaluation may ask for one sample only
+        if too_few or (lost and self.config.reward_code.on_failure == "drop_group"):
+            samples = []
+        return replace(group, samples=tuple(samples))
+
+    def _reward(self, prompt: Prompt, sample: Sample, outcomes: Iterator[float | Failure | None]) -> float | None:
+        """The weighted sum, or None if a part of it failed."""
+        by_function = {name: next(outcomes) for name in self.user_functions}
+        total = 0.0
+        for reward in self.config.rewards:
+            if reward.function in BUILT_IN:
+                part: float | Failure | None = BUILT_IN[reward.function](prompt.question, sample.text, prompt.answer)
+            else:
+                part = by_function[reward.function]
+            if not isinstance(part, float):
+                return None
+            total += reward.weight * part
         if not math.isfinite(total):
             raise RewardError(
                 f"the weighted sum of the rewards must be finite, but is {total} for prompt {prompt.id}, sample "
                 f"{sample.index}; lower the weights or the rewards"
             )
-        return replace(sample, reward=total)
+        return total
 
-    def _reward(self, name: str, prompt: Prompt, sample: Sample) -> float:
-        if name in BUILT_IN:
-            return BUILT_IN[name](prompt.question, sample.text, prompt.answer)
-        assert self.process, "the scorer is closed"
-        try:
-            return self.process.call(self.user_functions.index(name), prompt.question, sample.text, prompt.answer)
-        except RewardError as error:
-            raise RewardError(
-                f"reward {name} must return a finite number, but for prompt {prompt.id}, sample {sample.index}, "
-                f"it {error}; correct the function"
-            ) from None
+    def _count(self, outcomes: Outcomes, groups: Sequence[Group], kept: Sequence[Group]) -> None:
+        kinds = Counter(outcome.kind for outcome in outcomes if isinstance(outcome, Failure))
+        samples = sum(len(group.samples) for group in groups) - sum(len(group.samples) for group in kept)
+        self._failures = {f"reward/failures_{kind}": float(kinds[kind]) for kind in KINDS}
+        self._failures["reward/dropped_samples"] = float(samples)
+        self._failures["reward/dropped_groups"] = float(len(groups) - len(kept))

@@ -1,0 +1,215 @@
+"""Starts one worker, watches what the kernel does not limit, and leaves nothing behind. It runs no user code.
+
+stdin: one line of settings; its end means that the run is over or dead. stdout: {"pid": worker}, and when the worker is
+gone {"ended": "exited", "what": "ended the reward process (exit code 7)"}. stderr: a bounded part of what user code
+prints. The worker's own pipes come as `settings["requests"]` and `settings["replies"]`.
+"""
+
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+from grpo.sandbox import limits, worker
+
+LOOK_SECONDS = 0.05
+END_SECONDS = 5.0
+SCRATCH_BYTES, SCRATCH_FILES = 1 << 30, 10_000
+OUTPUT_BYTES, OUTPUT_SECONDS = 65_536, 60.0
+CONTROL = bytes(code for code in range(32) if code not in b"\t\n") + b"\x7f"
+
+
+def main() -> None:
+    settings = json.loads(sys.stdin.buffer.readline())
+    ctypes.CDLL(None).prctl(worker.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    output, output_end = os.pipe()
+    uid = own_user(settings)
+    pid = os.fork()
+    if pid == 0:
+        become_worker(settings, uid, output_end)
+    for fd in (output_end, settings["requests"], settings["replies"]):
+        os.close(fd)
+    say({"pid": pid})
+    ended = Watch(pid, output, settings).until_the_end()
+    end_all(pid)
+    remove(settings["scratch"])
+    with suppress(BrokenPipeError):
+        say(ended)
+
+
+def say(message: dict[str, Any]) -> None:
+    os.write(1, json.dumps(message).encode() + b"\n")
+
+
+def own_user(settings: dict[str, Any]) -> int | None:
+    """The user that the worker becomes, or None if it must stay the one of the run."""
+    uid: int | None = settings["uid"]
+    scratch, path = settings["scratch"], [os.getcwd(), *settings["path"]]
+    if uid is None or os.geteuid() != 0:
+        return None
+    modules = [name.partition(":")[0] for name in settings["functions"]]
+    os.chown(scratch, uid, uid)
+    if limits.can_become(uid, limits.needed_paths(modules, path), scratch):
+        return uid
+    os.chown(scratch, 0, 0)
+    return None
+
+
+def become_worker(settings: dict[str, Any], uid: int | None, output_end: int) -> None:
+    code = 1
+    try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output_end, 1)
+        os.dup2(output_end, 2)
+        kept = {0, 1, 2, settings["requests"], settings["replies"]}
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            if fd not in kept:
+                with suppress(OSError):
+                    os.close(fd)
+        worker.run(settings, uid, settings["requests"], settings["replies"])
+        code = 0
+    except BaseException as error:
+        with suppress(OSError):
+            os.write(2, f"{worker.describe(error)}\n".encode())
+    finally:
+        os._exit(code)
+
+
+class Watch:
+    """Waits for the end of a worker, and brings it about when the worker takes too much."""
+
+    def __init__(self, pid: int, output: int, settings: dict[str, Any]) -> None:
+        self.pid = pid
+        self.output = output
+        self.scratch: str = settings["scratch"]
+        self.memory_bytes: int = settings["memory_bytes"]
+        self.budget, self.window = OUTPUT_BYTES, time.monotonic()
+
+    def until_the_end(self) -> dict[str, str]:
+        poll = select.poll()
+        for fd in (0, self.output):
+            poll.register(fd, select.POLLIN)
+        looked = 0.0
+        while True:
+            events = dict(poll.poll(LOOK_SECONDS * 1000))
+            if 0 in events:
+                return {"ended": "closed", "what": "was closed"}
+            if self.output in events and not self.pass_on():
+                poll.unregister(self.output)
+            status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if status:
+                return how_it_ended(status)
+            if time.monotonic() - looked > LOOK_SECONDS:
+                looked = time.monotonic()
+                if excess := self.excess():
+                    return excess
+
+    def pass_on(self) -> bool:
+        """Drains the output, but lets only so much a minute through. False at its end."""
+        data = os.read(self.output, OUTPUT_BYTES)
+        if time.monotonic() - self.window > OUTPUT_SECONDS:
+            self.budget, self.window = OUTPUT_BYTES, time.monotonic()
+        if self.budget > 0:
+            with suppress(OSError):
+                os.write(2, data[: self.budget].translate(None, CONTROL))
+                if len(data) > self.budget:
+                    os.write(2, b"\n[reward code prints too much: the rest of this minute is left out]\n")
+        self.budget -= len(data)
+        return bool(data)
+
+    def excess(self) -> dict[str, str] | None:
+        """What the worker and its children have too much of."""
+        pids = [self.pid, *islice(descendants(self.pid), limits.PROCESSES)]
+        if len(pids) > limits.PROCESSES:
+            return {"ended": "processes", "what": f"started more than {limits.PROCESSES} processes"}
+        most = self.memory_bytes
+        if sum(map(resident_bytes, pids)) > most and (used := sum(map(own_bytes, pids))) > most:
+            return {"ended": "memory", "what": f"used {used >> 20} MiB of memory with its processes"}
+        files = size = 0
+        for taken in disk_bytes(self.scratch):
+            files, size = files + 1, size + taken
+            if files > SCRATCH_FILES or size > SCRATCH_BYTES:
+                return {"ended": "disk", "what": f"left {files} files of {size >> 20} MiB in its scratch folder"}
+        return None
+
+
+def how_it_ended(status: os.waitid_result) -> dict[str, str]:
+    if status.si_code == os.CLD_EXITED:
+        return {"ended": "exited", "what": f"ended the reward process (exit code {status.si_status})"}
+    name = signal.Signals(status.si_status).name
+    if name == "SIGXCPU":
+        return {"ended": "timeout", "what": "used up its CPU time"}
+    return {"ended": "exited", "what": f"ended the reward process ({name})"}
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """All processes below one, which reaps its orphans; they may change while this looks."""
+    parents = [pid]
+    while parents:
+        found: list[int] = []
+        parent = parents.pop()
+        with suppress(OSError):
+            for thread in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{thread}/children") as file:
+                    found += map(int, file.read().split())
+        yield from found
+        parents += found
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process; what it shares with others is counted in each."""
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def own_bytes(pid: int) -> int:
+    """Memory of a process with its part of what it shares; takes longer to find out."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            return sum(int(line.split()[1]) << 10 for line in file if line.startswith("Pss:"))
+    except OSError:
+        return 0
+
+
+def disk_bytes(folder: str) -> Iterator[int]:
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            with suppress(OSError):
+                yield os.lstat(os.path.join(place, name)).st_blocks * 512
+
+
+def end_all(pid: int) -> None:
+    """Kills the worker's group, which its children cannot leave, and whatever else has come to this subreaper."""
+    end = time.monotonic() + END_SECONDS
+    while time.monotonic() < end:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        for other in list(descendants(os.getpid())):
+            with suppress(ProcessLookupError):
+                os.kill(other, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.001)
+
+
+def remove(folder: str) -> None:
+    """Removes a folder, however deep and odd user code has made it."""
+    try:
+        shutil.rmtree(folder)
+    except (OSError, RecursionError):
+        subprocess.run(["rm", "-rf", "--", folder], check=False, stderr=subprocess.DEVNULL)
