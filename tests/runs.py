@@ -69,7 +69,7 @@ def write_run(run_dir: Path, steps: int, eval_every: int = 0, text: str = "#### 
     recorder = RunRecorder(config, run_dir, quiet_progress(config), ["grpo", "train", "run.yaml", f"run.dir={run_dir}"])
     recorder.__enter__()
     with recorder.phase("weight_sync"):
-        recorder.log_sync({"sync/self_test_diff": 1e-6} | SYNC)
+        recorder.log_sync({"sync/self_test_diff": 1e-6} | SYNC, "digest 0")
     if eval_every:
         _evaluate(recorder, 0, steps, text)
     for step in range(1, steps + 1):
@@ -92,7 +92,7 @@ def _step(recorder: RunRecorder, step: int, steps: int, text: str) -> None:
         for name in ("rollout", "reward", "advantage", "train", "weight_sync"):
             with recorder.phase(name):
                 sum(range(20_000 if name in ("rollout", "train") else 2_000))
-                recorder.log_sync(SYNC if name == "weight_sync" else {})
+                recorder.log_sync(SYNC if name == "weight_sync" else {}, f"digest {step}")
         recorder.log_step(step, groups, make_stats(step, steps))
 
 

@@ -10,7 +10,7 @@ from prometheus_client import generate_latest
 
 from grpo.evaluation import score_evaluation
 from grpo.metrics import CATALOGUE, PHASES, PrometheusMetrics, lookup, summarize
-from tests.runs import SYNC, make_group, make_stats
+from tests.runs import SYNC, make_config, make_group, make_stats
 
 
 def make_metrics():
@@ -145,13 +145,19 @@ def test_phases_and_failures():
 
 
 def full_step(metrics, step):
+    if step == 1:
+        metrics.start(make_config(), attempt=2)
+    metrics.recovered("trainer", 4.0)
+    metrics.checkpoint_skipped()
     for phase in PHASES:
         metrics.phase_started(phase)
         metrics.phase_ended(phase, ok=True)
     groups = [make_group([1.0, 0.0], step)]
     scores = {"eval/accuracy": 0.5, "eval/pass@4": 0.6, "train/kl_reference": 0.1, "sync/self_test_diff": 0.0} | SYNC
+    failed = {"train/skipped": 1.0, "reward/failures_timeout": 1.0, "reward/dropped_samples": 1.0}
+    failed |= {"reward/dropped_groups": 0.0}
     timed = {f"phase/{phase}": 0.5 for phase in PHASES} | {"step/seconds": 3.0, "step/tokens_per_second": 7.0}
-    metrics.record(make_stats(step) | summarize(groups, step) | scores | timed | {"step": step, "time": 1.8e9})
+    metrics.record(make_stats(step) | summarize(groups, step) | scores | failed | timed | {"step": step, "time": 1.8e9})
     metrics.record_samples(groups, step)
     metrics.step_ended(ok=True)
 

@@ -10,9 +10,9 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from grpo.config import Config
-from grpo.errors import CheckpointError, ConfigError, RewardError
+from grpo.errors import CheckpointError, ClusterError, ConfigError, RewardError
 from grpo.recorder import RunRecorder
-from grpo.runfolder import RunFolder, prepare_folder, read_rows
+from grpo.runfolder import read_rows
 from grpo.trackers import flatten
 from tests.runs import make_config, make_group, make_stats, quiet_progress, write_run
 
@@ -195,22 +195,93 @@ def test_tensorboard_shows_the_same_numbers(tmp_path):
         assert shown == [(row["step"], pytest.approx(row[key])) for row in rows if key in row]
 
 
-@pytest.mark.parametrize("trace", ["metrics.jsonl", "config.yaml", "samples.jsonl", "policy/"])
-def test_a_folder_that_holds_a_run_is_refused_and_untouched(tmp_path, trace):
+@pytest.mark.parametrize("trace", ["metrics.jsonl", "config.yaml", "samples.jsonl", "checkpoints/"])
+def test_a_folder_that_holds_a_run_is_refused_and_untouched_if_the_user_says_so(tmp_path, trace):
     (tmp_path / trace).mkdir() if trace.endswith("/") else (tmp_path / trace).write_text("kept")
-    with pytest.raises(ConfigError, match=f"run.dir.*{trace.strip('/')}.*delete"), make_recorder(tmp_path):
+    recorder = make_recorder(tmp_path, run={"name": "fake", "steps": 3, "resume": "never"})
+    with pytest.raises(ConfigError, match=f"run.dir.*never.*{trace.strip('/')}.*auto"), recorder:
         pass
     assert [path.name for path in tmp_path.iterdir()] == [trace.strip("/")]
     assert trace.endswith("/") or (tmp_path / trace).read_text() == "kept"
 
 
-def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path):
-    prepare_folder(tmp_path)
-    prepare_folder(tmp_path)  # both see an empty folder
-    first = RunFolder(tmp_path, make_config())
-    with pytest.raises(ConfigError, match="holds"):
-        RunFolder(tmp_path, make_config())
-    first.close()
+def rewound(run_dir, kept=2, steps=4, recovery=None):
+    """A start that made steps and goes back to the checkpoint that it took after `kept` of them."""
+    with make_recorder(run_dir) as recorder:
+        recorder.rewind(0, {})
+        for step in range(1, steps + 1):
+            log_step(recorder, step)
+            if step == kept:
+                attachments = recorder.attachments()
+        if recovery:
+            recorder.recovered("rollout", ClusterError("lost"), recovery)
+        recorder.rewind(kept, attachments)
+        log_step(recorder, kept + 1, rewards_G=(1.0, 1.0))
+    return attachments
+
+
+def test_going_back_takes_rows_and_samples_and_scalars_of_the_lost_steps_out(tmp_path):
+    rewound(tmp_path)
+    assert [(row["event"], row["step"]) for row in rows_of(tmp_path)] == [
+        *(("start", 0), ("step", 1), ("step", 2)),
+        *(("step", 3), ("end", 3)),
+    ]
+    assert rows_of(tmp_path)[3]["reward/mean"] == 1.0
+    assert [row["step"] for row in rows_of(tmp_path, "samples.jsonl")] == [1, 2, 3]
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    assert [event.step for event in events.Tensors("reward/mean")] == [1, 2, 3]
+
+
+def test_rows_that_are_taken_out_are_kept_elsewhere(tmp_path):
+    rewound(tmp_path)
+    assert [row["step"] for row in rows_of(tmp_path, "superseded/metrics-0000.jsonl")] == [3, 4]
+    assert [row["step"] for row in rows_of(tmp_path, "superseded/samples-0000.jsonl")] == [3, 4]
+
+
+def test_a_recovery_outlives_going_back(tmp_path):
+    rewound(tmp_path, recovery=2.5)
+    row = next(row for row in rows_of(tmp_path) if row["event"] == "recovery")
+    assert (row["role"], row["cause"], row["recovery/seconds"]) == ("rollout", "lost", 2.5)
+    assert [row["event"] for row in rows_of(tmp_path)] == ["start", "step", "step", "recovery", "step", "end"]
+
+
+def test_the_next_start_goes_on_with_the_rows_of_the_checkpoint_and_an_older_writer_is_cut_off(tmp_path):
+    with make_recorder(tmp_path) as zombie:
+        zombie.rewind(0, {})
+        log_step(zombie, 1)
+        attachments = zombie.attachments()
+        log_step(zombie, 2)
+        recorder = RunRecorder(make_config(), tmp_path, quiet_progress(make_config()), ["grpo"], attempt=2)
+        with recorder:
+            recorder.rewind(1, attachments)
+            log_step(zombie, 3)
+            log_step(recorder, 2)
+        rows = [(row["event"], row["step"], row.get("attempt")) for row in rows_of(tmp_path)]
+    assert rows == [("start", 0, "1"), ("step", 1, None), ("start", 0, "2"), ("step", 2, None), ("end", 2, None)]
+
+
+def test_gauges_show_the_last_step_of_the_checkpoint_again(tmp_path):
+    attachments = rewound(tmp_path)
+    with make_recorder(tmp_path, metrics={"port": 0}) as recorder:
+        recorder.rewind(2, attachments)
+        page = scrape(recorder.port)
+    assert 'grpo_step{run="fake"} 2.0' in page and 'grpo_reward_mean{run="fake"} 0.5' in page
+    assert 'grpo_steps_total{outcome="ok",run="fake"} 0.0' in page
+
+
+def test_two_runs_have_equal_digests_where_they_did_the_same(tmp_path):
+    for name, rewards_G in (("a", (1.0, 0.0)), ("b", (1.0, 0.0)), ("c", (1.0, 0.0, 0.0))):
+        with make_recorder(tmp_path / name) as recorder, recorder.step(1):
+            with recorder.phase("weight_sync"):
+                recorder.log_sync({}, "abcd")
+            recorder.log_step(1, [make_group(rewards_G)], make_stats(1))
+    a, b, c = (
+        {key: row[key] for key in ("prompts", "tokens", "weights")}
+        for row in (rows_of(tmp_path / name)[1] for name in "abc")
+    )
+    assert a == b and a["weights"] == "abcd"
+    assert c["prompts"] == a["prompts"] and c["tokens"] != a["tokens"]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
