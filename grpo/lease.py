@@ -122,19 +122,19 @@ class Lease:
 
     def _wait_for(self, attempt: int) -> None:
         """Returns once the attempt is dead. Raises Fenced when it shows that it lives."""
-        first = self._read(attempt)
-        start = time.monotonic()
-        while time.monotonic() - start <= self.seconds:
+        seen, since = self._read(attempt), time.monotonic()
+        while time.monotonic() - since <= self.seconds:
             content = self._read(attempt)
             holder = _holder(content)
             if holder.get("ended") or _is_gone(holder):
                 return
-            if content != first and first:
+            if content != seen and seen:
                 raise Fenced(
                     f"run.dir: one run at a time may write to {self.run_dir}, but attempt {attempt} is alive (process "
                     f"{holder.get('pid')} on host {holder.get('host')}); wait for it, stop it or choose another run.dir"
                 )
-            first = content
+            if content != seen:  # it was just made and is only now written
+                seen, since = content, time.monotonic()
             time.sleep(min(0.2, self.seconds / 20))
 
     def _newest(self) -> int:

@@ -10,6 +10,7 @@ Names are relative, with slashes, without ".."; "" is the store's own folder. Ev
 
 import errno
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -48,13 +49,12 @@ class Store:
     def __new__(cls, url: str) -> "Store":
         if cls is not Store:
             return super().__new__(cls)
-        scheme, separator, _ = url.partition("://")
-        if separator and scheme != "s3":
+        if not url.startswith("s3://") and re.match("[^/]*:/", url):
             raise ConfigError(
-                f"checkpoint.dir: must be a folder or s3://bucket/prefix, but begins with {scheme}://; "
-                "give a folder that all nodes share, or an S3-compatible bucket"
+                "checkpoint.dir: must be a folder or s3://bucket/prefix, but is a URL of another kind; give a folder "
+                "that all nodes share, or an S3-compatible bucket"
             )
-        if separator:
+        if url.startswith("s3://"):
             from grpo.bucket import Bucket
 
             return super().__new__(Bucket)
