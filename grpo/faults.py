@@ -3,11 +3,12 @@
 Without GRPO_FAULTS in the environment a fault point does nothing. With it, `make chaos` and the tests say what happens:
 
     GRPO_FAULTS="save.rename@6:kill; generate.dispatched@3:stop=engine_core; train.optimizer@4/1:kill"
-                 point@step[/rank]:action[=role]
+                 point@step[/rank]:action[=role[/place]]
 
-Actions: kill (SIGKILL), stop (SIGSTOP), raise (OSError). Without a role they hit the process that passes the point.
-GRPO_FAULT_DIR is a folder: `pids.json` maps a role to pids of this machine (`publish_pids`), a fault that has struck
-leaves the file `struck-<spec>`, holding the time, and never strikes again.
+Actions: kill (SIGKILL), stop (SIGSTOP), raise (OSError). Without a role they hit the process that passes the point,
+with one all processes of the role, or only that in one place. GRPO_FAULT_DIR is a folder: `pids.json` maps a role to
+pids of this machine (`publish_pids`), a fault that has struck leaves the file `struck_name(spec)`, holding the time (or
+nothing, if there was no such process), and never strikes again.
 """
 
 import json
@@ -54,7 +55,7 @@ def fault_point(name: str, step: int, rank: int = 0) -> None:
     for spec in filter(None, map(str.strip, plan.split(";"))):
         place, _, action = spec.partition(":")
         if place in (f"{name}@{step}", f"{name}@{step}/{rank}") and _strikes(spec):
-            _act(*action.partition("=")[::2])
+            _act(spec, *action.partition("=")[::2])
 
 
 def publish_pids(role: str, pids: list[int]) -> None:
@@ -68,20 +69,29 @@ def publish_pids(role: str, pids: list[int]) -> None:
     path.with_suffix(".tmp").replace(path)
 
 
+def struck_name(spec: str) -> str:
+    """Name of the file that a fault leaves."""
+    return "struck-" + "".join(char if char.isalnum() or char in "@.=" else "_" for char in spec)
+
+
 def _strikes(spec: str) -> bool:
     """True the first time that any process asks for this fault."""
-    name = "".join(char if char.isalnum() or char in "@.=" else "_" for char in spec)
     try:
-        with open(Path(os.environ["GRPO_FAULT_DIR"], f"struck-{name}"), "x") as file:
+        with open(Path(os.environ["GRPO_FAULT_DIR"], struck_name(spec)), "x") as file:
             file.write(repr(time.time()))
     except FileExistsError:
         return False
     return True
 
 
-def _act(action: str, role: str) -> None:
+def _act(spec: str, action: str, role: str) -> None:
     if action == "raise":
         raise OSError(f"fault point: {role or 'injected'}")
-    pids = json.loads(Path(os.environ["GRPO_FAULT_DIR"], "pids.json").read_text())[role] if role else [os.getpid()]
-    for pid in pids:
-        os.kill(pid, SIGNALS[action])
+    folder = Path(os.environ["GRPO_FAULT_DIR"])
+    role, _, place = role.partition("/")
+    pids = json.loads((folder / "pids.json").read_text())[role] if role else [os.getpid()]
+    for pid in [pids[int(place) % len(pids)]] if place else pids:
+        try:
+            os.kill(pid, SIGNALS[action])
+        except ProcessLookupError:
+            (folder / struck_name(spec)).write_text("")

@@ -73,7 +73,7 @@ class FakeEngineActor:
 
     async def ask(self, request: dict[str, object]) -> Any:
         async with self.turn:
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(ConnectionError, RuntimeError):  # a pipe that is closed, or closed to asyncio
                 self.core.stdin.write(json.dumps(request).encode() + b"\n")
                 await self.core.stdin.drain()
                 if line := await self.core.stdout.readline():
