@@ -17,8 +17,9 @@ STD_FLOOR = 1e-4
 
 
 def advantages(groups: Sequence[Group], std: Literal["group", "batch", "none"]) -> list[Sample]:
-    """The B = P * G samples of all groups, in order, with their advantage. A group of equal rewards gets exactly 0.0.
+    """The samples of all groups, in order, with their advantage. A group of equal rewards gets exactly 0.0.
 
+    There are B = P * G of them, fewer if rewards failed: a group is compared with what is left of it.
     `statistics.mean` sums exactly and rounds once: the mean of equal rewards is that reward, bit for bit.
     """
     batch_std = spread([reward for group in groups for reward in group.rewards_G]) if std == "batch" else 0.0

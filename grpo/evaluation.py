@@ -12,24 +12,25 @@ RIGHT = 1.0
 
 
 def score_evaluation(groups: Sequence[Group]) -> Stats:
-    """Mean scores over the P prompts; every prompt must have the same number n of scored samples. Empty for no groups.
+    """Mean scores over the P prompts. Empty for no groups.
 
     `eval/accuracy` is pass@1, the share of right samples; `eval/pass@k` for k = 2, 4, 8, … <= n; `eval/maj@n` if n > 1;
     `eval/reward` and `eval/completion_tokens` are means, `eval/truncated_ratio` is the share cut off at max_tokens.
+    n is the number of samples of the largest group. A prompt that lost samples, as their reward failed, counts with
+    those that are left, and for pass@k only if it has k.
     """
     samples = [sample for group in groups for sample in group.samples]
     if not samples:
         return {}
-    n = len(groups[0].samples)
-    assert all(len(group.samples) == n for group in groups), "every held-out prompt has the same number of samples"
-    right_P = [sum(is_right(sample) for sample in group.samples) for group in groups]
-    scores = {"eval/accuracy": fmean(right / n for right in right_P)}
+    right_and_size_P = [(sum(map(is_right, group.samples)), len(group.samples)) for group in groups if group.samples]
+    n = max(size for _, size in right_and_size_P)
+    scores = {"eval/accuracy": fmean(right / size for right, size in right_and_size_P)}
     k = 2
     while k <= n:
-        scores[f"eval/pass@{k}"] = fmean(pass_at_k(n, right, k) for right in right_P)
+        scores[f"eval/pass@{k}"] = fmean(pass_at_k(size, right, k) for right, size in right_and_size_P if size >= k)
         k *= 2
     if n > 1:
-        scores[f"eval/maj@{n}"] = fmean(is_right(majority(group.samples)) for group in groups)
+        scores[f"eval/maj@{n}"] = fmean(is_right(majority(group.samples)) for group in groups if group.samples)
     return scores | {
         "eval/reward": fmean(reward for group in groups for reward in group.rewards_G),
         "eval/completion_tokens": fmean(len(sample.output_ids) for sample in samples),

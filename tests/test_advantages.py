@@ -45,6 +45,12 @@ def test_samples_are_flattened_in_order_and_keep_everything_else():
     assert groups[0].samples[0].advantage is None  # records are frozen; the batch holds new ones
 
 
+def test_a_group_that_lost_samples_is_compared_with_what_is_left_of_it():
+    assert values("none", [1, 0, 0, 1], [1, 0], [3, 0, 0]) == [0.5, -0.5, -0.5, 0.5, 0.5, -0.5, 2.0, -1.0, -1.0]
+    half = 0.5 / (0.5**0.5 + 1e-4)
+    assert values("group", [1, 0]) == pytest.approx([half, -half])
+
+
 @pytest.mark.parametrize("std", ["group", "batch", "none"])
 def test_equal_rewards_give_exactly_zero(std):
     assert values(std, [0.1] * 3, [0.7] * 7, [1 / 3] * 5, [1.0]) == [0.0] * 16

@@ -69,9 +69,19 @@ def test_a_reward_of_at_least_one_is_right():
     assert scores["eval/accuracy"] == 0.5
 
 
-def test_groups_of_different_size_are_our_mistake():
-    with pytest.raises(AssertionError, match="same number of samples"):
-        score_evaluation(grouped([("a", 1.0)], [("a", 1.0), ("b", 0.0)]))
+def test_a_prompt_that_lost_samples_counts_with_those_that_are_left():
+    scores = score_evaluation(
+        grouped(
+            [("#### 1", 1.0), ("#### 2", 0.0), ("#### 2", 0.0), ("#### 1", 1.0)],
+            [("#### 2", 0.0), ("#### 1", 1.0), ("#### 2", 0.0)],
+            [("#### 1", 1.0)],
+        )
+    )
+    assert scores["eval/accuracy"] == pytest.approx((2 / 4 + 1 / 3 + 1) / 3)
+    assert scores["eval/pass@2"] == pytest.approx(((1 - 1 / 6) + (1 - 1 / 3)) / 2)
+    assert scores["eval/pass@4"] == 1.0
+    assert scores["eval/maj@4"] == pytest.approx(2 / 3)
+    assert scores["eval/reward"] == pytest.approx(4 / 8)
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config import RewardCode
+from grpo.rewards.messages import LONGEST, Messages, wait_for
 from grpo.sandbox.keeper import remove
 
 KINDS = ("exception", "timeout", "exited", "memory", "bad_value", "bad_reply", "processes", "disk")
 """Of failed calls. The first, memory and bad_value are what the worker itself reports."""
-LONGEST_REPLY = 65_536
 LONGEST_REASON = 500
 GRACE_SECONDS = 5.0
 FIRST_UID, UIDS = 65_534, 14
@@ -47,48 +47,6 @@ class Broken(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.what)
         self.failure = failure
-
-
-class Messages:
-    """JSON objects, one a line, from the reading end of a pipe that the other side may fill with anything."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self._buffer = b""
-
-    def read(self, end: float) -> dict[str, Any]:
-        """Raises TimeoutError, EOFError at the end of the pipe, ValueError for what is too long or no object."""
-        while b"\n" not in self._buffer:
-            if len(self._buffer) > LONGEST_REPLY:
-                raise ValueError(f"a message has at most {LONGEST_REPLY} bytes")
-            wait_for(self.fd, select.POLLIN, end)
-            data = os.read(self.fd, LONGEST_REPLY)
-            if not data:
-                raise EOFError
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        try:
-            message = json.loads(line)
-        except RecursionError:
-            message = None
-        if not isinstance(message, dict):
-            raise ValueError("a message is an object")
-        return message
-
-    def waiting(self) -> bool:
-        """Whether something has come that nobody asked for; the end of the pipe counts too."""
-        poll = select.poll()
-        poll.register(self.fd, select.POLLIN)
-        return bool(self._buffer or poll.poll(0))
-
-
-def wait_for(fd: int, event: int, end: float) -> None:
-    """Until a pipe can be read or written. Raises TimeoutError at `end`."""
-    poll = select.poll()
-    poll.register(fd, event)
-    left = end - time.monotonic()
-    if left <= 0 or not poll.poll(left * 1000):
-        raise TimeoutError
 
 
 class RewardProcess:
@@ -209,7 +167,7 @@ class RewardProcess:
         while data:
             wait_for(self._requests, select.POLLOUT, end)
             try:
-                data = data[os.write(self._requests, data[:LONGEST_REPLY]) :]
+                data = data[os.write(self._requests, data[:LONGEST]) :]
             except BrokenPipeError:
                 raise Broken(self._how_it_ended()) from None
             except BlockingIOError:

@@ -23,7 +23,7 @@ from grpo.sandbox import limits, worker
 
 LOOK_SECONDS = 0.05
 END_SECONDS = 5.0
-SCRATCH_BYTES, SCRATCH_FILES = 1 << 30, 10_000
+SCRATCH_BYTES, SCRATCH_FILES, SCRATCH_DEPTH = 1 << 30, 4_096, 100
 OUTPUT_BYTES, OUTPUT_SECONDS = 65_536, 60.0
 CONTROL = bytes(code for code in range(32) if code not in b"\t\n") + b"\x7f"
 
@@ -134,12 +134,7 @@ class Watch:
         most = self.memory_bytes
         if sum(map(resident_bytes, pids)) > most and (used := sum(map(own_bytes, pids))) > most:
             return {"ended": "memory", "what": f"used {used >> 20} MiB of memory with its processes"}
-        files = size = 0
-        for taken in disk_bytes(self.scratch):
-            files, size = files + 1, size + taken
-            if files > SCRATCH_FILES or size > SCRATCH_BYTES:
-                return {"ended": "disk", "what": f"left {files} files of {size >> 20} MiB in its scratch folder"}
-        return None
+        return disk_excess(self.scratch)
 
 
 def how_it_ended(status: os.waitid_result) -> dict[str, str]:
@@ -183,11 +178,20 @@ def own_bytes(pid: int) -> int:
         return 0
 
 
-def disk_bytes(folder: str) -> Iterator[int]:
-    for place, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            with suppress(OSError):
-                yield os.lstat(os.path.join(place, name)).st_blocks * 512
+def disk_excess(folder: str) -> dict[str, str] | None:
+    """What a scratch folder has too much of; it may change while this looks."""
+    files = size = 0
+    folders = [(folder, 0)]
+    while folders:
+        place, depth = folders.pop()
+        with suppress(OSError), os.scandir(place) as entries:
+            for entry in entries:
+                files, size = files + 1, size + entry.stat(follow_symlinks=False).st_blocks * 512
+                if files > SCRATCH_FILES or size > SCRATCH_BYTES or depth > SCRATCH_DEPTH:
+                    return {"ended": "disk", "what": f"made {files} files of {size >> 20} MiB, {depth} folders deep"}
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append((entry.path, depth + 1))
+    return None
 
 
 def end_all(pid: int) -> None:

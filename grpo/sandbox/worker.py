@@ -24,6 +24,8 @@ from grpo.sandbox import landlock, limits, seccomp
 
 RewardFunction = Callable[[str, str, str], Any]
 LONGEST_ERROR = 2000
+NICE = 10
+"""The keeper must get its turn even beside hundreds of processes."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -62,6 +64,7 @@ def confine(settings: dict[str, Any], uid: int | None) -> list[str]:
     libc = ctypes.CDLL(None)
     os.setsid()
     limits.set_limits(settings["memory_bytes"], own_user=uid is not None)
+    os.nice(NICE)
     if uid is not None:
         limits.become(uid)
     limits.drop_capabilities()

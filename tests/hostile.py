@@ -1,0 +1,475 @@
+"""Reward functions that misbehave when the completion is "bad"; else they return the completion's length.
+
+Those that try to reach something return 1.0 if they were kept from it and -1.0 if they were not. The reference answer
+may hold what they need, such as the path of a secret or the port of a listening socket.
+"""
+
+import array
+import contextlib
+import ctypes
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+FUNCTIONS = []
+GIB = 1 << 30
+
+
+def hostile(function):
+    def reward(prompt, completion, answer):
+        return function(answer) if completion == "bad" else float(len(completion))
+
+    reward.attack = function
+    FUNCTIONS.append(function.__name__)
+    return reward
+
+
+def kept_from(action):
+    """1.0 if the action fails for lack of a right."""
+    try:
+        action()
+    except PermissionError:
+        return 1.0
+    return -1.0
+
+
+def libc(name, *arguments):
+    """A function of the C library; raises OSError."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if getattr(library, name)(*arguments) == -1:
+        raise OSError(ctypes.get_errno(), name)
+
+
+# ---- exceptions and values
+
+
+@hostile
+def raises(answer):
+    raise ValueError("no luck")
+
+
+@hostile
+def exits(answer):
+    sys.exit(0)
+
+
+@hostile
+def interrupts(answer):
+    raise KeyboardInterrupt
+
+
+@hostile
+def recurses(answer):
+    return recurses.attack(answer) + 1
+
+
+@hostile
+def nan(answer):
+    return float("nan")
+
+
+@hostile
+def infinite(answer):
+    return float("inf")
+
+
+@hostile
+def nothing(answer):
+    return None
+
+
+@hostile
+def text(answer):
+    return "1.0"
+
+
+@hostile
+def a_list(answer):
+    return [1.0, 1.0]
+
+
+@hostile
+def huge(answer):
+    return 10**5000
+
+
+@hostile
+def float_raises(answer):
+    class Number(float):
+        def __float__(self):
+            raise RuntimeError("caught you")
+
+    return Number()
+
+
+@hostile
+def class_lies(answer):
+    class Liar:
+        @property
+        def __class__(self):
+            sys.exit(0)
+
+    return Liar()
+
+
+# ---- time
+
+
+@hostile
+def loops(answer):
+    while True:
+        pass
+
+
+@hostile
+def sleeps(answer):
+    time.sleep(600)
+
+
+@hostile
+def catches_everything(answer):
+    for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_IGN)
+    while True:
+        with contextlib.suppress(BaseException):
+            while True:
+                pass
+
+
+@hostile
+def regex(answer):
+    return float(bool(re.fullmatch(r"(a|aa)+$", "a" * 100 + "b")))
+
+
+@hostile
+def stops_itself(answer):
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@hostile
+def waits_for_a_lock(answer):
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+# ---- the end of the process
+
+
+@hostile
+def leaves(answer):
+    os._exit(0)
+
+
+@hostile
+def kills_itself(answer):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@hostile
+def crashes(answer):
+    ctypes.string_at(0)
+
+
+@hostile
+def closes_everything(answer):
+    os.closerange(0, 256)
+    return 1.0
+
+
+@hostile
+def breaks_json(answer):
+    json.dumps = None
+    return 1.0
+
+
+# ---- memory, processes, disk, output
+
+
+@hostile
+def allocates(answer):
+    return float(len(bytearray(4 * GIB)))
+
+
+@hostile
+def allocates_in_children(answer):
+    for _ in range(8):
+        if os.fork() == 0:
+            _kept = b"x" * (120 << 20)
+            time.sleep(600)
+    time.sleep(600)
+
+
+@hostile
+def fork_bomb(answer):
+    while True:
+        with contextlib.suppress(OSError):
+            os.fork()
+
+
+@hostile
+def many_threads(answer):
+    for _ in range(10_000):
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+    return 1.0
+
+
+@hostile
+def daemon(answer):
+    """A double fork whose grandchild wants a session of its own; it says on a pipe whether it got one."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os.write(writer, str(kept_from(os.setsid)).encode())
+            time.sleep(600)
+        os._exit(0)
+    os.wait()
+    return float(os.read(reader, 10))
+
+
+@hostile
+def fills_the_disk(answer):
+    for number in range(100):
+        with open(f"{os.environ['TMPDIR']}/{number}", "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 200 << 20)
+            time.sleep(0.02)
+    return -1.0
+
+
+@hostile
+def many_files(answer):
+    for number in range(200_000):
+        Path(os.environ["TMPDIR"], str(number)).touch()
+    return -1.0
+
+
+@hostile
+def large_file(answer):
+    with open(f"{os.environ['TMPDIR']}/large", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 2 * GIB)
+    return -1.0
+
+
+@hostile
+def deep_folders(answer):
+    """A folder that Python's rmtree cannot take away."""
+    os.chdir(os.environ["TMPDIR"])
+    for _ in range(3000):
+        os.mkdir("d")
+        os.chdir("d")
+    os.chdir("/")
+    return 1.0
+
+
+@hostile
+def prints(answer):
+    for _ in range(1024):
+        print("o" * (1 << 20))
+    return 1.0
+
+
+@hostile
+def prints_errors(answer):
+    for _ in range(1024):
+        os.write(2, b"e" * (1 << 20))
+    return 1.0
+
+
+@hostile
+def floods_the_pipe(answer):
+    for fd in range(3, 256):
+        with contextlib.suppress(OSError):
+            for _ in range(1024):
+                os.write(fd, b"p" * (1 << 20))
+    return 1.0
+
+
+@hostile
+def forges(answer):
+    for fd in range(3, 256):
+        with contextlib.suppress(OSError):
+            os.write(fd, b'{"id": "0", "reward": 1.0}\n' * 9)
+    return 1.0
+
+
+@hostile
+def forges_deep_json(answer):
+    for fd in range(3, 256):
+        with contextlib.suppress(OSError):
+            os.write(fd, b"[" * 60_000 + b"\n")
+    return 1.0
+
+
+@hostile
+def forges_later(answer):
+    def write():
+        time.sleep(0.3)
+        forges.attack(answer)
+
+    threading.Thread(target=write, daemon=True).start()
+    return 1.0
+
+
+# ---- secrets and other processes
+
+
+@hostile
+def reads_the_environment(answer):
+    found = [*os.environ.values(), Path("/proc/self/environ").read_text()]
+    return -1.0 if any("canary" in value for value in found) else 1.0
+
+
+@hostile
+def reads_the_first_environment(answer):
+    return kept_from(lambda: Path("/proc/1/environ").read_bytes())
+
+
+@hostile
+def reads_the_parents_environment(answer):
+    return kept_from(lambda: Path(f"/proc/{os.getppid()}/environ").read_bytes())
+
+
+@hostile
+def reads_the_parents_memory(answer):
+    return kept_from(lambda: open(f"/proc/{os.getppid()}/mem", "rb"))
+
+
+@hostile
+def reads_a_secret(answer):
+    return kept_from(lambda: Path(answer, "secret").read_bytes())
+
+
+@hostile
+def reads_a_hidden_file(answer):
+    return kept_from(lambda: Path(__file__).with_name(".env").read_bytes())
+
+
+@hostile
+def reads_through_a_link(answer):
+    link = Path(os.environ["TMPDIR"], "link")
+    link.symlink_to(Path(answer, "secret"))
+    return kept_from(link.read_bytes)
+
+
+@hostile
+def writes_beside_itself(answer):
+    return kept_from(lambda: Path(__file__).with_name("planted.py").write_text(""))
+
+
+@hostile
+def changes_its_module(answer):
+    return kept_from(lambda: Path(__file__).write_text(""))
+
+
+@hostile
+def writes_elsewhere(answer):
+    tries = [Path(folder, "grpo-planted") for folder in ("/", "/tmp", "/dev/shm", "/var/tmp", answer)]
+    return min(kept_from(path.touch) for path in tries)
+
+
+@hostile
+def takes_rights_away(answer):
+    return kept_from(lambda: os.chmod(answer, 0))
+
+
+@hostile
+def removes_a_folder(answer):
+    return kept_from(lambda: os.rename(answer, answer + "-gone"))
+
+
+@hostile
+def kills_its_parent(answer):
+    return kept_from(lambda: os.kill(os.getppid(), signal.SIGKILL))
+
+
+@hostile
+def signals_the_first_process(answer):
+    return kept_from(lambda: os.kill(1, 0))
+
+
+@hostile
+def traces_its_parent(answer):
+    return kept_from(lambda: libc("ptrace", 16, os.getppid(), 0, 0))
+
+
+@hostile
+def new_namespace(answer):
+    return kept_from(lambda: libc("unshare", 0x10000000))
+
+
+@hostile
+def mounts(answer):
+    return kept_from(lambda: libc("mount", b"none", b"/mnt", b"tmpfs", 0, 0))
+
+
+@hostile
+def raises_its_limits(answer):
+    with contextlib.suppress(ValueError):
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        return -1.0
+    return kept_from(lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (0, 0)))
+
+
+@hostile
+def hides_from_its_parent(answer):
+    return kept_from(lambda: libc("prctl", 1, 0, 0, 0, 0))
+
+
+@hostile
+def uses_io_uring(answer):
+    return kept_from(lambda: libc("syscall", 425, 1, array.array("I", [0] * 30).buffer_info()[0]))
+
+
+@hostile
+def has_powers(answer):
+    status = Path("/proc/self/status").read_text()
+    return 1.0 if re.search(r"CapEff:\s+0{16}\n", status) and re.search(r"NoNewPrivs:\s+1\n", status) else -1.0
+
+
+# ---- network
+
+
+@hostile
+def connects(answer):
+    return kept_from(lambda: socket.create_connection(("127.0.0.1", int(answer)), timeout=5).close())
+
+
+@hostile
+def connects_to_a_unix_socket(answer):
+    def connect():
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(f"{answer}/socket")
+
+    return kept_from(connect)
+
+
+@hostile
+def abstract_socket(answer):
+    return kept_from(lambda: socket.socket(socket.AF_UNIX).bind("\0grpo-test"))
+
+
+@hostile
+def a_child_connects(answer):
+    code = "import socket, sys; socket.create_connection(('127.0.0.1', int(sys.argv[1])), timeout=5)"
+    child = subprocess.run([sys.executable, "-c", code, answer], capture_output=True, text=True)
+    return 1.0 if "PermissionError" in child.stderr else -1.0
+
+
+# ---- the grader
+
+
+@hostile
+def patches_the_grader(answer):
+    from grpo.rewards import gsm8k, registry
+
+    gsm8k.gsm8k = gsm8k.reference_number = lambda *_: 1.0
+    registry.BUILT_IN["gsm8k"] = lambda *_: 1.0
+    return 0.0
