@@ -1,7 +1,8 @@
 """`Store` on an S3-compatible bucket.
 
-A PUT or GET that gets 5xx or breaks off is sent again by botocore, up to ATTEMPTS times in all with growing pauses, and
-by s3fs as often on top of that when the connection itself fails. Uploads carry a checksum that the server compares.
+A request that gets 5xx, cannot connect or times out is sent ATTEMPTS times in all by botocore, with growing pauses. If
+an answer breaks off or never comes, s3fs does all of that ROUNDS times. A server that accepts and then says nothing is
+thus given up after 5 x 3 x 30 s. Uploads carry a checksum that the server compares.
 A large file goes up in parts and is not there before the last one; the parts of a killed upload stay invisible (let a
 lifecycle rule of the bucket remove them).
 """
@@ -12,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+import aiohttp
 from botocore.exceptions import BotoCoreError, NoCredentialsError
-from fsspec.exceptions import FSTimeoutError
 from s3fs import S3FileSystem
+from s3fs.core import S3_RETRYABLE_ERRORS
 from safetensors import SafetensorError
 
 from grpo.errors import ConfigError, GrpoError, StoreLost
@@ -22,12 +24,19 @@ from grpo.store import Store, clean_name, files_below, hash_file, no_space, reco
 from grpo.types import FileRecord
 
 ATTEMPTS = 5
+ROUNDS = 3
 BLOCK = 32 << 20
 
 
 class Bucket(Store):
     renames = False
-    errors: ClassVar[tuple[type[Exception], ...]] = (OSError, BotoCoreError, FSTimeoutError, SafetensorError)
+    errors: ClassVar[tuple[type[Exception], ...]] = (
+        OSError,
+        BotoCoreError,
+        aiohttp.ClientError,
+        SafetensorError,
+        *S3_RETRYABLE_ERRORS,
+    )
 
     def __init__(self, url: str) -> None:
         bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
@@ -48,9 +57,10 @@ class Bucket(Store):
             config = {
                 "retries": {"total_max_attempts": ATTEMPTS, "mode": "standard"},
                 "connect_timeout": 10,
-                "read_timeout": 60,
+                "read_timeout": 30,
             }
             self._fs = S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=config)
+            self._fs.retries = ROUNDS
         return self._fs
 
     def failure(self, what: str, error: Exception, needed: int) -> GrpoError:
@@ -126,12 +136,16 @@ class Bucket(Store):
             yield work
 
     def record(self, name: str) -> FileRecord | None:
-        if not self.exists(name):
-            return None
-        options = {"block_size": BLOCK, "cache_type": "readahead"}
-        with self.typed(f"read {name}"), self.fs.open(self.path(name), "rb", **options) as file:
-            return hash_file(file, name)
+        with self.typed(f"read {name}"):
+            try:
+                with self.fs.open(self.path(name), "rb", block_size=BLOCK, cache_type="readahead") as file:
+                    return hash_file(file, name)
+            except FileNotFoundError:
+                return None
 
     def size(self, name: str) -> int | None:
         with self.typed(f"look for {name}"):
-            return int(self.fs.info(self.path(name))["size"]) if self.fs.exists(self.path(name)) else None
+            try:
+                return int(self.fs.info(self.path(name))["size"])
+            except FileNotFoundError:
+                return None

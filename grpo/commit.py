@@ -94,8 +94,9 @@ def committed(store: Store) -> list[str]:
     names = sorted(filter(FOLDER.fullmatch, store.folders()), key=order)
     if store.renames:
         return names
-    pointed = store.read(POINTER).decode(errors="replace") if store.exists(POINTER) else ""
-    return [name for name in names if name == pointed or store.exists(f"{name}/{MANIFEST}")]
+    files = set(store.names())
+    pointed = store.read(POINTER).decode(errors="replace") if POINTER in files else ""
+    return [name for name in names if name == pointed or f"{name}/{MANIFEST}" in files]
 
 
 def unfinished(store: Store, attempt: int) -> list[str]:

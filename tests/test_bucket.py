@@ -3,6 +3,7 @@
 import os
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from threading import Thread
 
 import boto3
@@ -10,13 +11,13 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from grpo.bucket import ATTEMPTS, Bucket
+from grpo.bucket import ATTEMPTS, ROUNDS, Bucket
 from grpo.configfile import dump
 from grpo.errors import CheckpointError, ClusterError, Fenced, StoreLost
 from grpo.export import export
 from grpo.store import Store
 from tests.checkpoints import checkpoints, config, save
-from tests.test_checkpoint import FILES, POINTS, Overtaken, run
+from tests.test_checkpoint import FILES, Overtaken, run
 from tests.test_store import record
 
 pytestmark = pytest.mark.slow
@@ -72,6 +73,7 @@ def client(server, monkeypatch):
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.0)
     client = boto3.client("s3")
     client.create_bucket(Bucket="models")
     yield client
@@ -171,18 +173,29 @@ def test_a_store_travels_to_another_process(store):
     assert again.read("a") == b"1"
 
 
-@pytest.mark.parametrize("fault", ["500", "503", "cut"])
-@pytest.mark.parametrize("verb", ["PUT", "GET"])
-def test_a_request_that_fails_is_sent_again(store, server, verb, fault):
-    if (verb, fault) == ("PUT", "cut"):
-        pytest.skip("the answer to a PUT has no body")
+@pytest.mark.parametrize(
+    ("verb", "fault", "count"),
+    [("PUT", "500", ATTEMPTS), ("PUT", "503", ATTEMPTS), ("GET", "500", ATTEMPTS), ("GET", "cut", ROUNDS)],
+)
+def test_a_request_that_fails_is_sent_again(store, server, verb, fault, count):
     store.write("a", b"12345678")
-    server.times(ATTEMPTS - 1, fault, verb, "/runs/a/a")
+    server.times(count - 1, fault, verb, "/runs/a/a")
     before = len(server.struck)
     if verb == "PUT":
         store.write("a", b"new")
     assert store.read("a") == (b"new" if verb == "PUT" else b"12345678")
-    assert len(server.struck) == before + ATTEMPTS - 1
+    assert len(server.struck) == before + count - 1
+
+
+@pytest.mark.parametrize("verb", ["read", "record", "fetch"])
+def test_answers_that_always_break_off(store, server, verb):
+    store.write("a", b"12345678")
+    server.plan = lambda method, path: "cut" if method == "GET" else None
+    with pytest.raises(StoreLost), ExitStack() as stack:
+        if verb == "fetch":
+            stack.enter_context(store.fetch("", ["a"]))
+        else:
+            getattr(store, verb)("a")
 
 
 def test_a_bucket_that_answers_no_more_is_worth_a_retry(store, server, tmp_path):
@@ -259,31 +272,38 @@ def flipped(data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1])
 
 
-DAMAGE = {"flipped": flipped, "cut": lambda data: data[:-1], "deleted": None, "empty": lambda data: b""}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_damaged_object_leads_to_the_checkpoint_before(client, tmp_path, name):
+def test_a_damaged_object_leads_to_the_checkpoint_before(client, tmp_path):
     writer = checkpoints(tmp_path, dir=URL)
     save(writer, 10)
     save(writer, 20)
-    key = f"runs/a/step_000020.attempt-1/{name}"
-    whole = client.get_object(Bucket="models", Key=key)["Body"].read()
-    for change in DAMAGE.values():
-        if change is None:
-            client.delete_object(Bucket="models", Key=key)
-        else:
-            client.put_object(Bucket="models", Key=key, Body=change(whole))
-        assert writer.newest().step == 10
-        [(skipped, reason)] = writer.skipped
-        assert skipped == "step_000020.attempt-1"
-        assert f"step_000020.attempt-1/{name}" in reason
+    for name in FILES:
+        key = f"runs/a/step_000020.attempt-1/{name}"
+        whole = client.get_object(Bucket="models", Key=key)["Body"].read()
+        for body in (flipped(whole), None):
+            if body is None:
+                client.delete_object(Bucket="models", Key=key)
+            else:
+                client.put_object(Bucket="models", Key=key, Body=body)
+            assert writer.newest().step == 10
+            [(skipped, reason)] = writer.skipped
+            assert skipped == "step_000020.attempt-1"
+            assert f"step_000020.attempt-1/{name}" in reason
+        client.put_object(Bucket="models", Key=key, Body=whole)
+    assert writer.newest().step == 20
+
+
+def test_none_whole_is_an_error_and_never_step_0(client, tmp_path):
+    writer = checkpoints(tmp_path, dir=URL)
+    save(writer, 10)
     client.delete_object(Bucket="models", Key="runs/a/step_000010.attempt-1/manifest.json")
-    with pytest.raises(CheckpointError, match="step_000020"):
+    with pytest.raises(CheckpointError, match="step_000010.attempt-1/manifest.json is missing"):
+        writer.newest()
+    writer.store.delete("step_000010.attempt-1")
+    with pytest.raises(CheckpointError, match="step 0"):
         writer.newest()
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", ["begin", "written", "manifest", "pointer"])
 def test_a_kill_at_any_point_leaves_this_checkpoint_or_the_one_before(client, tmp_path, monkeypatch, point):
     monkeypatch.setenv("CHECKPOINT_DIR", URL)
     assert run(tmp_path, 1, 10, 20, faults=f"save.{point}@20:kill").returncode == -9
