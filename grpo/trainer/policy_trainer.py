@@ -20,10 +20,11 @@ from grpo.faults import fault_point
 from grpo.loss import LossOutput, Normaliser, policy_loss
 from grpo.policy import Policy, load_policy
 from grpo.trainer.engine import Engine, start_process_group
+from grpo.trainer.finite import check_finite
 from grpo.trainer.guards import SkipBudget, check_mismatch, check_samples
 from grpo.trainer.memory import keep_freed_memory
 from grpo.trainer.schedule import learning_rate
-from grpo.trainer.state import StateFolder, check_finite
+from grpo.trainer.state import StateFolder
 from grpo.trainer.statistics import reduce_outputs, summarise
 from grpo.trainer.weights import LiveWeights
 from grpo.types import Sample, Stats, TensorRecord

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import distributed
 
-from grpo.errors import CheckpointError, GrpoError, NonFiniteError
+from grpo.errors import CheckpointError, GrpoError
 from grpo.trainer import rng
 from grpo.trainer.agree import agree
 from grpo.trainer.engine import gathered
@@ -29,30 +29,6 @@ HEADER = "trainer.json"
 FILE_BYTES = 2 << 30
 DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError)
 """What a file that is missing, cut off or of another make can raise."""
-
-
-def check_finite(params: Mapping[str, Any], shards: Shards) -> None:
-    """Raises NonFiniteError, on all ranks alike, naming a tensor that is not finite. A collective."""
-    bad = [
-        f"{kind} of {name}"
-        for name, param in params.items()
-        for kind, tensor in {"weight": param.data, **shards.of(param).views}.items()
-        if not is_finite(tensor)
-    ]
-    if not bad:
-        agree(None)
-        return
-    agree(
-        NonFiniteError(
-            f"only a finite model is saved, but {len(bad)} tensors hold NaN or infinity, the first is {bad[0]}; go on "
-            "from the checkpoint before, with a lower train.learning_rate"
-        )
-    )
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all elements are: smallest and largest tell, without a mask as large as the tensor."""
-    return tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def plan_files(records: Sequence[TensorRecord], ranks: int, limit: int = FILE_BYTES) -> dict[str, str]:

@@ -10,9 +10,10 @@ import torch
 from torch import distributed
 from transformers import AutoTokenizer
 
-from grpo.errors import CheckpointError
+from grpo.errors import CheckpointError, GrpoError
 from grpo.trainer.agree import agree
 from grpo.trainer.engine import gathered
+from grpo.trainer.finite import is_finite, not_finite
 from grpo.types import TensorRecord
 
 SMALLEST_NOISE = 0.01
@@ -60,12 +61,18 @@ class LiveWeights:
                 param.copy_(self.originals.pop(name))
 
     def save(self, path: Path, tokenizer_path: str, revision: str | None) -> None:
-        """Rank 0 writes a Hugging Face folder: beside its place, flushed, then renamed. Raises CheckpointError."""
+        """Rank 0 writes a Hugging Face folder: beside its place, flushed, then renamed.
+
+        Raises on all ranks alike: NonFiniteError if a weight is not finite, CheckpointError if it cannot be written.
+        """
         tensors = {}
         for name, tensor in self.iterate():
             if distributed.get_rank() == 0:
                 tensors[name] = tensor.to("cpu", copy=True)
-        failure: CheckpointError | None = None
+        failure: GrpoError | None = None
+        if distributed.get_rank() == 0:
+            failure = not_finite([f"weight of {name}" for name, tensor in tensors.items() if not is_finite(tensor)])
+        agree(failure)
         if distributed.get_rank() == 0:
             try:
                 self._write(path, tensors, tokenizer_path, revision)

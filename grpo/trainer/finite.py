@@ -1,0 +1,36 @@
+"""A model that is not finite is never saved: such a checkpoint would push out a good one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from grpo.errors import NonFiniteError
+from grpo.trainer.agree import agree
+from grpo.trainer.shards import Shards
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all elements are: smallest and largest tell, without a mask as large as the tensor."""
+    return tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+
+
+def not_finite(names: Sequence[str]) -> NonFiniteError | None:
+    """The error about tensors, unless there are none."""
+    if not names:
+        return None
+    return NonFiniteError(
+        f"only a finite model is saved, but {len(names)} tensors hold NaN or infinity, the first is {names[0]}; go on "
+        "from the checkpoint before, with a lower train.learning_rate"
+    )
+
+
+def check_finite(params: Mapping[str, Any], shards: Shards) -> None:
+    """Raises NonFiniteError, on all ranks alike, naming a tensor of any rank that is not finite. A collective."""
+    bad = [
+        f"{kind} of {name}"
+        for name, param in params.items()
+        for kind, tensor in {"weight": param.data, **shards.of(param).views}.items()
+        if not is_finite(tensor)
+    ]
+    agree(not_finite(bad))
