@@ -6,13 +6,15 @@ The module loads no torch: the engine's process starts from it and must be free 
 import asyncio
 import multiprocessing
 import os
+import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from grpo.config import Config
+from grpo.rollout import core
 from grpo.rollout.engine import RolloutEngine
 
 START_SECONDS = 240.0
@@ -21,55 +23,93 @@ EOS = 1
 
 
 class EngineProcess:
-    """Calls verbs of a `RolloutEngine` that lives in a child process; its exceptions are raised here."""
+    """Calls verbs of a `RolloutEngine` that lives in a child process; its exceptions are raised here.
 
-    def __init__(self, config: Config) -> None:
+    `receiver` is the class that is mixed into vLLM's worker instead of ours.
+    """
+
+    def __init__(self, config: Config, receiver: str | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(config, theirs), daemon=False)
+        self.process = context.Process(target=serve, args=(config, theirs, receiver), daemon=False)
         self.process.start()
         theirs.close()
-        self.thread = ThreadPoolExecutor(1)
+        self.pending: dict[int, Future[Any]] = {}
+        threading.Thread(target=self.listen, daemon=True).start()
         self.pids: list[int] = self.call("start", seconds=START_SECONDS)
 
+    def listen(self) -> None:
+        while True:
+            try:
+                number, result = self.pipe.recv()
+            except (EOFError, OSError):
+                return
+            if isinstance(result, Exception):
+                self.pending[number].set_exception(result)
+            else:
+                self.pending[number].set_result(result)
+
     def call(self, verb: str, *args: Any, seconds: float = CALL_SECONDS) -> Any:
-        self.pipe.send((verb, args))
-        assert self.pipe.poll(seconds), f"{verb} has not answered after {seconds} s"
-        result = self.pipe.recv()
-        if isinstance(result, Exception):
-            raise result
-        return result
+        return self.begin(verb, *args).result(seconds)
 
     def begin(self, verb: str, *args: Any) -> "Future[Any]":
-        """Calls a verb in the background; one at a time."""
-        return self.thread.submit(self.call, verb, *args)
+        """Calls a verb in the background; several may be under way."""
+        number = len(self.pending)
+        self.pending[number] = Future()
+        self.pipe.send((number, verb, args))
+        return self.pending[number]
 
     def close(self) -> None:
         if self.process.is_alive():
-            self.pipe.send(("stop", ()))
+            self.begin("stop")
             self.process.join(20)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        self.thread.shutdown()
 
 
-def serve(config: Config, pipe: Connection) -> None:
-    asyncio.run(answer(config, pipe))
+def serve(config: Config, pipe: Connection, receiver: str | None) -> None:
+    asyncio.run(answer(RolloutEngine(config, 0, "cpu"), pipe, receiver))
 
 
-async def answer(config: Config, pipe: Connection) -> None:
-    """Answers one call after the other; the event loop runs on while it waits for the next."""
-    engine = RolloutEngine(config, 0, "cpu")
+async def answer(engine: RolloutEngine, pipe: Connection, receiver: str | None) -> None:
+    """Starts a task for each call; the event loop runs on while it waits for the next."""
+    if receiver is not None:
+        use_receiver(receiver)
+    tasks = set()
     while True:
-        verb, args = await asyncio.to_thread(pipe.recv)
+        number, verb, args = await asyncio.to_thread(pipe.recv)
         if verb == "stop":
             await engine.shutdown()
             return
-        try:
-            pipe.send(await do(engine, verb, args))
-        except Exception as error:
-            pipe.send(error)
+        tasks.add(asyncio.create_task(reply(engine, pipe, number, verb, args)))
+
+
+async def reply(engine: RolloutEngine, pipe: Connection, number: int, verb: str, args: tuple[Any, ...]) -> None:
+    try:
+        pipe.send((number, await do(engine, verb, args)))
+    except Exception as error:
+        pipe.send((number, error))
+
+
+def use_receiver(receiver: str) -> None:
+    """Another class for vLLM's worker. vLLM must not be loaded yet, so this waits for the moment in which it is."""
+    prepare = core.prepare_environment
+
+    def prepare_and_replace(config: Config, device: str) -> None:
+        prepare(config, device)
+        from grpo.rollout import build
+
+        original = build.engine_args
+
+        def engine_args(config: Config, device: str) -> Any:
+            args = original(config, device)
+            args.worker_extension_cls = receiver
+            return args
+
+        build.engine_args = engine_args
+
+    core.prepare_environment = prepare_and_replace
 
 
 async def do(engine: RolloutEngine, verb: str, args: tuple[Any, ...]) -> Any:
@@ -81,7 +121,16 @@ async def do(engine: RolloutEngine, verb: str, args: tuple[Any, ...]) -> Any:
         return output.num_cached_tokens
     if verb == "environment":
         return {name: os.environ.get(name) for name in args}
+    if verb == "attack":
+        return await engine.llm.collective_rpc("attack", args=args)
+    if verb == "keep_cache":
+        engine.llm.reset_prefix_cache = answer_true  # type: ignore[method-assign]
+        return None
     return await getattr(engine, verb)(*args)
+
+
+async def answer_true() -> bool:
+    return True
 
 
 def greedy(engine: RolloutEngine) -> Any:

@@ -6,129 +6,38 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from grpo.config import Config
-from grpo.errors import ClusterError, DataError, DeadlineExceeded, WeightSyncError
-from grpo.rollout.engine import RolloutEngine
-from grpo.types import Group, Manifest, Prompt, Sampling, TensorRecord
-from tests.engines import EOS, EngineProcess, make_model, token_logprobs
-from tests.ranks import free_port
-
-PROMPT = tuple(range(5, 60))
-SAMPLING = Sampling(samples_per_prompt=4, max_tokens=24, temperature=1.0, top_p=1.0)
-PARITY = 1e-4  # nats; fp32 on both sides differs by about 4e-6
-
-
-def make_config(path: str) -> Config:
-    return Config.model_validate(
-        {
-            "model": {"path": path, "dtype": "float32", "max_length": 400},
-            "rollout": {"max_tokens": 24, "kv_cache_gib": 0.125, "prompts_per_step": 4},
-            "train": {"tokens_per_micro_batch": 512},
-            "deadlines": {"sync": 10, "rollout": 60},
-        }
-    )
-
-
-@dataclass
-class Stack:
-    """An engine, the trainer's model in this process, and the transfer group between them."""
-
-    engine: EngineProcess
-    model: Any
-    sender: Any
-    parent: int
-
-    def tensors(self) -> list[tuple[str, Any]]:
-        return [(name, parameter.detach()) for name, parameter in self.model.named_parameters()]
-
-    def records(self) -> tuple[TensorRecord, ...]:
-        return tuple(
-            TensorRecord(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-            for name, tensor in self.tensors()
-        )
-
-    def exchange(self, version: int, tensors: Any = None, records: Any = None) -> tuple[Manifest, list[Manifest]]:
-        """What was sent and what was received; nothing is compared or committed."""
-        receiving = self.engine.begin("receive_weights", version, self.records() if records is None else records)
-        sent = self.sender.send(version, self.tensors() if tensors is None else tensors)
-        return sent, receiving.result()
-
-    def sync(self, version: int) -> None:
-        from grpo.weights import verify
-
-        verify(*self.exchange(version))
-        self.engine.call("commit_weights", version)
-
-    def generate(self, prompts: list[Prompt], sampling: Sampling = SAMPLING, seed: int = 7) -> list[Group]:
-        return list(
-            self.engine.call("generate", [(item, seed + 100 * row) for row, item in enumerate(prompts)], sampling)
-        )
-
-    def difference(self) -> float:
-        """Mean |transformers - vLLM| of the prompt's logprobs."""
-        return mean_difference(token_logprobs(self.model, PROMPT), self.engine.call("prompt_logprobs", PROMPT))
-
-    def replace(self, seed: int) -> list[float]:
-        """Puts other random weights into the trainer's model; returns the logprobs of the old ones."""
-        import torch
-
-        before = token_logprobs(self.model, PROMPT)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(1 + 0.1 * noise if parameter.dim() == 1 else 0.15 * noise)
-        return before
-
-
-def mean_difference(left: list[float], right: list[float]) -> float:
-    return sum(abs(a - b) for a, b in zip(left, right, strict=True)) / len(left)
-
-
-def prompt(row: int, token_ids: tuple[int, ...] = PROMPT) -> Prompt:
-    return Prompt(f"test:{row}", "a question", "an answer", token_ids)
+from grpo.errors import DataError, EngineLost, WeightSyncError
+from grpo.rollout.samples import check_prompt
+from grpo.types import Sampling, TensorRecord
+from tests.engines import EOS, token_logprobs
+from tests.stack import PARITY, PROMPT, Stack, mean_difference, open_stack, prompt
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    from grpo.weights import Sender, make_transport
-
-    folder = tmp_path_factory.mktemp(request.param)
-    model = make_model(folder, request.param, seed=0)
-    config = make_config(str(folder))
-    engine = EngineProcess(config)
-    assert engine.process.pid is not None
-    port = free_port()
-    joining = engine.begin("join_transfer", "127.0.0.1", port, 1, 2)
-    sender = Sender(make_transport(config, "cpu", "127.0.0.1", port, rank=0, world_size=2))
-    joining.result()
-    yield Stack(engine, model, sender, engine.process.pid)
-    sender.close()
-    engine.close()
+    with open_stack(tmp_path_factory.mktemp(request.param), request.param) as stack:
+        yield stack
 
 
 # --- without vLLM
 
 
 def test_a_prompt_that_would_end_the_engine_core_is_refused_by_name() -> None:
-    engine = RolloutEngine(make_config("models/none"), 0, "cpu")
-    engine.vocab_size = 100
-    engine._check("p:1", [0, 99] * 188, room=24)
+    check_prompt("p:1", [0, 99] * 188, longest=376, vocab_size=100)
     with pytest.raises(DataError, match=r"vocabulary of 100, but prompt p:2 has 100; use the tokenizer"):
-        engine._check("p:2", [5, 100], room=24)
+        check_prompt("p:2", [5, 100], 376, 100)
     with pytest.raises(DataError, match=r"prompt p:3 has -1"):
-        engine._check("p:3", [-1], room=24)
+        check_prompt("p:3", [-1], 376, 100)
     with pytest.raises(DataError, match=r"1 to 376 tokens .* prompt p:4 has 377"):
-        engine._check("p:4", [5] * 377, room=24)
+        check_prompt("p:4", [5] * 377, 376, 100)
     with pytest.raises(DataError, match=r"prompt p:5 has 0"):
-        engine._check("p:5", [], room=24)
+        check_prompt("p:5", [], 376, 100)
 
 
 def test_the_face_of_the_engine_loads_neither_torch_nor_vllm() -> None:
@@ -308,6 +217,9 @@ def test_tensors_that_change_on_the_way_are_found(stack: Stack, fault: str, monk
     def faulty(tensors: Any) -> Iterator[Any]:
         for bucket in original(tensors):
             data = dict((record.name, held) for record, held in bucket)
+            if names[0] not in data:  # the first bucket holds one tensor
+                yield bucket
+                continue
             if fault == "zeroed":
                 data[names[0]].zero_()
             else:
@@ -330,8 +242,8 @@ def test_a_frozen_engine_core_is_an_error_within_the_deadline(stack: Stack) -> N
         pytest.skip("one wait is enough")
     core = psutil.Process(stack.engine.pids[0])
     core.suspend()
-    with pytest.raises(DeadlineExceeded, match=r"weight sync must end within 10 s .* but engine 0 has not answered"):
-        stack.engine.call("commit_weights", 50)
+    with pytest.raises(EngineLost, match=r"weight sync must end within 10 s .* but engine 0 has not answered"):
+        stack.engine.call("commit_weights", 41)
     core.resume()
     stack.sync(version=51)
     assert {sample.version for group in stack.generate([prompt(0)]) for sample in group.samples} == {51}
@@ -345,11 +257,11 @@ def test_the_engine_core_ends_with_its_parent_and_its_death_is_an_error(stack: S
     if stack.model.config.model_type == "llama":
         os.kill(stack.engine.pids[0], signal.SIGKILL)
         began = time.monotonic()
-        with pytest.raises(ClusterError, match="engine 0 died during rollout"):
+        with pytest.raises(EngineLost, match="engine 0 died during rollout"):
             stack.generate([prompt(0)])
         assert time.monotonic() - began < 10
     else:
-        os.kill(stack.parent, signal.SIGKILL)
+        stack.engine.process.kill()
     gone, alive = psutil.wait_procs(cores, timeout=10)
     for process in alive:
         process.kill()

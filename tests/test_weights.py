@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from grpo.types import Manifest, TensorRecord
 from grpo.weights import Sender, check_self_test, transport, verify
 from grpo.weights.digest import CHUNK, digest, record
 from grpo.weights.transport import GroupTransport, choose_backend
+from tests.group_ranks import GROUP_SECONDS, TENSORS, GroupRank
 from tests.ranks import free_port
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -137,6 +139,26 @@ def test_a_manifest_that_proves_nothing_is_an_error() -> None:
         verify(manifest(), [])
     with pytest.raises(WeightSyncError, match="holds no tensor"):
         verify(Manifest(1, ()), [Manifest(1, ())])
+
+
+def moved(version: int) -> Manifest:
+    """The manifest of a policy that was trained since version 3."""
+    return manifest(version, b=TensorRecord("b", (2, 3), "bfloat16", "digest of a trained b"))
+
+
+def test_old_weights_under_a_new_number_are_an_error() -> None:
+    verify(moved(4), [moved(4)], previous=manifest(3), updated=True)
+    verify(manifest(4), [manifest(4)], previous=manifest(3), updated=False)  # every update was skipped
+    with pytest.raises(WeightSyncError, match="the trainer has moved, but sent the weights of version 3 again"):
+        verify(manifest(4), [manifest(4)], previous=manifest(3), updated=True)
+
+
+def test_a_sync_that_covers_less_than_the_one_before_is_an_error() -> None:
+    without = manifest(4, c=None)
+    with pytest.raises(
+        WeightSyncError, match="sent 2 tensors with 24 bytes, but version 3 was 3 tensors with 36 bytes"
+    ):
+        verify(without, [without], previous=manifest(3), updated=True)
 
 
 def test_a_long_list_of_differences_is_cut() -> None:
@@ -257,20 +279,23 @@ def test_a_tensor_may_be_freed_before_the_next_is_asked_for() -> None:
 class Zeroing(GroupTransport):
     def _buckets(self, tensors: Any) -> Any:
         for bucket in super()._buckets(tensors):
-            bucket[1][1].zero_()
+            if len(bucket) > 1:  # the first holds one tensor
+                bucket[0][1].zero_()
             yield bucket
 
 
 class Swapping(GroupTransport):
     def _buckets(self, tensors: Any) -> Any:
         for bucket in super()._buckets(tensors):
-            (first, data), (second, other), *rest = bucket
-            yield [(first, other), (second, data), *rest]
+            if len(bucket) > 1:
+                (first, data), (second, other) = bucket
+                bucket = [(first, other), (second, data)]
+            yield bucket
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [(Zeroing, "^.*worker 0: b differs in digest[^;]*; nothing"), (Swapping, "a differs.*b differs")],
+    [(Zeroing, "^.*worker 0: b differs in digest[^;]*; nothing"), (Swapping, "b differs.*c differs")],
 )
 def test_data_that_changes_on_the_way_is_found(kind: type[GroupTransport], message: str) -> None:
     tensors = [("a", torch.randn(4, 4)), ("b", torch.randn(4, 4)), ("c", torch.randn(4, 4))]
@@ -306,13 +331,92 @@ def test_a_sender_that_stops_is_an_error_of_the_receiver() -> None:
 def test_a_receiver_that_is_gone_is_an_error_of_the_sender() -> None:
     sender, receiver = open_group(2, seconds=1)
     receiver.close()
-    error = within(10, lambda: sender.send([("w", torch.randn(1 << 20))]))
+    error = within(10, lambda: sender.send(1, [("w", torch.randn(1 << 20))]))
     assert isinstance(error, ClusterError)
 
 
 def test_a_rank_that_never_joins_is_an_error() -> None:
     error = within(20, lambda: GroupTransport("gloo", "cpu", "127.0.0.1", free_port(), 0, 2, seconds=1))
     assert isinstance(error, ClusterError) and "must join" in str(error)
+
+
+# --- groups that break, and the next ones, with processes
+
+
+@pytest.mark.slow
+def test_the_ranks_that_are_left_form_a_new_group() -> None:
+    """Killed in the middle of a sync: a receiver, then three times the sender. The others fail at once, and go on."""
+    ranks = [GroupRank() for _ in range(3)]
+    try:
+        for victim, sent in ((2, 10), (0, 1), (0, TENSORS // 2), (0, TENSORS - 1)):
+            left = [rank for rank in range(3) if rank != victim]
+            join(ranks, pause=sent)
+            assert ranks[0].answer() == "paused"
+            ranks[victim].process.kill()
+            if victim != 0:
+                ranks[0].pipe.send("go on")
+            for rank in left:
+                assert "broke off" in ranks[rank].answer(GROUP_SECONDS / 2)
+            ranks[victim] = GroupRank()
+        join(ranks, pause=None)
+        assert [rank.answer() for rank in ranks] == [TENSORS] * 3
+    finally:
+        for item in ranks:
+            item.process.kill()
+            item.process.join()
+
+
+def join(ranks: list[GroupRank], pause: int | None) -> None:
+    port = free_port()
+    for place, item in enumerate(ranks):
+        item.pipe.send((port, place, pause))
+
+
+def test_a_group_that_was_left_says_so() -> None:
+    sender, receiver = open_group(2)
+    for end in (sender, receiver):
+        end.close()
+        end.close()
+    with pytest.raises(ClusterError, match=r"rank 0 of 2, gloo\) was left; join a new one"):
+        sender.send(1, some_tensors())
+    with pytest.raises(ClusterError, match="rank 1 of 2, gloo"):
+        list(receiver.receive())
+
+
+def test_tensors_that_cannot_be_made_end_the_sync_of_all_ranks() -> None:
+    """The trainer fails while it sends: the workers need not wait for their deadline."""
+
+    def failing() -> Iterator[tuple[str, torch.Tensor]]:
+        yield "a", torch.ones(3)
+        yield "b", torch.ones(3)
+        raise ValueError("no more")
+
+    sender, receiver = open_group(2)
+    with ThreadPoolExecutor(1) as pool:
+        receiving = pool.submit(lambda: list(receiver.receive()))
+        with pytest.raises(ValueError, match="no more"):
+            sender.send(1, failing())
+        with pytest.raises(ClusterError, match="broke off"):
+            receiving.result(timeout=10)
+
+
+def test_the_fault_point_lies_behind_the_first_tensor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GRPO_FAULTS", "sync.tensor@7:raise")
+    monkeypatch.setenv("GRPO_FAULT_DIR", str(tmp_path))
+    sender, receiver = open_group(2)
+    received = []
+
+    def receive() -> None:
+        for item, _ in receiver.receive():
+            received.append(item.name)
+
+    with ThreadPoolExecutor(1) as pool:
+        receiving = pool.submit(receive)
+        with pytest.raises(OSError, match="fault point"):
+            sender.send(7, some_tensors())
+        with pytest.raises(ClusterError, match="broke off"):
+            receiving.result(timeout=10)
+    assert received == ["bias"]
 
 
 class Silent:

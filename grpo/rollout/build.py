@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from vllm import SamplingParams
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.model_executor.models import registry
@@ -19,13 +20,14 @@ from grpo.rollout.guard import GuardedMultiprocExecutor, GuardedUniProcExecutor
 from grpo.types import Sampling
 
 FEWEST_SEQUENCES, MOST_SEQUENCES = 64, 512  # that decode together; vLLM's CUDA graphs end at 512
+PROBES = 1  # places of the batch that are kept for health checks
 CPU_BATCH_TOKENS = 8192
 
 
 def engine_args(config: Config, device: str) -> AsyncEngineArgs:
     """The arguments of one engine."""
     model, rollout = config.model, config.rollout
-    rows = -(-rollout.prompts_per_step // rollout.engines) * rollout.samples_per_prompt
+    rows = -(-rollout.prompts_per_step // rollout.engines) * rollout.samples_per_prompt + PROBES
     args = AsyncEngineArgs(
         model=model.path,
         revision=model.revision,
@@ -81,9 +83,8 @@ def replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
 
 
 def sampling_params(sampling: Sampling, seed: int, stop_ids: list[int]) -> SamplingParams:
-    """Parameters of one prompt's request. Sample i is drawn with seed `seed + i`; greedy samples are all the same."""
+    """Parameters of the request that draws one sample."""
     return SamplingParams(
-        n=sampling.samples_per_prompt if sampling.temperature > 0 else 1,
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -94,6 +95,27 @@ def sampling_params(sampling: Sampling, seed: int, stop_ids: list[int]) -> Sampl
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
+
+
+def probe_params() -> SamplingParams:
+    """Parameters of a request that only has to be answered: one token, whatever it is."""
+    return SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+
+
+def sample_slots(vllm_config: VllmConfig) -> int:
+    """Samples that may be drawn at a time, so that vLLM never lets a request wait for a place in the batch."""
+    return int(vllm_config.scheduler_config.max_num_seqs) - PROBES
+
+
+def canary(vllm_config: VllmConfig) -> list[int]:
+    """A prompt that the prefix cache must know when it comes again: a whole block and one token more.
+
+    Empty if no prompt can be that long: then nothing is ever found in the cache.
+    """
+    length = int(vllm_config.cache_config.block_size) + 1
+    vocab_size = vllm_config.model_config.get_vocab_size()
+    fits = length < vllm_config.model_config.max_model_len
+    return [place % vocab_size for place in range(length)] if fits else []
 
 
 def tokens(token_ids: Sequence[int]) -> TokensInput:

@@ -1,119 +1,107 @@
 """One vLLM engine: completes prompts, takes weights, and says which version of them made a sample.
 
 The engine core runs in a child process, where requests and weights take turns. Once weights arrive, nothing is sampled
-until `commit_weights` has dropped the prefix cache and stamped their version.
+until `commit_weights` has dropped the prefix cache, proved it, and stamped their version.
 """
 
 import asyncio
-import gc
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from grpo.config import Config
-from grpo.errors import ClusterError, ConfigError, DataError, DeadlineExceeded, WeightSyncError
-from grpo.rollout.environment import may_fork, prepare_environment
+from grpo.errors import WeightSyncError
+from grpo.rollout.core import EngineCore
+from grpo.rollout.samples import check_prompt, make_samples
 from grpo.tokens import load_tokenizer
-from grpo.types import Group, Manifest, Prompt, Sample, Sampling, TensorRecord
+from grpo.types import Group, Manifest, Prompt, Sampling, TensorRecord
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
-    from vllm.outputs import CompletionOutput
-
-SHUTDOWN_SECONDS = 3.0
 
 
-class RolloutEngine:
+class RolloutEngine(EngineCore):
     """One engine on `device` ("cpu" or "cuda"). `start` builds it; all verbs belong to the event loop it ran on."""
 
     def __init__(self, config: Config, index: int, device: str) -> None:
-        self.config, self.index, self.device = config, index, device
-        self.requests = 0
+        super().__init__(config, index, device)
+        self.received: int | None = None
         self.committed: int | None = None
 
     async def start(self) -> None:
-        """Loads vLLM, starts the engine core and lets it load the model.
-
-        Raises: ConfigError if the model cannot be loaded; ClusterError if the core does not start.
-        """
-        fork = may_fork(self.device)
-        prepare_environment(self.config, self.device)
-        gc.disable()  # these imports make so many objects that looking for garbage among them is a tenth of the time
-        from grpo.rollout import build
-
-        gc.freeze()
-        gc.enable()
-        self.build = build
+        """Starts the engine core and lets it load the model. Raises: ConfigError; ClusterError."""
+        await super().start()
         self.tokenizer = load_tokenizer(self.config)
-        try:
-            self.llm = build.start_engine(self.config, self.device, fork)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"vLLM must be able to load model.path = {self.config.model.path!r}, but: {one_line(error)}"
-            ) from error
-        except RuntimeError as error:
-            raise ClusterError(f"engine {self.index} did not start: {one_line(error)}; its log says why") from error
+        self.stop_ids = self.build.stop_ids(self.tokenizer, self.llm.model_config)
         self.vocab_size = int(self.llm.model_config.get_vocab_size())
-        self.stop_ids = build.stop_ids(self.tokenizer, self.llm.model_config)
-
-    def pids(self) -> list[int]:
-        """Pids of the processes that the engine started."""
-        return [child.pid for child in psutil.Process().children(recursive=True)]
+        self.canary = self.build.canary(self.llm.vllm_config)
+        self.slots = asyncio.Semaphore(self.build.sample_slots(self.llm.vllm_config))
 
     async def generate(self, requests: Sequence[tuple[Prompt, int]], sampling: Sampling) -> list[Group]:
         """G samples of each prompt, in the order of the prompts. A request is a prompt and the seed of its samples.
 
+        Sample i is drawn with seed `seed + i`; its tokens and logprobs depend on nothing else that the engine does.
         `output_ids` end with the end token if one was sampled; `logprobs` are those of the sampled tokens, after
         temperature and top_p. Raises: DataError for a prompt that the model cannot take; WeightSyncError while there
-        are no committed weights; DeadlineExceeded; ClusterError if the engine core died.
+        are no committed weights; EngineLost if the engine core died or has not answered within `deadlines.rollout`.
         """
+        self._refuse_stale()
         if self.committed is None:
             raise WeightSyncError(
                 f"engine {self.index} samples only from committed weights, but holds none; sync and commit them first"
             )
+        longest = self.config.model.max_length - sampling.max_tokens
         for prompt, _ in requests:
-            self._check(prompt.id, prompt.token_ids, sampling.max_tokens)
-        async with self._deadline("rollout", self.config.deadlines.rollout):
+            check_prompt(prompt.id, prompt.token_ids, longest, self.vocab_size)
+        count = sampling.samples_per_prompt
+        drawn = count if sampling.temperature > 0 else 1  # greedy samples are all the same
+        async with self.deadline("rollout", self.config.deadlines.rollout):
             calls = [
-                self.complete(prompt.token_ids, self.build.sampling_params(sampling, seed, self.stop_ids))
+                self._draw(prompt, self.build.sampling_params(sampling, seed + number, self.stop_ids))
                 for prompt, seed in requests
+                for number in range(drawn)
             ]
             outputs = await asyncio.gather(*calls)
         return [
-            Group(prompt, tuple(self._samples(prompt, output.outputs, sampling.samples_per_prompt)))
-            for (prompt, _), output in zip(requests, outputs, strict=True)
+            Group(prompt, make_samples(prompt, outputs[row * drawn : (row + 1) * drawn], count, self.tokenizer))
+            for row, (prompt, _) in enumerate(requests)
         ]
 
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Logprobs of a prompt's tokens 1..T-1 at temperature 1, under the weights last received, committed or not."""
-        self._check("of the self-test", token_ids, 1)
-        async with self._deadline("rollout", self.config.deadlines.rollout):
+        self._refuse_stale()
+        check_prompt("of the self-test", token_ids, self.config.model.max_length - 1, self.vocab_size)
+        async with self.deadline("rollout", self.config.deadlines.rollout):
             output = await self.complete(token_ids, self.build.prompt_params())
         flat: Any = output.prompt_logprobs
         return [flat.logprobs[start] for start in flat.start_indices[1:]]
 
-    async def complete(self, token_ids: Sequence[int], params: "SamplingParams") -> "RequestOutput":
-        """vLLM's own answer to one request, unchecked and without a deadline."""
-        self.requests += 1
-        outputs = self.llm.generate(self.build.tokens(token_ids), params, str(self.requests))
-        return [output async for output in outputs][-1]
-
     async def join_transfer(self, host: str, port: int, rank_offset: int, world_size: int) -> None:
-        """Every worker joins the transfer group; the first as rank `rank_offset`. Raises: ClusterError."""
-        await self._on_workers("join_transfer", self.config.model_dump_json(), host, port, rank_offset, world_size)
+        """Every worker leaves its transfer group and joins another; the first as rank `rank_offset`.
+
+        Raises: ClusterError.
+        """
+        arguments = (self.config.model_dump_json(), host, port, rank_offset, world_size)
+        async with self.alone():
+            await self.on_workers("join_transfer", *arguments)
 
     async def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> list[Manifest]:
         """Every worker loads what the trainer sends; what each received, with the digests of the received bytes.
 
-        `records` is what the trainer announced. From here to the next commit the engine samples nothing.
-        Raises: WeightSyncError if a tensor was not announced or not claimed, or a layer did not get all its weights.
+        `records` is what the trainer announced. From here to the next commit the engine samples nothing. If the
+        transfer breaks off, the engine is stale: it refuses everything from then on, and only a new one helps.
+        Raises: WeightSyncError if a tensor was not announced or not claimed, or a layer did not get all its weights, or
+        if the engine is stale; ClusterError if the transfer broke off; EngineLost.
         """
+        self._refuse_stale()
         self.committed = None
         expected = [[record.name, list(record.shape), record.dtype] for record in records]
+        async with self.alone():
+            self.stale = f"the transfer of version {version} broke off"
+            self.received = version
+            answers = await self.on_workers("receive_tensors", expected)
+            self.stale = None
         manifests = []
-        for worker, (received, problems) in enumerate(await self._on_workers("receive_tensors", expected)):
+        for worker, (received, problems) in enumerate(answers):
             if problems:
                 raise WeightSyncError(
                     f"engine {self.index} must load every tensor of version {version} and nothing else, but worker "
@@ -126,93 +114,47 @@ class RolloutEngine:
     async def commit_weights(self, version: int) -> None:
         """Drops everything computed under older weights and stamps `version` on all samples from now on.
 
-        Call it only after the manifests were compared. Before any transfer it commits the weights of `model.path`.
-        Raises: WeightSyncError if requests are still running.
+        Call it only after the manifests were compared; twice is as good as once. Before any transfer it commits the
+        weights of `model.path`. That the cache is gone is proved by a prompt that was in it.
+        Raises: WeightSyncError if requests are still running, if the cache was kept, or if another version was received
+        last; EngineLost.
         """
-        async with self._deadline("weight sync", self.config.deadlines.sync):
-            if not await self.llm.reset_prefix_cache():
+        self._refuse_stale()
+        if self.received not in (None, version):
+            raise WeightSyncError(
+                f"engine {self.index} commits only what it received last, version {self.received}, but was asked for "
+                f"version {version}; sync that version first"
+            )
+        async with self.alone():
+            await self._ask_canary()
+            if not await self.answer(self.llm.reset_prefix_cache()):
                 raise WeightSyncError(
                     f"engine {self.index} must drop its prefix cache with version {version}, but requests still use "
                     "it; wait for them before the sync"
                 )
-            await self.llm.update_weight_version(str(version))
+            await self.answer(self.llm.update_weight_version(str(version)))
+            kept = await self._ask_canary()
+            if kept:
+                raise WeightSyncError(
+                    f"engine {self.index} must hold nothing of older weights, but its prefix cache kept {kept} tokens "
+                    f"over the sync of version {version}; this vLLM does not reset it, use the pinned one"
+                )
         self.committed = version
 
-    async def shutdown(self) -> None:
-        """Ends the engine core and its workers, by force if they do not go by themselves."""
-        children = psutil.Process().children(recursive=True)
-        if hasattr(self, "llm"):
-            self.llm.shutdown(timeout=SHUTDOWN_SECONDS)
-        for child in psutil.wait_procs(children, timeout=SHUTDOWN_SECONDS)[1]:
-            child.kill()
+    async def _draw(self, prompt: Prompt, params: "SamplingParams") -> "RequestOutput":
+        """One sample. vLLM's own queue stays empty: a health check would have to wait in it."""
+        async with self.slots:
+            return await self.complete(prompt.token_ids, params)
 
-    def _check(self, name: str, token_ids: Sequence[int], room: int) -> None:
-        """An id beyond the vocabulary or a prompt that is too long would end the engine core, so neither gets there."""
-        limit = self.config.model.max_length - room
-        if not 0 < len(token_ids) <= limit:
-            raise DataError(
-                f"a prompt must have 1 to {limit} tokens (model.max_length minus the completion's), but prompt {name} "
-                f"has {len(token_ids)}; drop it or raise model.max_length"
+    async def _ask_canary(self) -> int:
+        """Leaves the canary prompt in the prefix cache; how many of its tokens were there already."""
+        if not self.canary:
+            return 0
+        output = await self.answer(self.complete(self.canary, self.build.probe_params()))
+        return int(output.num_cached_tokens or 0)
+
+    def _refuse_stale(self) -> None:
+        if self.stale is not None:
+            raise WeightSyncError(
+                f"engine {self.index} is stale: {self.stale}, and its model is in pieces; start a new engine"
             )
-        wrong = [token for token in token_ids if not 0 <= token < self.vocab_size]
-        if wrong:
-            raise DataError(
-                f"token ids must be below the model's vocabulary of {self.vocab_size}, but prompt {name} has "
-                f"{wrong[0]}; use the tokenizer that belongs to the model"
-            )
-
-    def _samples(self, prompt: Prompt, completions: "list[CompletionOutput]", count: int) -> Iterator[Sample]:
-        completions = completions * (count // len(completions))  # vLLM makes one greedy completion: they are all alike
-        texts = self.tokenizer.batch_decode([list(made.token_ids) for made in completions], skip_special_tokens=True)
-        for index, (made, text) in enumerate(zip(completions, texts, strict=True)):
-            if made.finish_reason not in ("stop", "length"):
-                raise ClusterError(
-                    f"a sample ends by stop or length, but engine {self.index} ended one of prompt {prompt.id} by "
-                    f"{made.finish_reason}; its log says why"
-                )
-            flat: Any = made.logprobs
-            assert list(flat.token_ids) == list(made.token_ids), "one logprob for each sampled token, in order"
-            assert made.weight_versions, "vLLM stamps every sample"
-            yield Sample(
-                prompt_id=prompt.id,
-                index=index,
-                prompt_ids=prompt.token_ids,
-                output_ids=tuple(made.token_ids),
-                logprobs=tuple(flat.logprobs),
-                version=int(made.weight_versions[0].version),
-                finish_reason="stop" if made.finish_reason == "stop" else "length",
-                text=text,
-            )
-
-    async def _on_workers(self, verb: str, *args: object) -> list[Any]:
-        """One of the verbs of `receiver.py` on every worker of the engine."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        async with self._deadline("weight sync", self.config.deadlines.sync):
-            try:
-                results: list[Any] = await self.llm.collective_rpc(verb, args=args)
-            except EngineDeadError:
-                raise
-            except Exception as error:  # vLLM hands over a worker's exception as a text in a bare Exception
-                raise ClusterError(f"engine {self.index}, {verb}: {one_line(error)}") from error
-        return results
-
-    @asynccontextmanager
-    async def _deadline(self, phase: str, seconds: float) -> AsyncIterator[None]:
-        """Turns a wait that takes too long and the death of the engine core into our own errors."""
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
-        try:
-            async with asyncio.timeout(seconds):
-                yield
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"{phase} must end within {seconds:g} s (deadlines.*), but engine {self.index} has not answered; raise "
-                "the deadline or look at its log"
-            ) from error
-        except (EngineDeadError, EngineGenerateError) as error:
-            raise ClusterError(f"engine {self.index} died during {phase}: {error}; its log says why") from error
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -3,12 +3,16 @@
 import math
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from grpo.config import Config
 
 PARENT = "GRPO_ENGINE_PARENT"
 """Pid of the process whose death ends the engine core."""
+
+SOCKETS = "VLLM_RPC_BASE_PATH"
+"""Folder of the sockets between an engine's processes; they keep their names when nobody closes them."""
 
 FORBIDDEN = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE")
 """Of vLLM's variables those that let others run code in an engine, by pickle or by routes for developers. Whatever the
@@ -22,6 +26,7 @@ takes them from the other; one that sleeps at once is woken late for the next of
 def prepare_environment(config: Config, device: str) -> None:
     """Makes vLLM quiet; on the CPU also takes one process less, no compiler, and threads that soon sleep when idle."""
     os.environ[PARENT] = str(os.getpid())
+    os.environ[SOCKETS] = tempfile.mkdtemp(prefix="grpo-")  # removed by the engine's watcher
     for opens_a_door in FORBIDDEN:
         os.environ.pop(opens_a_door, None)
     os.environ["VLLM_NO_USAGE_STATS"] = "1"

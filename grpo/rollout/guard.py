@@ -2,21 +2,18 @@
 
 vLLM's engine core is told to stop by its parent; a parent that is killed tells nothing, and the core stays behind, at
 times busy. Linux can signal the death of a parent thread, but the thread that starts an engine may end long before its
-process does, so a thread of the core looks at the parent's pid instead.
+process does, and a frozen core could not act on it, so a small process watches both: see `watcher.py`.
 """
 
 import os
-import signal
-import threading
-import time
+import subprocess
+import sys
+from pathlib import Path
 
-import psutil
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from grpo.rollout.environment import PARENT
-
-POLL_SECONDS = 0.2  # a forked core also keeps Ray's sockets open: Ray sees its actor's death when both are gone
+from grpo.rollout.environment import PARENT, SOCKETS
 
 
 class GuardedUniProcExecutor(UniProcExecutor):
@@ -28,7 +25,7 @@ class GuardedUniProcExecutor(UniProcExecutor):
 
 
 class GuardedMultiprocExecutor(MultiprocExecutor):
-    """One process for each worker (tensor parallel); vLLM's workers watch the engine core themselves."""
+    """One process for each worker (tensor parallel)."""
 
     def _init_executor(self) -> None:
         end_with_parent()
@@ -36,14 +33,19 @@ class GuardedMultiprocExecutor(MultiprocExecutor):
 
 
 def end_with_parent() -> None:
-    """Kills this process and its children within a second of the death of the process named in the environment."""
-    parent = int(os.environ[PARENT])
-    threading.Thread(target=_watch, args=(parent,), name="end-with-parent", daemon=True).start()
+    """Starts the watcher of this process and of its parent, which is named in the environment.
 
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(POLL_SECONDS)
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
-    os.kill(os.getpid(), signal.SIGKILL)
+    In a session of its own, with no descriptor and no variable of ours. Raises: CalledProcessError if it cannot watch.
+    """
+    arguments = [os.environ[PARENT], str(os.getpid()), os.environ[SOCKETS]]
+    watcher = str(Path(__file__).with_name("watcher.py"))
+    subprocess.run(
+        [sys.executable, "-I", "-S", watcher, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+        env={},
+        check=True,
+    )

@@ -35,9 +35,18 @@ class Receiver:
     vllm_config: Any
     transport: Transport | None = None
 
+    def ping(self) -> None:
+        """Does nothing: its answer shows that the worker still takes calls between two steps."""
+
     def join_transfer(self, config: str, host: str, port: int, rank_offset: int, world_size: int) -> None:
-        """Joins the transfer group as rank `rank_offset` plus this worker's rank. `config` is the run's, as JSON."""
+        """Joins a transfer group as rank `rank_offset` plus this worker's rank, leaving the one before.
+
+        `config` is the run's, as JSON.
+        """
         parsed = Config.model_validate_json(config)
+        if self.transport is not None:
+            self.transport.close()
+            self.transport = None
         with (
             unpinned_nccl_env()
         ):  # NCCL settings that vLLM makes for its own groups would make the trainer wait for ever
@@ -47,7 +56,8 @@ class Receiver:
         """Loads what the trainer sends. `expected` is [[name, shape, dtype], ...] as the trainer announced it.
 
         Returns what arrived, in order, and what is wrong with it; with anything wrong the model must not be used. Reads
-        to the end of the stream whatever is wrong, so that no other rank waits for this one.
+        to the end of the stream whatever is wrong, so that no other rank waits for this one. If it cannot, it leaves
+        the group and raises, and the model is in pieces.
         """
         assert self.transport is not None, "receive_tensors before join_transfer"
         missing = {name: (tuple(shape), dtype) for name, shape, dtype in expected}
@@ -64,6 +74,9 @@ class Receiver:
                     else:
                         problems.append(f"{record.name} {list(record.shape)} {record.dtype} was not announced")
                 problems += [f"{name} was announced and not sent" for name in missing] + unloaded(model)
+            except BaseException:
+                self.transport.close()
+                raise
             finally:
                 finish(model, self.model_config, self.device)
         return received, problems

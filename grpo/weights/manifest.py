@@ -14,9 +14,13 @@ NAMED = 5
 """Number of differences that an error message spells out."""
 
 
-def verify(sent: Manifest, received: Sequence[Manifest]) -> None:
+def verify(
+    sent: Manifest, received: Sequence[Manifest], previous: Manifest | None = None, updated: bool = False
+) -> None:
     """Checks that every worker received exactly what was sent: version, names, shapes, dtypes and digests.
 
+    `previous` is what the last sync sent. `updated` says that the policy was trained since (an update with a learning
+    rate and a gradient that are not zero was made): then the two must differ, else old weights were sent.
     Raises: WeightSyncError naming the worker, the tensors and what differs.
     """
     if not received:
@@ -28,7 +32,11 @@ def verify(sent: Manifest, received: Sequence[Manifest]) -> None:
             f"a sync must send weights, but version {sent.version} holds no tensor; check the model's parameters"
         )
     problems = [f"sent {problem}" for problem in unsound(sent.records)]
-    for worker, manifest in enumerate(received):
+    if previous is not None:
+        problems += unlike(sent, previous)
+        if updated and sent.records == previous.records:
+            problems.append(f"the trainer has moved, but sent the weights of version {previous.version} again")
+    for worker, manifest in enumerate(received):  # each must equal what was sent, so all are alike
         problems += [f"worker {worker}: {problem}" for problem in differences(sent, manifest)]
     if problems:
         more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
@@ -52,6 +60,18 @@ def differences(sent: Manifest, received: Manifest) -> list[str]:
         if name in found and found[name] != record:
             problems.append(f"{name} differs in {_first_difference(record, found[name])}")
     return problems
+
+
+def unlike(sent: Manifest, previous: Manifest) -> list[str]:
+    """One sync moves the same tensors, and as many bytes, as the other."""
+    outline, before = ([(record.name, record.nbytes) for record in item.records] for item in (sent, previous))
+    if outline == before:
+        return []
+    return [f"sent {total(outline)}, but version {previous.version} was {total(before)}"]
+
+
+def total(outline: list[tuple[str, int]]) -> str:
+    return f"{len(outline)} tensors with {sum(size for _, size in outline)} bytes"
 
 
 def unsound(records: Sequence[TensorRecord]) -> list[str]:

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 class Transport(Protocol):
     """Moves named tensors from rank 0 to all other ranks. Every rank takes part in every call."""
 
-    def send(self, tensors: "Iterable[tuple[str, Tensor]]") -> tuple[TensorRecord, ...]:
+    def send(self, version: int, tensors: "Iterable[tuple[str, Tensor]]") -> tuple[TensorRecord, ...]:
         """Rank 0: sends the tensors in order and returns their records, with digests taken before sending.
 
-        Each tensor is copied when it comes, so it may be freed before the next is asked for.
+        Each tensor is copied when it comes, so it may be freed before the next is asked for. If anything fails, the
+        group is left, and the receivers fail too.
         """
         ...
 
@@ -26,7 +27,9 @@ class Transport(Protocol):
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Leaves the group without waiting for any other rank, dead or alive. May be called again."""
+        ...
 
 
 class Sender:
@@ -38,9 +41,10 @@ class Sender:
     def send(self, version: int, tensors: "Iterable[tuple[str, Tensor]]") -> Manifest:
         """Sends all tensors to all engine workers and says what was sent.
 
-        Raises: ClusterError if a worker breaks off or takes longer than `deadlines.sync`.
+        Raises: ClusterError if a worker breaks off or takes longer than `deadlines.sync`; the group is then left.
         """
-        return Manifest(version, self.transport.send(tensors))
+        return Manifest(version, self.transport.send(version, tensors))
 
     def close(self) -> None:
+        """Leaves the group; needed before another one is joined."""
         self.transport.close()

@@ -7,8 +7,12 @@ comparison and not by a deadlock of two sides that count differently.
 
     bucket := [bytes of header, bytes of payload] header payload    header := JSON [[name, shape, dtype], ...]
     stream := bucket* [0, 0]
+
+A group that broke once is left by every rank that notices, so that the others see a closed connection at once and do
+not wait for their deadline. Whoever is left forms a new group.
 """
 
+import contextlib
 import json
 import secrets
 import socket
@@ -22,6 +26,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from grpo.config import Config
 from grpo.errors import ClusterError, WeightSyncError
+from grpo.faults import fault_point
 from grpo.types import TensorRecord
 from grpo.weights.digest import record
 
@@ -60,7 +65,14 @@ class GroupTransport:
             ) from error
         self._prove_that_it_moves_data(rank, world_size)
 
-    def send(self, tensors: Iterable[tuple[str, Tensor]]) -> tuple[TensorRecord, ...]:
+    def send(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> tuple[TensorRecord, ...]:
+        try:
+            return self._send(version, tensors)
+        except BaseException:
+            self.close()
+            raise
+
+    def _send(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> tuple[TensorRecord, ...]:
         records: list[TensorRecord] = []
         for bucket in self._buckets(tensors):
             names = json.dumps([[sent.name, sent.shape, sent.dtype] for sent, _ in bucket]).encode()
@@ -69,6 +81,8 @@ class GroupTransport:
             self._broadcast(torch.tensor([header.numel(), payload.numel()], device=self.wire))
             self._broadcast(header)
             self._broadcast(payload)
+            if not records:
+                fault_point("sync.tensor", step=version)
             records += [sent for sent, _ in bucket]
         self._broadcast(torch.zeros(2, dtype=torch.int64, device=self.wire))
         return tuple(records)
@@ -89,19 +103,23 @@ class GroupTransport:
                 start += _aligned(size)
 
     def close(self) -> None:
-        self.group = None
+        """Leaves the group at once, in whatever state the other ranks are; they see a closed connection."""
+        group, self.group = self.group, None
+        if group is not None:
+            with contextlib.suppress(RuntimeError):  # of a group that has broken already
+                group.abort()
 
     def _buckets(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[TensorRecord, Tensor]]]:
-        """Records and padded byte copies, gathered up to BUCKET_BYTES."""
+        """Records and padded byte copies: the first tensor alone, which sets the workers going, then BUCKET_BYTES."""
         bucket: list[tuple[TensorRecord, Tensor]] = []
-        filled = 0
+        filled, limit = 0, 0
         for name, tensor in tensors:
             data = tensor.detach().reshape(-1).view(torch.uint8)
             padded = torch.zeros(_aligned(data.numel()), dtype=torch.uint8, device=self.wire)
             padded[: data.numel()].copy_(data)
-            if bucket and filled + padded.numel() > BUCKET_BYTES:
+            if bucket and filled + padded.numel() > limit:
                 yield bucket
-                bucket, filled = [], 0
+                bucket, filled, limit = [], 0, BUCKET_BYTES
             bucket.append((record(name, tensor), padded))
             filled += padded.numel()
         if bucket:
@@ -113,9 +131,12 @@ class GroupTransport:
         return tensor
 
     def _wait(self, start: Callable[[], Any]) -> None:
+        if self.group is None:
+            raise ClusterError(f"the {self.where} was left; join a new one before the next sync")
         try:
             start().wait(self.timeout)
         except RuntimeError as error:
+            self.close()
             raise ClusterError(
                 f"the {self.where} broke off: {error}; the other end died or took longer than deadlines.sync"
             ) from error
