@@ -1,4 +1,4 @@
-"""Small actors in the place of vLLM and DeepSpeed: whole integers for weights, sockets for the transfer, real processes.
+"""Small actors in the place of vLLM and DeepSpeed: integers for weights, sockets for the transfer, real processes.
 
 Everything above them is the product: Ray, session, fleet, controller, checkpoints, rewards. They start in a moment, so
 hundreds of kills fit into minutes, and they are exact: whatever is lost, doubled or stale changes the digests.
@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -90,7 +89,7 @@ class FakeEngineActor:
         made = await self.ask(request | {"samples": sampling.samples_per_prompt})
         assert self.version is not None
         samples = [
-            Sample(prompt.id, index, prompt.token_ids, tuple(ids), tuple(logs), self.version, "stop", f"#### {sum(ids)}")
+            Sample(prompt.id, index, prompt.token_ids, (*ids,), (*logs,), self.version, "stop", f"#### {sum(ids)}")
             for index, (ids, logs) in enumerate(made)
         ]
         return Group(prompt, tuple(samples))
@@ -253,5 +252,3 @@ def read_line(link: socket.socket) -> bytes:
             raise ClusterError("the other end died")
         line += piece
     return line
-
-

@@ -1,0 +1,77 @@
+"""The table of the sweep: figures by role and by phase, against their targets, for people and as JSON."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.chaos.judge import Hit, Verdict, most_lost
+from tests.chaos.plan import EVERY
+
+COLUMNS = ("kills", "finished alone", "lost steps, max", "wrong prompts", "bit-equal", "noticed, s", "serving, s")
+
+
+def figures(hits: Sequence[Hit]) -> dict[str, Any]:
+    """Of some kills. Seconds are p50, p95 and the longest."""
+    return {
+        "kills": len(hits),
+        "finished": sum(hit.finished for hit in hits),
+        "lost_steps": max((hit.lost_steps for hit in hits), default=0),
+        "wrong_prompts": sum({hit.run: hit.wrong_prompts for hit in hits}.values()),
+        "equal": sum(hit.equal for hit in hits),
+        "noticed": spread([hit.noticed for hit in hits if hit.noticed is not None]),
+        "serving": spread([hit.serving for hit in hits if hit.serving is not None]),
+    }
+
+
+def spread(seconds: Sequence[float]) -> tuple[float, float, float] | None:
+    if not seconds:
+        return None
+    cuts = quantiles(seconds, n=20, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 19
+    return cuts[9], cuts[18], max(seconds)
+
+
+def missed_targets(verdicts: Sequence[Verdict]) -> list[str]:
+    """What is not as promised: 100 % finished without a human and equal, no prompt wrong, few steps lost, no traces."""
+    missed = [f"{verdict.run}: {problem}" for verdict in verdicts for problem in verdict.problems]
+    for hit in (hit for verdict in verdicts for hit in verdict.hits):
+        if hit.lost_steps > most_lost(hit.kill, EVERY):
+            missed.append(f"{hit.run}: {hit.kill.spec} cost {hit.lost_steps} finished steps")
+        if hit.wrong_prompts:
+            missed.append(f"{hit.run}: {hit.wrong_prompts} steps with doubled or skipped prompts")
+    return missed
+
+
+def show(title: str, verdicts: Sequence[Verdict], by: Sequence[tuple[str, Callable[[Hit], str]]], file: Path) -> None:
+    """Prints a table for each way to group the kills, and writes all figures and kills to `file`."""
+    hits = [hit for verdict in verdicts for hit in verdict.hits]
+    written: dict[str, Any] = {"title": title, "all": figures(hits)}
+    for name, key in by:
+        groups = {value: [hit for hit in hits if key(hit) == value] for value in dict.fromkeys(map(key, hits))}
+        written[f"by_{name}"] = {value: figures(group) for value, group in groups.items()}
+        table = Table(name, *COLUMNS, title=f"{title}, by {name}", title_justify="left")
+        for value, group in groups.items():
+            table.add_row(value, *cells(figures(group)))
+        table.add_section()
+        table.add_row("all", *cells(figures(hits)))
+        Console(width=140).print(table)
+    written["missed"] = missed_targets(verdicts)
+    written["kills"] = [asdict(hit) | {"spec": hit.kill.spec} for hit in hits]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(written, indent=1))
+
+
+def cells(found: dict[str, Any]) -> list[str]:
+    def share(key: str) -> str:
+        return f"{found[key]}/{found['kills']}"
+
+    def seconds(key: str) -> str:
+        return " / ".join(f"{value:.1f}" for value in found[key]) if found[key] else "-"
+
+    counts = [str(found["kills"]), share("finished"), str(found["lost_steps"]), str(found["wrong_prompts"])]
+    return [*counts, share("equal"), seconds("noticed"), seconds("serving")]
