@@ -16,7 +16,7 @@ BENCH_STAMP := .venv-bench/setup-$(shell cat requirements/bench.lock | cksum | c
 SMOLLM2 := models/smollm2-135m-instruct
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
 
-.PHONY: help setup quickstart test lint typecheck lock bench clean
+.PHONY: help setup quickstart test lint typecheck audit lock bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*  ## /  \1\t/' | expand -t 14
@@ -34,6 +34,9 @@ lint: setup  ## ruff
 
 typecheck: setup  ## mypy --strict on grpo/
 	$(BIN)/mypy
+
+audit: setup  ## pinned versions against the known vulnerabilities; fails where the index cannot be asked
+	$(BIN)/python requirements/audit.py $(wildcard requirements/*.lock)
 
 lock: $(UV)  ## resolve the dependencies again into requirements/*.lock
 	$(COMPILE) pyproject.toml --extra cpu --extra dev -o requirements/cpu.lock
