@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from grpo.faults import publish_pids
 from grpo.stopping import StopRequest
 
 GRACE_SECONDS = 10.0  # for an actor to end by itself before it is killed
+SHUTDOWN_SECONDS = 20.0  # for Ray to leave a cluster
 OTHER_ROLE = {"rollout": "trainer", "trainer": "rollout"}
 
 
@@ -31,12 +33,15 @@ class Session:
     def __init__(self, config: Config, stop: StopRequest, say: Callable[[str], None] = print) -> None:
         self.config, self.stop_request, self.say = config, stop, say
         self.device = "cpu"
+        self.head: RayPulse | None = None
+        self._own: list[psutil.Process] = []
         self._members: list[Member] = []
 
     def start(self) -> None:
         """Connects to `cluster.address` or starts Ray on this machine with as many CPUs as the actors reserve."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         address, actors = self.config.cluster.address, self.config.rollout.engines + self.config.train.ranks
+        before = set(processes_below_us())  # reward workers
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         try:
             if address is not None:
@@ -52,7 +57,7 @@ class Session:
         except (RayError, ConnectionError, RuntimeError, ValueError) as error:
             where = f"the cluster at {address!r}" if address else "a local cluster"
             raise ClusterError(f"Ray cannot reach {where}: {error}; check cluster.address") from error
-        self._own = processes_below_us() if address is None else []
+        self._own = [process for process in processes_below_us() if process not in before and address is None]
         publish_pids("controller", [os.getpid()])
         publish_pids("gcs", [process.pid for process in self._own if process.name() == "gcs_server"])
         self.head = RayPulse(self.config.deadlines.health)
@@ -130,6 +135,19 @@ class Session:
         """Asks every actor to close, kills those that do not, and waits until their processes are gone."""
         if not ray.is_initialized():
             return
+        headless = self.head is None or self.head.lost
+        if not headless:
+            self._close_actors()
+        if self.head:
+            self.head.close()
+        if headless:  # every verb of Ray would wait for its head for minutes
+            node.end([process.pid for process in self._own if process.is_running()])
+        leaving = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+        leaving.start()
+        leaving.join(SHUTDOWN_SECONDS)
+        node.end([process.pid for process in self._own if process.is_running()])
+
+    def _close_actors(self) -> None:
         living = [member for member in self._members if not member.lost]
         closing = [member.actor.close.remote() for member in living]
         with contextlib.suppress(RayError):
@@ -137,10 +155,6 @@ class Session:
         for member in living:
             self._end(member)
         self._members = []
-        if hasattr(self, "head"):
-            self.head.close()
-        ray.shutdown()
-        node.end([process.pid for process in getattr(self, "_own", []) if process.is_running()])
 
 
 def resources() -> dict[str, float]:

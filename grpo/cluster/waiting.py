@@ -160,9 +160,13 @@ class RayPulse:
         self._thread = threading.Thread(target=self._ask, name="ray-pulse", daemon=True)
         self._thread.start()
 
+    @property
+    def lost(self) -> bool:
+        return time.monotonic() - self.seen > self.seconds
+
     def check(self) -> None:
         """Raises ClusterError if the head has been silent for `seconds`."""
-        if time.monotonic() - self.seen > self.seconds:
+        if self.lost:
             raise ClusterError(
                 f"Ray's head must answer within deadlines.health = {self.seconds:g} s, but it is dead or frozen "
                 f"({self.error}); start the run again, it goes on from its last checkpoint"
