@@ -69,9 +69,7 @@ class Bucket(Store):
             error = PermissionError("no credentials in the environment (AWS_ACCESS_KEY_ID or a role)")
         if isinstance(error, FileNotFoundError | PermissionError | SafetensorError) or no_space(error):
             return super().failure(what, error, needed)
-        return StoreLost(
-            f"checkpoint.dir: must {what} in {self.url}, but: {error}; start again once the bucket answers"
-        )
+        return StoreLost(f"{self.url}: must {what}, but: {error}; start again once the bucket answers")
 
     def read(self, name: str) -> bytes:
         with self.typed(f"read {name}"):

@@ -87,13 +87,12 @@ class Store:
             raise self.failure(f"write the files of {folder or 'a checkpoint'}", error, written) from error
 
     def failure(self, what: str, error: Exception, needed: int) -> GrpoError:
-        way_out = "check that it exists and may be written, or choose another checkpoint.dir"
+        way_out = "check that it exists and may be written, or choose another folder (run.dir, checkpoint.dir)"
         if no_space(error):
-            free = shutil.disk_usage(tempfile.gettempdir() if "://" in self.url else self.url).free
-            way_out = (
-                f"{free} bytes are free, at least {needed} are needed; free space or choose another checkpoint.dir"
-            )
-        return CheckpointError(f"checkpoint.dir: must {what} in {self.url}, but: {error}; {way_out}")
+            local = Path(tempfile.gettempdir() if "://" in self.url else self.url)
+            free = shutil.disk_usage(next(path for path in (local, *local.parents) if path.exists())).free
+            way_out = f"{free} bytes are free, at least {needed} are needed; free space or choose another folder"
+        return CheckpointError(f"{self.url}: must {what}, but: {error}; {way_out}")
 
     def read(self, name: str) -> bytes:
         raise NotImplementedError

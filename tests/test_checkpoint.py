@@ -107,6 +107,9 @@ def test_a_damaged_file_leads_to_the_checkpoint_before(two, name, damage):
     [(skipped, reason)] = writer.skipped
     assert skipped == "step_000020"
     assert f"step_000020/{name}" in reason
+    if name != MANIFEST:
+        word = {"flipped": "sha256", "cut": "bytes instead of", "deleted": "missing", "empty": "0 bytes instead"}
+        assert word[damage] in reason
 
 
 def test_every_flipped_byte_of_a_manifest_is_found(tmp_path):

@@ -102,6 +102,12 @@ def test_a_write_that_fails_leaves_nothing(store, monkeypatch, verb):
     assert below(store) == []
 
 
+def test_a_disk_that_is_full_before_the_folder_is_there(store, monkeypatch):
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(CheckpointError, match=r"\d+ bytes are free, at least 3 are needed"):
+        store.write("a", b"123")
+
+
 def test_a_write_that_fails_keeps_the_old_content(store, monkeypatch):
     store.write("a", b"old")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
