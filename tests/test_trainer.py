@@ -289,7 +289,12 @@ def skip_updates(rank: int, world_size: int, port: int, configs: list[Config]) -
         skipped_state = moving_parts(trainer)
         trainer.engine.backward = lambda loss, last, do=backward: do(loss * (math.inf if rank == 1 else 1.0), last)
         skipped.append(trainer.step(ROWS, step=1))
-        trainer.engine.backward = backward
+        trainer.engine.backward, loss = backward, trainer._loss
+        assert trainer.budget.in_row == 2
+        trainer.budget.in_row = 0
+        trainer._loss = lambda *given, do=loss: replace(output := do(*given), loss=output.loss + (rank and math.inf))
+        skipped.append(trainer.step(ROWS, step=1))  # the gradient of this loss is finite
+        trainer._loss = loss
         unmoved = skipped_state == moving_parts(trainer) == start
         again = trainer.step(ROWS, step=1), moving_parts(trainer)
 
