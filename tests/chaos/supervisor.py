@@ -1,7 +1,8 @@
 """Runs a scenario as Kubernetes would: starts the driver again after every exit that is worth a retry, and watches.
 
 The supervising process becomes the reaper of all orphans, so whatever a run leaves behind is found below it, also what
-has changed its session, its parent or its environment. Hence one process supervises one run at a time.
+has changed its session, its parent or its environment; as root it also has a /dev/shm of its own. Hence one process
+supervises one run at a time.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ START_SECONDS = 400.0
 """A start that takes longer hangs."""
 GONE_SECONDS = 10.0
 SHM = Path("/dev/shm")
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_CHILD_SUBREAPER, CLONE_NEWNS, MS_PRIVATE = 36, 0x20000, 0x44000  # of <linux/prctl.h>, sched.h, mount.h
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,13 @@ class Seen:
         return bool(self.starts) and self.starts[-1].code == 0
 
 
-def adopt_orphans() -> None:
-    """Orphans below this process become its children."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+def stand_alone() -> None:
+    """Orphans below this process become its children; what it starts shares no memory with the rest of the machine."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if libc.unshare(CLONE_NEWNS) == 0:  # only root may
+        libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_PRIVATE), None)
+        libc.mount(b"tmpfs", bytes(SHM), b"tmpfs", ctypes.c_ulong(0), None)
 
 
 def run(scenario: Scenario, folder: Path, command: Sequence[str], starts: int) -> Seen:
@@ -198,5 +203,4 @@ def left_in_shm(before: set[str]) -> tuple[str, ...]:
     for process in psutil.process_iter() if new else ():
         with contextlib.suppress(psutil.Error, OSError):
             new -= {part.path for part in process.memory_maps()}
-            new -= {file.path for file in process.open_files()}
     return tuple(sorted(name for name in new if os.path.exists(name)))
