@@ -54,7 +54,7 @@ class Session:
                 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets everything else go first
                 raylet.Config.initialize("")  # ray reads the mode once, at import
                 ray.init(num_cpus=max(actors, os.cpu_count() or 1), include_dashboard=False, **quiet)
-        except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # on a busy machine Ray gives up with a plain Exception
             where = f"the cluster at {address!r}" if address else "a local cluster"
             raise ClusterError(f"Ray cannot reach {where}: {error}; check cluster.address") from error
         self._own = [process for process in processes_below_us() if process not in before and address is None]
