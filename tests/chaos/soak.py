@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parent.parent.parent
-KILLED = ("engine_core", "trainer_rank", "rollout_actor", "controller")
+KILLED = ("engine_core", "trainer_rank", "reward_worker", "rollout_actor", "controller")
 SAMPLE_SECONDS, WARM_UP_SECONDS, PORT = 5.0, 60.0, 18090
 OVERRIDES = (
     "model.dtype=bfloat16",
@@ -39,6 +39,7 @@ OVERRIDES = (
     "checkpoint.every=10",
     "run.lease_seconds=10",
     "deadlines.health=20",
+    "rewards.0.function=examples.rewards:mentions_answer",
     f"metrics.port={PORT}",
 )
 
