@@ -217,6 +217,7 @@ def fork_bomb(answer):
 
 @hostile
 def many_threads(answer):
+    threading.stack_size(64 << 10)
     for _ in range(10_000):
         threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
     return 1.0

@@ -1,5 +1,6 @@
 """User rewards in worker processes: order, failures by kind and policy, deadlines, kills from outside, nothing left."""
 
+import json
 import os
 import re
 import signal
@@ -300,6 +301,19 @@ def test_a_killed_keeper_takes_its_worker_along_and_is_replaced(user_folder):
         threading.Timer(0.2, os.kill, (scorer.pool.workers[0]._keeper.pid, signal.SIGKILL)).start()
         assert [g.rewards_G for g in scorer.score(grouped(["ok", "nap", "fine"]))] == [[2.0, 3.0, 4.0]]
         assert len(processes_of(user_folder / "scratch")) == 2
+
+
+def test_fault_injection_knows_the_workers(user_folder, monkeypatch):
+    monkeypatch.setenv("GRPO_FAULT_DIR", str(user_folder))
+    with RewardScorer(configured("my_rewards:dies")) as scorer:
+
+        def published():
+            return json.loads((user_folder / "pids.json").read_text())["reward_worker"]
+
+        before = [worker.pid for worker in scorer.pool.workers]
+        assert published() == before
+        scorer.score(grouped(["ok", "ok", "bad"]))
+        assert published() == [worker.pid for worker in scorer.pool.workers] != before
 
 
 def test_workers_killed_between_steps_are_replaced(user_folder):

@@ -62,6 +62,7 @@ class RewardProcess:
         self.seconds = reward_code.seconds
         self.alive = True
         self.ready = False
+        self._kept: set[str] = set()
         self.pid: int | None = None
         self.missing: tuple[str, ...] = ()
         self.scratch = tempfile.mkdtemp(prefix="grpo-reward-")
@@ -105,12 +106,17 @@ class RewardProcess:
         self.pid = self._status.read(end).get("pid")
         self.missing = tuple(map(str, self._read(end).get("missing", ())))
         error = self._read(end).get("error")
-        self._kept = set(os.listdir(self.scratch))
-        self.ready = not error
-        return printable(str(error), 4 * LONGEST_REASON) if error else None
+        if error:
+            return printable(str(error), 4 * LONGEST_REASON)
+        with suppress(FileNotFoundError):  # it has ended since, as the next call will find out
+            self._kept = set(os.listdir(self.scratch))
+        self.ready = True
+        return None
 
     def call(self, function: int, prompt: str, completion: str, answer: str, end: float) -> float | Failure:
         """The finite number that the function returns, or how it failed."""
+        if not self.alive:
+            return Failure("exited", "was closed")
         number = secrets.token_hex(8)  # user code that writes into the pipe cannot know it in advance
         request = {"id": number, "function": function, "prompt": prompt, "completion": completion, "answer": answer}
         try:

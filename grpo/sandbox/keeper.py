@@ -11,20 +11,21 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
 from typing import Any
 
-from grpo.sandbox import limits, worker
+from grpo.sandbox import limits, seccomp, worker
 
 LOOK_SECONDS = 0.05
 END_SECONDS = 5.0
-SCRATCH_BYTES, SCRATCH_FILES, SCRATCH_DEPTH = 1 << 30, 4_096, 100
+SCRATCH_BYTES, SCRATCH_FILES, SCRATCH_DEPTH = 1 << 30, 2_048, 100
 OUTPUT_BYTES, OUTPUT_SECONDS = 65_536, 60.0
+TOO_MANY = {"ended": "processes", "what": f"started more than {limits.TASKS} processes and threads"}
 CONTROL = bytes(code for code in range(32) if code not in b"\t\n") + b"\x7f"
 
 
@@ -33,13 +34,16 @@ def main() -> None:
     ctypes.CDLL(None).prctl(worker.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     output, output_end = os.pipe()
     uid = own_user(settings)
+    here, there = socket.socketpair()
     pid = os.fork()
     if pid == 0:
-        become_worker(settings, uid, output_end)
+        become_worker(settings, uid, output_end, there)
+    there.close()
     for fd in (output_end, settings["requests"], settings["replies"]):
         os.close(fd)
     say({"pid": pid})
-    ended = Watch(pid, output, settings).until_the_end()
+    listeners = socket.recv_fds(here, 1, 1)[1]  # none if the kernel has no such thing, or the worker has died
+    ended = Watch(pid, output, settings, listeners).until_the_end()
     end_all(pid)
     remove(settings["scratch"])
     with suppress(BrokenPipeError):
@@ -57,25 +61,26 @@ def own_user(settings: dict[str, Any]) -> int | None:
     if uid is None or os.geteuid() != 0:
         return None
     modules = [name.partition(":")[0] for name in settings["functions"]]
-    os.chown(scratch, uid, uid)
-    if limits.can_become(uid, limits.needed_paths(modules, path), scratch):
-        return uid
-    os.chown(scratch, 0, 0)
+    with suppress(PermissionError):  # root of a container may have no capabilities
+        os.chown(scratch, uid, uid)
+        if limits.can_become(uid, limits.needed_paths(modules, path), scratch):
+            return uid
+        os.chown(scratch, 0, 0)
     return None
 
 
-def become_worker(settings: dict[str, Any], uid: int | None, output_end: int) -> None:
+def become_worker(settings: dict[str, Any], uid: int | None, output_end: int, keeper: socket.socket) -> None:
     code = 1
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output_end, 1)
         os.dup2(output_end, 2)
-        kept = {0, 1, 2, settings["requests"], settings["replies"]}
+        kept = {0, 1, 2, settings["requests"], settings["replies"], keeper.fileno()}
         for fd in map(int, os.listdir("/proc/self/fd")):
             if fd not in kept:
                 with suppress(OSError):
                     os.close(fd)
-        worker.run(settings, uid, settings["requests"], settings["replies"])
+        worker.run(settings, uid, keeper)
         code = 0
     except BaseException as error:
         with suppress(OSError):
@@ -87,16 +92,17 @@ def become_worker(settings: dict[str, Any], uid: int | None, output_end: int) ->
 class Watch:
     """Waits for the end of a worker, and brings it about when the worker takes too much."""
 
-    def __init__(self, pid: int, output: int, settings: dict[str, Any]) -> None:
+    def __init__(self, pid: int, output: int, settings: dict[str, Any], listeners: list[int]) -> None:
         self.pid = pid
         self.output = output
         self.scratch: str = settings["scratch"]
         self.memory_bytes: int = settings["memory_bytes"]
+        self.listeners = listeners
         self.budget, self.window = OUTPUT_BYTES, time.monotonic()
 
     def until_the_end(self) -> dict[str, str]:
         poll = select.poll()
-        for fd in (0, self.output):
+        for fd in (0, self.output, *self.listeners):
             poll.register(fd, select.POLLIN)
         looked = 0.0
         while True:
@@ -105,6 +111,12 @@ class Watch:
                 return {"ended": "closed", "what": "was closed"}
             if self.output in events and not self.pass_on():
                 poll.unregister(self.output)
+            for listener in self.listeners:
+                if not events.get(listener, 0) & select.POLLIN:
+                    continue
+                if not self.has_room():
+                    return TOO_MANY
+                seccomp.allow(listener)
             status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if status:
                 return how_it_ended(status)
@@ -112,6 +124,10 @@ class Watch:
                 looked = time.monotonic()
                 if excess := self.excess():
                     return excess
+
+    def has_room(self) -> bool:
+        """Whether there may be one more process or thread."""
+        return sum(threads for _, threads in family(self.pid)) < limits.TASKS
 
     def pass_on(self) -> bool:
         """Drains the output, but lets only so much a minute through. False at its end."""
@@ -128,11 +144,11 @@ class Watch:
 
     def excess(self) -> dict[str, str] | None:
         """What the worker and its children have too much of."""
-        pids = [self.pid, *islice(descendants(self.pid), limits.PROCESSES)]
-        if len(pids) > limits.PROCESSES:
-            return {"ended": "processes", "what": f"started more than {limits.PROCESSES} processes"}
+        tasks = dict(family(self.pid))
+        if sum(tasks.values()) > limits.TASKS:
+            return TOO_MANY
         most = self.memory_bytes
-        if sum(map(resident_bytes, pids)) > most and (used := sum(map(own_bytes, pids))) > most:
+        if sum(map(resident_bytes, tasks)) > most and (used := sum(map(own_bytes, tasks))) > most:
             return {"ended": "memory", "what": f"used {used >> 20} MiB of memory with its processes"}
         return disk_excess(self.scratch)
 
@@ -146,18 +162,20 @@ def how_it_ended(status: os.waitid_result) -> dict[str, str]:
     return {"ended": "exited", "what": f"ended the reward process ({name})"}
 
 
-def descendants(pid: int) -> Iterator[int]:
-    """All processes below one, which reaps its orphans; they may change while this looks."""
-    parents = [pid]
-    while parents:
-        found: list[int] = []
-        parent = parents.pop()
+def family(pid: int) -> Iterator[tuple[int, int]]:
+    """A process, which reaps its orphans, and all below it, each with its number of threads. They may change meanwhile.
+
+    Looks no further than at twice as many as are allowed.
+    """
+    found, threads = [pid], 0
+    for member in found:
         with suppress(OSError):
-            for thread in os.listdir(f"/proc/{parent}/task"):
-                with open(f"/proc/{parent}/task/{thread}/children") as file:
+            tasks = os.listdir(f"/proc/{member}/task")
+            yield member, len(tasks)
+            threads += len(tasks)
+            for task in tasks if threads < 2 * limits.TASKS else ():
+                with open(f"/proc/{member}/task/{task}/children") as file:
                     found += map(int, file.read().split())
-        yield from found
-        parents += found
 
 
 def resident_bytes(pid: int) -> int:
@@ -174,8 +192,8 @@ def own_bytes(pid: int) -> int:
     try:
         with open(f"/proc/{pid}/smaps_rollup") as file:
             return sum(int(line.split()[1]) << 10 for line in file if line.startswith("Pss:"))
-    except OSError:
-        return 0
+    except OSError:  # gone, or another user's
+        return resident_bytes(pid)
 
 
 def disk_excess(folder: str) -> dict[str, str] | None:
@@ -200,7 +218,7 @@ def end_all(pid: int) -> None:
     while time.monotonic() < end:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-        for other in list(descendants(os.getpid())):
+        for other in [member for member, _ in family(os.getpid())][1:]:
             with suppress(ProcessLookupError):
                 os.kill(other, signal.SIGKILL)
         try:

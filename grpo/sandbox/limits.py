@@ -13,49 +13,68 @@ CAPSET = {"x86_64": 126, "aarch64": 91}
 CAPABILITIES_VERSION = 0x20080522
 FILE_BYTES = 256 << 20
 OPEN_FILES = 256
-PROCESSES = 64
-"""Processes of one worker, its threads on each CPU not counted."""
+TASKS = 64 + 4 * (os.cpu_count() or 1)
+"""Processes and threads of one worker; libraries like to start threads for each CPU."""
 
 
-def set_limits(memory_bytes: int, own_user: bool) -> None:
-    """Address space, size and number of files, no core; with a user of its own also processes and threads."""
-    wanted = {
-        resource.RLIMIT_AS: memory_bytes,
-        resource.RLIMIT_FSIZE: FILE_BYTES,
-        resource.RLIMIT_NOFILE: OPEN_FILES,
-        resource.RLIMIT_CORE: 0,
-    }
+def set_limits(own_user: bool) -> None:
+    """Size and number of files, no core; with a user of its own also processes and threads."""
+    lower(resource.RLIMIT_FSIZE, FILE_BYTES)
+    lower(resource.RLIMIT_NOFILE, OPEN_FILES)
+    lower(resource.RLIMIT_CORE, 0)
     if own_user:
-        wanted[resource.RLIMIT_NPROC] = PROCESSES + 4 * (os.cpu_count() or 1)
-    for limit, value in wanted.items():
-        hard = resource.getrlimit(limit)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
+        lower(resource.RLIMIT_NPROC, 2 * TASKS)  # the keeper is asked first
+
+
+def limit_memory(more_bytes: int) -> None:
+    """Address space from now on. Not before the imports: libraries such as torch map gigabytes that they never use."""
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    lower(resource.RLIMIT_AS, mapped + more_bytes)
+
+
+def lower(limit: int, value: int) -> None:
+    hard = resource.getrlimit(limit)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(limit, (value, value))
 
 
 def allow_cpu(seconds: float) -> None:
-    """From now on this process may use so many more seconds of CPU time; then SIGXCPU ends it."""
+    """From now on this process may use so many more seconds of all CPUs; then SIGXCPU ends it."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    soft = int(used.ru_utime + used.ru_stime + seconds) + 2
+    soft = int(used.ru_utime + used.ru_stime + seconds * (os.cpu_count() or 1)) + 2
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 def can_become(uid: int, paths: Iterable[str], scratch: str) -> bool:
-    """Whether this process may turn into that user, and the user could then read the paths and write into scratch."""
-    if os.geteuid() != 0:
-        return False
+    """Whether root may turn into that user and still kill it, and it could read the paths and write into scratch."""
+    ready, done = os.pipe(), os.pipe()
     child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    if child == 0:
+        try:
+            become(uid)
+            fine = os.access(scratch, os.R_OK | os.W_OK | os.X_OK) and all(map(can_read, paths))
+            os.write(ready[1], b"y" if fine else b"n")
+            os.close(done[1])
+            os.read(done[0], 1)
+        finally:
+            os._exit(0)
+    os.close(ready[1])
     try:
-        become(uid)
-        fine = os.access(scratch, os.R_OK | os.W_OK | os.X_OK) and all(
-            os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)) for path in paths
-        )
-        os._exit(0 if fine else 1)
+        answer = os.read(ready[0], 1)
+        os.kill(child, 0)
+    except PermissionError:
+        answer = b"n"
     finally:
-        os._exit(1)
+        for fd in (ready[0], *done):
+            os.close(fd)
+        os.waitpid(child, 0)
+    return answer == b"y"
+
+
+def can_read(path: str) -> bool:
+    return os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0))
 
 
 def become(uid: int) -> None:

@@ -5,13 +5,17 @@ Everything else is allowed: this closes doors that Landlock, limits and the uid 
 
 import ctypes
 import errno
+import fcntl
 import os
 import platform
 import struct
 import sys
+from contextlib import suppress
 
 PR_SET_SECCOMP, FILTER_MODE = 22, 2
-ALLOW, KILL_PROCESS, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+ALLOW, KILL_PROCESS, ERRNO, ASK = 0x7FFF0000, 0x80000000, 0x00050000, 0x7FC00000
+SECCOMP, SET_FILTER, NEW_LISTENER = (317, 277), 1, 8
+RECEIVE, SEND, GO_ON = 0xC0502100, 0xC0182101, 1
 NUMBER_AT, ARCH_AT, ARGUMENTS_AT = 0, 4, 16  # offsets in struct seccomp_data
 LOAD, JUMP_EQUAL, JUMP_ANY_BIT, JUMP_ABOVE, RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
 ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
@@ -58,6 +62,7 @@ SIGNALS: dict[str, tuple[int, int]] = {
     "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424),
     "tkill": (200, 130),
 }  # fmt: skip
+FORKS = ((57, 220), (58, 220))  # fork and vfork
 SOCKET, CLONE, CLONE3, PRLIMIT, PRCTL, KILL, TGKILL = (
     (41, 198), (56, 220), (435, 435), (302, 261), (157, 167), (62, 129), (234, 131),
 )  # fmt: skip
@@ -74,10 +79,35 @@ def restrict(network: bool, own_files: bool, own_signals: bool) -> tuple[str, ..
         return ("seccomp",)
     architecture, column = ARCHITECTURES[platform.machine()]
     code = program(architecture, column, network, own_files, own_signals)
-    buffer = ctypes.create_string_buffer(b"".join(code))
-    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(buffer)))
+    buffer, header = _compiled(code)
     result = ctypes.CDLL(None, use_errno=True).prctl(PR_SET_SECCOMP, FILTER_MODE, header, 0, 0)
+    del buffer
     return () if result == 0 else ("seccomp",)
+
+
+def listen() -> int | None:
+    """From now on each new process or thread waits for `allow`. The file that tells of them, or None.
+
+    None where the kernel is too old or another program listens already.
+    """
+    if sys.platform != "linux" or platform.machine() not in ARCHITECTURES:
+        return None
+    _, column = ARCHITECTURES[platform.machine()]
+    code = [_load(NUMBER_AT)]
+    for number in {CLONE[column], *(numbers[column] for numbers in FORKS)}:
+        code += [_jump(JUMP_EQUAL, number, 0, 1), _return(ASK)]
+    buffer, header = _compiled([*code, _return(ALLOW)])
+    call = SECCOMP[column]
+    listener = int(ctypes.CDLL(None, use_errno=True).syscall(call, SET_FILTER, NEW_LISTENER, header))
+    del buffer
+    return listener if listener >= 0 else None
+
+
+def allow(listener: int) -> None:
+    """Lets one waiting process go on; one that is never answered waits until it is killed."""
+    with suppress(OSError):  # it may have been killed meanwhile
+        request = fcntl.ioctl(listener, RECEIVE, bytes(80))
+        fcntl.ioctl(listener, SEND, struct.pack("QqiI", struct.unpack_from("Q", request)[0], 0, 0, GO_ON))
 
 
 def program(architecture: int, column: int, network: bool, own_files: bool, own_signals: bool) -> list[bytes]:
@@ -110,6 +140,12 @@ def _argument(number: int, index: int, tests: list[bytes]) -> list[bytes]:
 def _one_of(values: tuple[int, ...]) -> list[bytes]:
     """Jumps over the next instruction behind the list if the value is in it."""
     return [_jump(JUMP_EQUAL, value, len(values) - place, 0) for place, value in enumerate(values)]
+
+
+def _compiled(code: list[bytes]) -> tuple[object, object]:
+    """(The instructions, which must live on until the call, and the struct sock_fprog that points to them)."""
+    buffer = ctypes.create_string_buffer(b"".join(code))
+    return buffer, ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(buffer)))
 
 
 def _load(offset: int) -> bytes:

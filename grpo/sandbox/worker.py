@@ -14,6 +14,7 @@ import math
 import numbers
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -33,9 +34,11 @@ class Refused(Exception):
     """A function that cannot be used; the text is for the user."""
 
 
-def run(settings: dict[str, Any], uid: int | None, requests: int, replies: int) -> None:
+def run(settings: dict[str, Any], uid: int | None, keeper: socket.socket) -> None:
     """Fences this process in, imports the functions and answers requests until their pipe ends."""
-    send(replies, {"missing": confine(settings, uid)})
+    requests, replies = settings["requests"], settings["replies"]
+    send(replies, {"missing": confine(settings, uid, keeper)})
+    keeper.close()
     sys.dont_write_bytecode = True
     for fd, name in enumerate(("stdin", "stdout", "stderr")):  # not those of the keeper, which may have been files
         stream = os.fdopen(fd, "w" if fd else "r", buffering=1, errors="backslashreplace", closefd=False)
@@ -48,6 +51,7 @@ def run(settings: dict[str, Any], uid: int | None, requests: int, replies: int) 
     except Refused as error:
         send(replies, {"error": str(error)})
         return
+    limits.limit_memory(settings["memory_bytes"])
     helpers = children()  # those that the imports started live on; what a call starts ends with it
     send(replies, {"error": None})
     with os.fdopen(requests) as lines:
@@ -59,11 +63,11 @@ def run(settings: dict[str, Any], uid: int | None, requests: int, replies: int) 
             send(replies, {"id": request["id"], **reply})
 
 
-def confine(settings: dict[str, Any], uid: int | None) -> list[str]:
+def confine(settings: dict[str, Any], uid: int | None, keeper: socket.socket) -> list[str]:
     """Puts up every fence; returns the names of those that this system does not have."""
     libc = ctypes.CDLL(None)
     os.setsid()
-    limits.set_limits(settings["memory_bytes"], own_user=uid is not None)
+    limits.set_limits(own_user=uid is not None)
     os.nice(NICE)
     if uid is not None:
         limits.become(uid)
@@ -76,7 +80,15 @@ def confine(settings: dict[str, Any], uid: int | None) -> list[str]:
     missing = landlock.restrict(readable, folders, settings["scratch"], settings["network"])
     own_signals = uid is None and "landlock_signals" in missing
     missing += seccomp.restrict(settings["network"], own_files=uid is None, own_signals=own_signals)
-    return [*missing, *([] if uid is not None else ["separate_user"])]
+    listener = seccomp.listen()
+    if listener is not None:
+        socket.send_fds(keeper, [b"."], [listener])
+        os.close(listener)
+    return [
+        *missing,
+        *([] if uid is not None else ["separate_user"]),
+        *([] if listener is not None else ["seccomp_listener"]),
+    ]
 
 
 def send(replies: int, message: dict[str, Any]) -> None:
