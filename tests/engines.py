@@ -139,8 +139,8 @@ def greedy(engine: RolloutEngine) -> Any:
     return engine.build.sampling_params(Sampling(1, 1, 0.0, 1.0), 0, [])
 
 
-def make_model(folder: Path, family: str, seed: int) -> Any:
-    """A random fp32 model with peaked outputs and a tokenizer of single characters: tied Llama or untied Qwen2."""
+def make_model(folder: Path, family: str, seed: int, dtype: str = "float32") -> Any:
+    """A random model with peaked outputs and a tokenizer of single characters: tied Llama or untied Qwen2."""
     import torch
     import transformers
 
@@ -164,7 +164,7 @@ def make_model(folder: Path, family: str, seed: int) -> Any:
     else:
         config = transformers.Qwen2Config(**shape, tie_word_embeddings=False)
         model = transformers.Qwen2ForCausalLM(config)
-    model = model.float().eval()
+    model = model.to(getattr(torch, dtype)).eval()
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return model

@@ -1,6 +1,7 @@
 """The rollout engine: real vLLM on the CPU, one engine for a tied Llama and one for an untied Qwen2, fp32."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,9 +15,9 @@ import pytest
 
 from grpo.errors import DataError, EngineLost, WeightSyncError
 from grpo.rollout.samples import check_prompt
-from grpo.types import Sampling, TensorRecord
-from tests.engines import EOS, token_logprobs
-from tests.stack import PARITY, PROMPT, Stack, mean_difference, open_stack, prompt
+from grpo.types import Group, Prompt, Sampling, TensorRecord
+from tests.engines import EOS, EngineProcess, make_model, token_logprobs
+from tests.stack import PARITY, PROMPT, SAMPLING, Stack, make_config, mean_difference, open_stack, prompt
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
@@ -64,6 +65,70 @@ def test_a_container_s_quota_limits_the_threads(monkeypatch: pytest.MonkeyPatch,
     for text, cores in (("max 100000\n", 64), ("250000 100000\n", 3), ("50000 100000\n", 1)):
         limit.write_text(text)
         assert environment.usable_cores() == cores
+
+
+CORE = """
+import os, subprocess, sys, time
+from multiprocessing.shared_memory import SharedMemory
+from grpo.rollout.watcher import watch
+watch(int(sys.argv[1]), sys.argv[2])
+memory = SharedMemory(create=True, size=1 << 20)
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(os.getpid(), worker.pid, memory.name, flush=True)
+time.sleep(600)
+"""
+
+PARENT = """
+import os, subprocess, sys
+subprocess.run([sys.executable, "-c", sys.argv[1], str(os.getpid()), sys.argv[2]])
+"""
+
+
+def watchers(folder: Path) -> list[psutil.Process]:
+    """The watcher of the engine whose sockets are in `folder`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cmdline()[-1:] == [str(folder)] and "-I" in process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    gone, alive = psutil.wait_procs(processes, timeout=10)
+    for process in alive:
+        process.kill()
+    assert len(gone) == len(processes) and not alive
+
+
+@pytest.mark.parametrize("fault", ["core frozen, parent killed", "core killed", "core ends"])
+def test_a_watcher_leaves_nothing_of_an_engine(fault: str, tmp_path: Path) -> None:
+    """Here the core is a plain process with a child and shared memory; the parent runs it and waits."""
+    folder = tmp_path / "sockets"
+    folder.mkdir()
+    (folder / "socket").touch()
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, CORE, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    core_pid, worker_pid, memory = parent.stdout.readline().split()
+    core, worker = psutil.Process(int(core_pid)), psutil.Process(int(worker_pid))
+    [watcher] = watchers(folder)
+    assert Path("/dev/shm", memory).exists()
+    assert watcher.ppid() not in (parent.pid, core.pid) and os.getsid(watcher.pid) not in (0, os.getsid(core.pid))
+    assert watcher.memory_info().rss < 16 * 2**20 and not watcher.net_connections()
+    time.sleep(1)  # for its first looks: a core that is gone cannot be asked for its children
+    if fault == "core frozen, parent killed":
+        core.suspend()
+        parent.kill()
+    elif fault == "core killed":
+        core.kill()
+    else:
+        core.terminate()
+    assert_gone([core, worker, watcher])
+    parent.wait(timeout=10)
+    parent.stdout.close()
+    assert not Path("/dev/shm", memory).exists() and not folder.exists()
 
 
 # --- with vLLM, in this order: each engine starts once, and the last test kills it
@@ -237,32 +302,142 @@ def test_tensors_that_change_on_the_way_are_found(stack: Stack, fault: str, monk
 
 
 @pytest.mark.slow
-def test_a_frozen_engine_core_is_an_error_within_the_deadline(stack: Stack) -> None:
-    if stack.model.config.model_type == "llama":
-        pytest.skip("one wait is enough")
+def test_a_busy_engine_is_healthy_and_its_samples_do_not_notice(stack: Stack) -> None:
+    """More samples than places: the probe's own place is free all the same."""
+    requests = [(prompt(row, PROMPT[row:]), 100 * row) for row in range(24)]
+    quiet = stack.engine.call("generate", requests, SAMPLING)
+    answers = []
+    generating = stack.engine.begin("generate", requests, SAMPLING)
+    while not generating.done():
+        answers.append(stack.engine.call("health", 30))
+    assert set(answers) == {"ok"} and len(answers) > 2
+    assert generating.result() == quiet
+
+
+@pytest.mark.slow
+def test_an_engine_that_waits_for_weights_is_busy_until_it_is_frozen(stack: Stack) -> None:
+    """During a transfer the core answers nobody; its processes tell."""
+    receiving = stack.engine.begin("receive_weights", 45, stack.records())
+    assert stack.engine.call("health", 0.5) == "busy"
     core = psutil.Process(stack.engine.pids[0])
     core.suspend()
-    with pytest.raises(EngineLost, match=r"weight sync must end within 10 s .* but engine 0 has not answered"):
-        stack.engine.call("commit_weights", 41)
+    with pytest.raises(EngineLost, match=r"must answer within 0.5 s, but engine 0 made no token and took no call"):
+        stack.engine.call("health", 0.5)
     core.resume()
+    stack.sender.send(45, stack.tensors())
+    receiving.result(20)
+    assert stack.engine.call("health", 20) == "ok"  # not committed, but a token comes
+    stack.engine.call("commit_weights", 45)
+
+
+@pytest.mark.slow
+def test_only_what_was_received_is_committed(stack: Stack) -> None:
+    stack.sync(version=46)
+    with pytest.raises(WeightSyncError, match=r"received last, version 46, but was asked for version 47; sync that"):
+        stack.engine.call("commit_weights", 47)
+    stack.engine.call("commit_weights", 46)  # again: nothing changes
+    assert {sample.version for sample in stack.generate([prompt(0)])[0].samples} == {46}
+
+
+@pytest.mark.slow
+def test_a_frozen_engine_core_is_found_and_an_error_within_the_deadline(stack: Stack) -> None:
+    core = psutil.Process(stack.engine.pids[0])
+    assert stack.engine.call("health", 20) == "ok"
+    core.suspend()
+    with pytest.raises(EngineLost, match=r"must answer within 1 s, but engine 0 made no token .* it is frozen"):
+        stack.engine.call("health", 1)
+    if stack.model.config.model_type == "llama":  # one wait is enough
+        with pytest.raises(EngineLost, match=r"weight sync must end within 10 s .* but engine 0 has not answered"):
+            stack.engine.call("commit_weights", 46)
+    core.resume()
+    assert stack.engine.call("health", 20) == "ok"
     stack.sync(version=51)
     assert {sample.version for group in stack.generate([prompt(0)]) for sample in group.samples} == {51}
 
 
 @pytest.mark.slow
 def test_the_engine_core_ends_with_its_parent_and_its_death_is_an_error(stack: Stack) -> None:
-    """Last, because it kills. Llama: the core dies, and the next call says so. Qwen2: the parent is killed."""
+    """Last, because it kills. Llama: the core dies in a transfer, and all calls say so. Qwen2: it is frozen when the
+    parent is killed. Nothing is left, the sockets' folder included."""
+    from grpo.rollout.environment import SOCKETS
+
     cores = [psutil.Process(pid) for pid in stack.engine.pids]
-    assert cores
+    folder = Path(stack.engine.call("environment", SOCKETS)[SOCKETS])
+    [watcher] = watchers(folder)
+    assert cores and folder.exists()
     if stack.model.config.model_type == "llama":
-        os.kill(stack.engine.pids[0], signal.SIGKILL)
-        began = time.monotonic()
-        with pytest.raises(EngineLost, match="engine 0 died during rollout"):
+        receiving = stack.engine.begin("receive_weights", 52, stack.records())
+        assert stack.engine.call("health", 0.5) == "busy"
+        cores[0].kill()
+        with pytest.raises(EngineLost, match="engine 0 died during weight sync"):
+            receiving.result(8)  # of 10 seconds that a transfer may take
+        with pytest.raises(EngineLost, match="engine 0 died during a health check"):
+            stack.engine.call("health", 1)
+        with pytest.raises(WeightSyncError, match="engine 0 is stale: the transfer of version 52 broke off"):
             stack.generate([prompt(0)])
-        assert time.monotonic() - began < 10
     else:
+        cores[0].suspend()
         stack.engine.process.kill()
-    gone, alive = psutil.wait_procs(cores, timeout=10)
-    for process in alive:
-        process.kill()
-    assert len(gone) == len(cores) and not alive
+    assert_gone([*cores, watcher])
+    assert not folder.exists()
+
+
+# --- exactness: what a run that is gone on with rests on
+
+LENGTHS = (20, 55, 90, 140, 290, 350, 33, 120, 125, 250, 126, 300)  # a block of the KV cache holds 128 tokens
+EXACT = Sampling(samples_per_prompt=3, max_tokens=40, temperature=1.0, top_p=1.0)
+Drawn = dict[str, list[tuple[Any, ...]]]
+
+
+def exact_requests() -> list[tuple[Prompt, int]]:
+    source = random.Random(1)
+    start = tuple(source.randrange(5, 95) for _ in range(200))  # some prompts share their first tokens
+    requests = []
+    for row, length in enumerate(LENGTHS):
+        ids = tuple(source.randrange(5, 95) for _ in range(length))
+        requests.append((prompt(row, (start + ids)[:length] if row in (4, 5, 11) else ids), 1000 + 37 * row))
+    return requests
+
+
+def draw(engine: EngineProcess, requests: list[tuple[Prompt, int]]) -> Drawn:
+    return drawn(engine.call("generate", requests, EXACT))
+
+
+def drawn(groups: list[Group]) -> Drawn:
+    return {group.prompt.id: [(item.output_ids, item.logprobs) for item in group.samples] for group in groups}
+
+
+@pytest.mark.slow
+def test_samples_are_the_same_to_the_bit_whatever_else_the_engine_does(tmp_path: Path) -> None:
+    """bf16: batch order and size, a warm prefix cache, a core that was killed, an engine with less memory and threads,
+    whose requests wait for KV memory and are preempted, and whose health is then "busy"."""
+    make_model(tmp_path, "qwen2", seed=0, dtype="bfloat16")
+    config = make_config(str(tmp_path), "bfloat16")
+    requests = exact_requests()
+    engine = EngineProcess(config)
+    try:
+        engine.call("commit_weights", 0)
+        expected = draw(engine, requests)
+        assert draw(engine, requests) == expected  # from a warm cache
+        assert draw(engine, requests[::-1]) == expected
+        alone: Drawn = {}
+        for request in requests[:6]:
+            alone |= draw(engine, [request])
+        assert alone == {name: expected[name] for name in alone}
+        engine.call("commit_weights", 0)
+        engine.begin("generate", requests, EXACT)
+        os.kill(engine.pids[0], signal.SIGKILL)  # in the middle of it
+    finally:
+        engine.close()
+    small = config.rollout.model_copy(update={"kv_cache_gib": 0.0004, "engines": 2})
+    engine = EngineProcess(config.model_copy(update={"rollout": small}))
+    try:
+        engine.call("commit_weights", 0)
+        generating = engine.begin("generate", requests, EXACT)
+        answers = []
+        while not generating.done():
+            answers.append(engine.call("health", 0.2))
+        assert drawn(generating.result()) == expected
+        assert "busy" in answers
+    finally:
+        engine.close()

@@ -6,14 +6,12 @@ process does, and a frozen core could not act on it, so a small process watches 
 """
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from grpo.rollout.environment import PARENT, SOCKETS
+from grpo.rollout.watcher import watch
 
 
 class GuardedUniProcExecutor(UniProcExecutor):
@@ -33,19 +31,5 @@ class GuardedMultiprocExecutor(MultiprocExecutor):
 
 
 def end_with_parent() -> None:
-    """Starts the watcher of this process and of its parent, which is named in the environment.
-
-    In a session of its own, with no descriptor and no variable of ours. Raises: CalledProcessError if it cannot watch.
-    """
-    arguments = [os.environ[PARENT], str(os.getpid()), os.environ[SOCKETS]]
-    watcher = str(Path(__file__).with_name("watcher.py"))
-    subprocess.run(
-        [sys.executable, "-I", "-S", watcher, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        cwd="/",
-        env={},
-        check=True,
-    )
+    """Lets a watcher end this process, and what it starts, with the process that is named in the environment."""
+    watch(int(os.environ[PARENT]), os.environ[SOCKETS])

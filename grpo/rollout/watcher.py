@@ -52,6 +52,25 @@ class Engine:
                 os.unlink(path)
 
 
+def watch(parent: int, folder: str) -> None:
+    """Starts a watcher of this process, in a session of its own, with no descriptor and no variable of ours.
+
+    Raises: CalledProcessError if it cannot watch.
+    """
+    import subprocess  # not for the watcher itself
+
+    subprocess.run(
+        [sys.executable, "-I", "-S", __file__, str(parent), str(os.getpid()), folder],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+        env={},
+        check=True,
+    )
+
+
 def has_ended(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
