@@ -1,5 +1,6 @@
 """Where a model and rows come from: a path here, the built-in task, or the hub, and that only at a named commit."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,3 +53,7 @@ def problems(config: Config) -> Iterator[str]:
     for key, folder in (("run.dir", config.run.dir), ("checkpoint.dir", config.checkpoint.dir)):
         if folder is not None and os.path.islink(folder):
             yield f"{key} = {folder}: is a link to {os.path.realpath(folder)}; name the folder itself"
+    with contextlib.suppress(OSError):  # no folder yet, or none that can be read: the run will say so
+        for entry in os.scandir(config.run.dir):
+            if entry.is_symlink():
+                yield f"run.dir: {entry.path} is a link, and the run may write there; move it out of the folder"

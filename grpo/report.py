@@ -43,7 +43,9 @@ def write_report(run_dir: Path) -> Path:
     path = run_dir / REPORT
     try:
         scratch = path.with_suffix(".tmp")
-        scratch.write_text(page, encoding="utf-8", errors="replace")
+        scratch.unlink(missing_ok=True)
+        with scratch.open("x", encoding="utf-8", errors="replace") as file:  # "x" writes through no link
+            file.write(page)
         scratch.replace(path)
     except OSError as error:
         raise CheckpointError(f"the report must be written to {path}, but: {error}; free space there") from error
