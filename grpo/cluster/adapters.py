@@ -12,7 +12,7 @@ from grpo.cluster.session import Session
 from grpo.cluster.waiting import Call, Member
 from grpo.commit import Commit
 from grpo.config import Config
-from grpo.errors import ClusterError, EngineLost, GrpoError, TrainerLost
+from grpo.errors import ClusterError, EngineLost, GrpoError, StoreLost, TrainerLost
 from grpo.faults import fault_point
 from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats
 from grpo.weights import check_self_test, verify
@@ -76,12 +76,18 @@ class RayTrainer:
         self.version = commit.step
 
     def all(self, calls: Sequence[Call], seconds: float, what: str, **options: Any) -> list[Any]:
-        """Results of all ranks. Raises TrainerLost once the others are ended too: they may wait for the lost one."""
+        """Results of all ranks. Raises TrainerLost once the others are ended too: they may wait for the lost one.
+
+        A rank that fails counts as lost: mostly because another one died, which breaks a collective before Ray tells.
+        """
         try:
             return self.session.get(calls, seconds, what, **options)
-        except TrainerLost as lost:
+        except ClusterError as error:
+            if isinstance(error, StoreLost) or self.session.headless:
+                raise
+            lost = error if isinstance(error, TrainerLost) else TrainerLost(f"{what}: a rank failed: {error}")
             self.end(lost)
-            raise
+            raise lost from None
 
     def end(self, lost: TrainerLost) -> None:
         self.lost = lost

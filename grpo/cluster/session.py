@@ -104,6 +104,11 @@ class Session:
             publish_pids("rollout_actor", [other.pids[0] for other in self.alive("rollout")])
             publish_pids("engine_core", [pid for other in self.alive("rollout") for pid in other.pids[1:2]])
 
+    @property
+    def headless(self) -> bool:
+        """Whether Ray's head is lost, or was never there."""
+        return self.head is None or self.head.lost
+
     def alive(self, role: str) -> list[Member]:
         """Started actors of a role that are not lost."""
         return [member for member in self._members if member.role == role and member.pids and not member.lost]
@@ -135,7 +140,7 @@ class Session:
         """Asks every actor to close, kills those that do not, and waits until their processes are gone."""
         if not ray.is_initialized():
             return
-        headless = self.head is None or self.head.lost
+        headless = self.headless
         if not headless:
             self._close_actors()
         if self.head:
