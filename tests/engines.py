@@ -124,7 +124,9 @@ async def do(engine: RolloutEngine, verb: str, args: tuple[Any, ...]) -> Any:
     if verb == "attack":
         return await engine.llm.collective_rpc("attack", args=args)
     if verb == "keep_cache":
-        engine.llm.reset_prefix_cache = answer_true  # type: ignore[method-assign]
+        replaced = {"reset_prefix_cache": answer_true} if args[0] else {}
+        vars(engine.llm).pop("reset_prefix_cache", None)
+        vars(engine.llm).update(replaced)
         return None
     return await getattr(engine, verb)(*args)
 
