@@ -26,7 +26,8 @@ LONGEST_REASON = 500
 GRACE_SECONDS = 5.0
 FIRST_UID, UIDS = 65_534, 14
 """Workers of root become these users, counted downwards, so that one cannot touch another."""
-BOOT = "import sys; sys.path.append(sys.argv[1]); from grpo.sandbox.keeper import main; main()"
+BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from grpo.sandbox.keeper import main; del sys.path[0]; main()"
+"""Runs the other half of this very package, which may lie elsewhere than an installed one."""
 
 
 @dataclass(frozen=True, slots=True)

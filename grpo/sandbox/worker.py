@@ -26,7 +26,7 @@ from grpo.sandbox import landlock, limits, seccomp
 RewardFunction = Callable[[str, str, str], Any]
 LONGEST_ERROR = 2000
 NICE = 10
-"""The keeper must get its turn even beside hundreds of processes."""
+"""Where the keeper is not asked, it must at least get its turn beside hundreds of processes."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -68,7 +68,6 @@ def confine(settings: dict[str, Any], uid: int | None, keeper: socket.socket) ->
     libc = ctypes.CDLL(None)
     os.setsid()
     limits.set_limits(own_user=uid is not None)
-    os.nice(NICE)
     if uid is not None:
         limits.become(uid)
     limits.drop_capabilities()
@@ -81,7 +80,9 @@ def confine(settings: dict[str, Any], uid: int | None, keeper: socket.socket) ->
     own_signals = uid is None and "landlock_signals" in missing
     missing += seccomp.restrict(settings["network"], own_files=uid is None, own_signals=own_signals)
     listener = seccomp.listen()
-    if listener is not None:
+    if listener is None:
+        os.nice(NICE)
+    else:
         socket.send_fds(keeper, [b"."], [listener])
         os.close(listener)
     return [
