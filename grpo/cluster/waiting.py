@@ -52,30 +52,37 @@ class Call:
 
 
 class Pulse:
-    """When the members of one wait were last known to be alive. `verb` is what they are asked; "" asks nothing."""
+    """How long the members of one wait have been silent. `verb` is what they are asked; "" asks nothing.
+
+    Only time that this process has watched counts: if it was frozen itself, or busy with another member, the members
+    are asked before they are blamed.
+    """
 
     def __init__(self, members: Sequence[Member], verb: str, seconds: float) -> None:
         self.verb, self.seconds = verb, seconds
-        self.seen = {member: time.monotonic() for member in members if verb}
+        self.silent = {member: 0.0 for member in members if verb}
+        self.looked = time.monotonic()
         self.asked: dict[Any, Member] = {}
 
     def frozen(self, waiting: set[Member]) -> list[Member]:
         """Members in `waiting` that have been silent for too long; asks again those that have answered."""
         now = time.monotonic()
+        watched, self.looked = min(now - self.looked, 2 * SLICE_SECONDS), now
+        self.silent = {member: silent + watched for member, silent in self.silent.items()}
         done = ray.wait(list(self.asked), num_returns=len(self.asked), timeout=0)[0] if self.asked else []
         for ref in done:
             member = self.asked.pop(ref)
             try:
                 ray.get(ref)
-                self.seen[member] = now
+                self.silent[member] = 0.0
             except EngineLost:  # its actor lives, but the engine core does not answer
-                self.seen[member] = now - self.seconds
+                self.silent[member] = self.seconds
             except RayError:  # it is dead, which the call itself will tell
                 continue
-        for member in set(self.seen) - set(self.asked.values()):
-            if now - self.seen[member] > self.seconds / 4:
+        for member in set(self.silent) - set(self.asked.values()):
+            if self.silent[member] > self.seconds / 4:
                 self.asked[member.ask(self.verb, self.seconds / 2)] = member
-        return [member for member, seen in self.seen.items() if member in waiting and now - seen >= self.seconds]
+        return [member for member, silent in self.silent.items() if member in waiting and silent >= self.seconds]
 
 
 class Waiting:
@@ -150,11 +157,15 @@ class Waiting:
 
 
 class RayPulse:
-    """Asks Ray's head (the GCS) for a sign of life in the background; a frozen one is reported by nobody else."""
+    """Asks Ray's head (the GCS) for a sign of life in the background; a frozen one is reported by nobody else.
+
+    Like Pulse it counts only time that it has watched.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.seen = time.monotonic()
+        self.pause, self.patience = min(1.0, seconds / 4), seconds / 4
+        self.silent = 0.0
         self.error = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._ask, name="ray-pulse", daemon=True)
@@ -162,7 +173,7 @@ class RayPulse:
 
     @property
     def lost(self) -> bool:
-        return time.monotonic() - self.seen > self.seconds
+        return self.silent >= self.seconds
 
     def check(self) -> None:
         """Raises ClusterError if the head has been silent for `seconds`."""
@@ -179,12 +190,15 @@ class RayPulse:
     def _ask(self) -> None:
         worker: Any = ray._private.worker.global_worker
         node = ray.NodeID.from_hex(ray.get_runtime_context().get_node_id())
-        while not self._ended.wait(min(1.0, self.seconds / 4)):
+        asked = time.monotonic()
+        while not self._ended.wait(self.pause):
             try:
-                worker.gcs_client.check_alive([node], timeout=self.seconds / 4)
-                self.seen = time.monotonic()
+                worker.gcs_client.check_alive([node], timeout=self.patience)
+                self.silent = 0.0
             except (RayError, GetTimeoutError, RuntimeError) as error:
                 self.error = str(error)
+                self.silent += min(time.monotonic() - asked, self.pause + self.patience)
+            asked = time.monotonic()
 
 
 def log_folder() -> str:
