@@ -5,6 +5,8 @@ The core is a child process. It answers calls between two steps; when it dies or
 
 import asyncio
 import gc
+import os
+import shutil
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -13,10 +15,11 @@ import psutil
 
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, EngineLost
-from grpo.rollout.environment import may_fork, prepare_environment
+from grpo.rollout.environment import SOCKETS, may_fork, prepare_environment
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 SHUTDOWN_SECONDS = 3.0
 LOOK_SECONDS = 0.5  # between two looks at whether the core that owes an answer is alive
@@ -48,7 +51,7 @@ class EngineCore:
         gc.enable()
         self.build = build
         try:
-            self.llm = build.start_engine(self.config, self.device, fork)
+            self.llm = self._start_core(fork)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"vLLM must be able to load model.path = {self.config.model.path!r}, but: {one_line(error)}"
@@ -56,6 +59,14 @@ class EngineCore:
         except RuntimeError as error:
             raise ClusterError(f"engine {self.index} did not start: {one_line(error)}; its log says why") from error
         self.processes = psutil.Process().children(recursive=True)
+
+    def _start_core(self, fork: bool) -> "AsyncLLM":
+        """The watcher of a core removes the folder of its sockets; for one that does not come up it is done here."""
+        try:
+            return self.build.start_engine(self.config, self.device, fork)
+        except BaseException:
+            shutil.rmtree(os.environ[SOCKETS], ignore_errors=True)
+            raise
 
     def pids(self) -> list[int]:
         """Pids of the processes that the engine started."""
