@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from grpo.advantages import advantages
-from grpo.commit import Commit
+from grpo.checkpoint import Commit
 from grpo.config import Config
 from grpo.errors import Interrupted, InterruptedEarly, NoLearningSignal, TrainerLost, WeightSyncError
 from grpo.evaluation import score_evaluation

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from grpo.commit import POLICY, checkpoints_url, committed, order, read_manifest
+from grpo.checkpoint.commit import POLICY, checkpoints_url, committed, order, read_manifest
 from grpo.errors import CheckpointError, ConfigError
 from grpo.runfolder import CONFIG
 from grpo.store import Store, record_of

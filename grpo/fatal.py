@@ -11,8 +11,8 @@ from typing import Any
 
 import grpo
 from grpo import errors
+from grpo.checkpoint import config_hash
 from grpo.config import Config
-from grpo.drift import config_hash
 from grpo.errors import CheckpointError, ConfigError, DataError, GrpoError
 from grpo.store import Store
 

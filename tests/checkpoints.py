@@ -4,8 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from grpo.checkpoint import Checkpoints
-from grpo.commit import Commit
+from grpo.checkpoint import Checkpoints, Commit
 from grpo.config import Checkpoint, Config, Model, Run
 from grpo.store import Store
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from grpo.commit import Commit
+from grpo.checkpoint import Commit
 from grpo.errors import ClusterError, TrainerLost
 from grpo.store import Store
 from grpo.types import FileRecord, Group, Prompt, Sample, Sampling, Stats

@@ -11,11 +11,11 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from grpo.bucket import ATTEMPTS, ROUNDS, Bucket
 from grpo.configfile import dump
 from grpo.errors import CheckpointError, ClusterError, Fenced, StoreLost
 from grpo.export import export
 from grpo.store import Store
+from grpo.store.bucket import ATTEMPTS, ROUNDS, Bucket
 from tests.checkpoints import checkpoints, config, save
 from tests.test_checkpoint import FILES, Overtaken, run
 from tests.test_store import record

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo.checkpoint import Checkpoints
-from grpo.commit import MANIFEST, read_manifest, seal
+from grpo.checkpoint.commit import MANIFEST, read_manifest, seal
 from grpo.errors import CheckpointError, Fenced
 from grpo.store import Store
 from tests.checkpoints import Held, checkpoints, config, save

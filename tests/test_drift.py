@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from grpo.checkpoint.drift import FREE, FREE_SECTIONS, check_drift
 from grpo.config import Config
-from grpo.drift import FREE, FREE_SECTIONS, check_drift
 from grpo.errors import ConfigError
 from tests.test_knobs import leaves
 

@@ -5,11 +5,11 @@ import os
 import pytest
 
 from grpo import errors
+from grpo.checkpoint.drift import config_hash
 from grpo.config import Config, Model, Run
-from grpo.drift import config_hash
 from grpo.errors import GrpoError
 from grpo.fatal import FATAL, check_fatal, write_fatal
-from grpo.volume import Volume
+from grpo.store.volume import Volume
 
 CONFIG = Config(model=Model(path="/model"))
 OTHER = Config(model=Model(path="/model"), run=Run(steps=7))

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 
 from grpo.errors import CheckpointError, ConfigError, NonFiniteError
 from grpo.store import Store, clean_name
+from grpo.store.volume import Volume
 from grpo.types import FileRecord
-from grpo.volume import Volume
 
 
 @pytest.fixture

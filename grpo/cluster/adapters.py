@@ -7,10 +7,10 @@ from typing import Any
 
 import ray
 
+from grpo.checkpoint import Commit
 from grpo.cluster.fleet import Fleet, Recoveries, Slot, State
 from grpo.cluster.session import Session
 from grpo.cluster.waiting import Call, Member
-from grpo.commit import Commit
 from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, GrpoError, StoreLost, TrainerLost
 from grpo.faults import fault_point

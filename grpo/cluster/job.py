@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from grpo.checkpoint import Checkpoints
+from grpo.checkpoint import Checkpoints, check_drift, config_hash
 from grpo.cluster.actors import PolicyModelActor, VLLMActor
 from grpo.cluster.adapters import RayRollouts, RayTrainer, RayWeights
 from grpo.cluster.fleet import Fleet, Recoveries, State
@@ -13,7 +13,6 @@ from grpo.cluster.waiting import Member
 from grpo.config import Config
 from grpo.controller import Controller, Parts, eval_sampling
 from grpo.data import PromptStream, eval_prompts, load_tokenizer, train_prompts
-from grpo.drift import check_drift, config_hash
 from grpo.errors import GrpoError
 from grpo.evaluation import score_evaluation
 from grpo.fatal import check_fatal, write_fatal

@@ -55,10 +55,10 @@ class Store:
                 "that all nodes share, or an S3-compatible bucket"
             )
         if url.startswith("s3://"):
-            from grpo.bucket import Bucket
+            from grpo.store.bucket import Bucket
 
             return super().__new__(Bucket)
-        from grpo.volume import Volume
+        from grpo.store.volume import Volume
 
         return super().__new__(Volume)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import grpo
-from grpo.commit import (
+from grpo.checkpoint.commit import (
     MANIFEST,
     POINTER,
     STATE,
@@ -24,8 +24,8 @@ from grpo.commit import (
     seal,
     unfinished,
 )
+from grpo.checkpoint.drift import check_drift, config_hash
 from grpo.config import Config
-from grpo.drift import check_drift, config_hash
 from grpo.errors import CheckpointError, StoreLost
 from grpo.faults import fault_point
 from grpo.store import Store, clean_name

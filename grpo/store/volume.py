@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from grpo.errors import CheckpointError
-from grpo.store import Store, clean_name, files_below, record_of, scratch_folder
+from grpo.store.base import Store, clean_name, files_below, record_of, scratch_folder
 from grpo.types import FileRecord
 
 

@@ -20,7 +20,7 @@ from s3fs.core import S3_RETRYABLE_ERRORS
 from safetensors import SafetensorError
 
 from grpo.errors import ConfigError, GrpoError, StoreLost
-from grpo.store import Store, clean_name, files_below, hash_file, no_space, record_of, scratch_folder
+from grpo.store.base import Store, clean_name, files_below, hash_file, no_space, record_of, scratch_folder
 from grpo.types import FileRecord
 
 ATTEMPTS = 5
