@@ -192,12 +192,13 @@ class RunRecorder:
             self.progress.step_done(self._step, row)
 
     def _serve(self, stack: ExitStack) -> None:
-        """Serves /metrics on `metrics.port`; 0 lets the system choose."""
+        """Serves /metrics on `metrics.port`; 0 lets the system choose. On a laptop nobody else needs to read it."""
         port = self.config.metrics.port
         if port is None:
             return
+        host = "127.0.0.1" if self.config.cluster.address is None else "0.0.0.0"
         try:
-            server, thread = start_http_server(port, registry=self._prometheus.registry)
+            server, thread = start_http_server(port, addr=host, registry=self._prometheus.registry)
         except OSError as error:
             raise ConfigError(
                 f"metrics.port: /metrics needs a free port, but {port} cannot be opened ({error.strerror}); "

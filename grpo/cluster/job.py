@@ -59,7 +59,7 @@ def _train(config: Config, run_dir: Path, actors: Actors, stop: StopRequest, lea
             skipped = loaded.skipped + held_out.skipped
             record.say(f"data: {len(loaded.prompts)} prompts, {len(held_out.prompts)} held out, {skipped} rows skipped")
             if check_resume(config, checkpoints, prompts, record) >= config.run.steps:
-                record.say(f"the run has its {config.run.steps} steps; raise run.steps to go on")
+                record.say(f"the run has its {config.run.steps} steps; raise run.steps and name it in run.allow_drift")
                 return
             roles = f"{config.rollout.engines} x vLLM and {config.train.ranks} x DeepSpeed"
             with session(config, stop, record.say) as cluster:
