@@ -16,7 +16,7 @@ BENCH_STAMP := .venv-bench/setup-$(shell cat requirements/bench.lock | cksum | c
 SMOLLM2 := models/smollm2-135m-instruct
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
 
-.PHONY: help setup quickstart test lint typecheck audit lock bench soak clean
+.PHONY: help setup quickstart test lint typecheck audit lock bench chaos soak clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*  ## /  \1\t/' | expand -t 14
@@ -46,6 +46,9 @@ lock: $(UV)  ## resolve the dependencies again into requirements/*.lock
 
 bench: setup $(BENCH_STAMP) $(SMOLLM2)  ## the same work side by side: TRL's GRPOTrainer and grpo (not part of the tests)
 	$(BIN)/python benchmarks/bench.py --trl-python .venv-bench/bin/python
+
+chaos: setup  ## some hundred kills and freezes of every role at every point: is the run still the same?
+	$(BIN)/python -m tests.chaos
 
 soak: setup  ## half an hour of the real stack with a kill every few minutes: does anything grow?
 	$(BIN)/python -m tests.chaos.soak

@@ -1,14 +1,19 @@
-"""The sweep of kills: `python -m tests.chaos`, or `make chaos`. Exit code 1 if a promise is not kept."""
+"""The sweep of kills: `python -m tests.chaos`, or `make chaos`. Exit code 1 if a promise is not kept.
+
+Small actors stand in for vLLM and DeepSpeed, so that some hundred kills take minutes; --real kills the real ones.
+"""
 
 import argparse
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from tests.chaos.plan import PHASES, ROLES, quick, sweep
+from tests.chaos.freeze import FREEZES, frozen, zombies
+from tests.chaos.plan import PHASES, ROLES, quick, real, sweep
 from tests.chaos.report import missed_targets, show
-from tests.chaos.runs import disturb
+from tests.chaos.runs import REAL, SMALL, Job, disturbed, perform
 from tests.chaos.supervisor import ROOT
 
 
@@ -16,22 +21,34 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seeds", type=int, default=2, help="how often each role is killed at each point")
     parser.add_argument("--roles", type=names(ROLES), default=ROLES, help=f"some of {','.join(ROLES)}")
-    parser.add_argument(
-        "--phases", type=names(tuple(PHASES)), default=tuple(PHASES), help=f"some of {','.join(PHASES)}"
-    )
-    parser.add_argument("--quick", action="store_true", help="a few kills of every role")
+    parser.add_argument("--phases", type=names(tuple(PHASES)), default=(*PHASES,), help=f"some of {','.join(PHASES)}")
+    parser.add_argument("--quick", action="store_true", help="a few kills of every role, nothing frozen")
+    parser.add_argument("--real", action="store_true", help="24 kills of the real stack")
+    parser.add_argument("--freeze", action="store_true", help="no kills: only what is frozen")
     parser.add_argument("--out", type=Path, default=ROOT / ".build" / "chaos", help="where runs and figures go")
     parser.add_argument("--side-by-side", type=int, default=2, help="runs at a time")
     chosen = parser.parse_args(arguments)
-    scenarios = quick() if chosen.quick else sweep(chosen.roles, chosen.phases, chosen.seeds)
+    command = REAL if chosen.real else SMALL
     began = time.monotonic()
-    verdicts = disturb(scenarios, chosen.out, chosen.side_by_side)
-    title = f"{sum(len(verdict.hits) for verdict in verdicts)} kills in {time.monotonic() - began:.0f} s"
-    by = [("role", lambda hit: hit.kill.role), ("phase", lambda hit: hit.kill.phase)]
-    show(title, verdicts, by, chosen.out / "kills.json")
+    verdicts = perform(jobs_of(chosen), chosen.out.resolve(), command, chosen.side_by_side)
+    title = f"{sum(len(verdict.hits) for verdict in verdicts)} hits in {time.monotonic() - began:.0f} s"
+    show(title, verdicts, chosen.out / f"{'real' if chosen.real else 'small'}.json")
     missed = missed_targets(verdicts)
     print("\n".join(f"MISSED {line}" for line in missed) or "all targets are met")
     return 1 if missed else 0
+
+
+def jobs_of(chosen: argparse.Namespace) -> list[Job]:
+    if chosen.real:
+        return [(kills.seed, partial(disturbed, kills, REAL)) for kills in real()]
+    if chosen.quick:
+        return [(kills.seed, partial(disturbed, kills, SMALL)) for kills in quick()]
+    kills = [] if chosen.freeze else sweep(chosen.roles, chosen.phases, chosen.seeds)
+    jobs: list[Job] = [(scenario.seed, partial(disturbed, scenario, SMALL)) for scenario in kills]
+    whole = (chosen.roles, chosen.phases) == (ROLES, (*PHASES,))
+    return (
+        [*jobs, *((scenario.seed, partial(frozen, scenario)) for scenario in FREEZES), (0, zombies)] if whole else jobs
+    )
 
 
 def names(allowed: Sequence[str]):

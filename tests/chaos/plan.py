@@ -132,3 +132,36 @@ def _quick(name: str, pairs: Sequence[tuple[str, str]], seed: int) -> Scenario:
         step = EVERY * (number + 1) if point.startswith(("save.", "resume.")) else STEPS[number]
         kills.append(Kill(point, step, role, number % 2))
     return Scenario(name, seed, tuple(kills), (f"rollout.engines={1 + seed % 2}",))
+
+
+def real() -> list[Scenario]:
+    """24 kills of the real stack: each role four times, in all phases, from before the first checkpoint to the end."""
+    soft = (
+        Kill("generate.dispatched", 1, "engine_core"),
+        Kill("reward.dispatched", 2, "reward_worker"),
+        Kill("sync.tensor", 3, "rollout_actor"),
+        Kill("save.written", 3, "engine_core"),
+        Kill("train.optimizer", 4, "reward_worker"),
+        Kill("generate.dispatched", 5, "rollout_actor"),
+        Kill("sync.dispatched", 6, "engine_core"),
+        Kill("generate.done", 7, "reward_worker"),
+        Kill("train.forward", 8, "rollout_actor"),
+        Kill("sync.received", 9, "engine_core"),
+        Kill("reward.dispatched", 10, "reward_worker"),
+        Kill("save.pointer", 12, "rollout_actor"),
+    )
+    hard = (
+        Kill("train.optimizer", 1, "trainer_rank"),
+        Kill("save.files", 3, "controller"),
+        Kill("generate.dispatched", 4, "gcs"),
+        Kill("sync.tensor", 5, "trainer_rank"),
+        Kill("save.renamed", 6, "controller"),
+        Kill("resume.restored", 6, "trainer_rank"),
+        Kill("train.stepped", 7, "gcs"),
+        Kill("reward.done", 8, "controller"),
+        Kill("save.files", 9, "trainer_rank"),
+        Kill("sync.received", 10, "gcs"),
+        Kill("save.written", 12, "gcs"),
+        Kill("sync.dispatched", 13, "controller"),
+    )
+    return [Scenario("real-soft", 0, soft), Scenario("real-hard", 0, hard)]

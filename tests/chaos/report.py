@@ -47,21 +47,25 @@ def missed_targets(verdicts: Sequence[Verdict]) -> list[str]:
     return missed
 
 
-def show(title: str, verdicts: Sequence[Verdict], by: Sequence[tuple[str, Callable[[Hit], str]]], file: Path) -> None:
-    """Prints a table for each way to group the kills, and writes all figures and kills to `file`."""
+def show(title: str, verdicts: Sequence[Verdict], file: Path) -> None:
+    """Prints the figures by role and by phase, and writes them with every kill to `file`."""
     hits = [hit for verdict in verdicts for hit in verdict.hits]
-    written: dict[str, Any] = {"title": title, "all": figures(hits)}
-    for name, key in by:
-        groups = {value: [hit for hit in hits if key(hit) == value] for value in dict.fromkeys(map(key, hits))}
-        written[f"by_{name}"] = {value: figures(group) for value, group in groups.items()}
-        table = Table(name, *COLUMNS, title=f"{title}, by {name}", title_justify="left")
+    keys: dict[str, Callable[[Hit], str]] = {
+        "role": lambda hit: hit.kill.role if hit.kill.action == "kill" else f"{hit.kill.role}, frozen",
+        "phase": lambda hit: hit.kill.phase if hit.kill.action == "kill" else "frozen",
+    }
+    written: dict[str, Any] = {"title": title, "missed": missed_targets(verdicts), "all": figures(hits)}
+    for name, key in keys.items():
+        groups = {value: [hit for hit in hits if key(hit) == value] for value in sorted(set(map(key, hits)))}
+        written[f"by {name}"] = {value: figures(group) for value, group in groups.items()}
+        table = Table(name, *COLUMNS, title=f"{title}, by {name} (seconds: p50 / p95 / longest)", title_justify="left")
         for value, group in groups.items():
             table.add_row(value, *cells(figures(group)))
         table.add_section()
         table.add_row("all", *cells(figures(hits)))
         Console(width=140).print(table)
-    written["missed"] = missed_targets(verdicts)
-    written["kills"] = [asdict(hit) | {"spec": hit.kill.spec} for hit in hits]
+    written["hits"] = [asdict(hit) | {"spec": hit.kill.spec} for hit in hits]
+    written["runs"] = [asdict(verdict) | {"hits": len(verdict.hits)} for verdict in verdicts]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(written, indent=1))
 

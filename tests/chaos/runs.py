@@ -2,7 +2,7 @@
 
 import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -10,36 +10,41 @@ from tests.chaos.judge import Reference, Verdict, judge, reference
 from tests.chaos.plan import HARD, Scenario
 from tests.chaos.supervisor import run, stand_alone
 
-COMMAND = (sys.executable, "-m", "tests.chaos.driver", "tests/chaos/run.yaml")
+SMALL = (sys.executable, "-m", "tests.chaos.driver", "tests/chaos/run.yaml")
+REAL = (sys.executable, "-m", "grpo", "train", "tests/chaos/real.yaml")
 SPARE_STARTS = 2
+Job = tuple[int, Callable[[Path, Reference], Verdict]]
+"""The seed of a run, and what runs it and judges it by the undisturbed run of this seed."""
 
 
-def disturb(scenarios: Sequence[Scenario], out: Path, side_by_side: int) -> list[Verdict]:
-    """Runs each scenario and, first, the undisturbed run of each seed."""
+def perform(jobs: Sequence[Job], out: Path, command: Sequence[str], side_by_side: int) -> list[Verdict]:
+    """Runs each job and, first, the undisturbed run of each seed."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(side_by_side, mp_context=context, initializer=stand_alone) as pool:
-        alone = {seed: pool.submit(undisturbed, seed, out) for seed in {scenario.seed for scenario in scenarios}}
+        alone = {seed: pool.submit(undisturbed, seed, out, command) for seed in {seed for seed, _ in jobs}}
         wanted = {seed: future.result() for seed, future in alone.items()}
-        futures = [pool.submit(disturbed, scenario, out, wanted[scenario.seed]) for scenario in scenarios]
+        futures = [pool.submit(job, out, wanted[seed]) for seed, job in jobs]
         verdicts = []
         for future in as_completed(futures):
-            verdict = future.result()
-            verdicts.append(verdict)
-            seconds = verdict.starts[-1].ended - verdict.starts[0].began
-            print(
-                f"{len(verdicts)}/{len(futures)} {verdict.run}: {len(verdict.hits)} kills, {seconds:.0f} s", flush=True
-            )
-            print("".join(f"  {problem}\n" for problem in verdict.problems), end="", flush=True)
+            verdicts.append(future.result())
+            tell(verdicts, len(futures))
     return sorted(verdicts, key=lambda verdict: verdict.run)
 
 
-def undisturbed(seed: int, out: Path) -> Reference:
-    seen = run(Scenario(f"undisturbed-seed{seed}", seed), out, COMMAND, starts=1)
+def tell(verdicts: Sequence[Verdict], of: int) -> None:
+    last = verdicts[-1]
+    seconds = last.starts[-1].ended - last.starts[0].began
+    print(f"{len(verdicts)}/{of} {last.run}: {len(last.hits)} hits, {len(last.starts)} starts, {seconds:.0f} s")
+    print("".join(f"  {problem}\n" for problem in last.problems), end="", flush=True)
+
+
+def undisturbed(seed: int, out: Path, command: Sequence[str]) -> Reference:
+    seen = run(Scenario(f"undisturbed-seed{seed}", seed), out, command, starts=1 + SPARE_STARTS)
     if not seen.finished:
         raise SystemExit(f"the undisturbed run failed, exit code {seen.starts[-1].code}: {seen.errors}")
     return reference(seen.run_dir)
 
 
-def disturbed(scenario: Scenario, out: Path, wanted: Reference) -> Verdict:
+def disturbed(scenario: Scenario, command: Sequence[str], out: Path, wanted: Reference) -> Verdict:
     hard = sum(kill.role in HARD for kill in scenario.kills)
-    return judge(run(scenario, out, COMMAND, starts=1 + hard + SPARE_STARTS), wanted)
+    return judge(run(scenario, out, command, starts=1 + hard + SPARE_STARTS), wanted)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,34 +74,49 @@ def stand_alone() -> None:
         libc.mount(b"tmpfs", bytes(SHM), b"tmpfs", ctypes.c_ulong(0), None)
 
 
-def run(scenario: Scenario, folder: Path, command: Sequence[str], starts: int) -> Seen:
-    """Runs `command` with the scenario's overrides, up to `starts` times, in `folder`/<name>."""
-    seen = Seen(scenario, folder / scenario.name / "run")
-    faults = folder / scenario.name / "faults"
+@contextlib.contextmanager
+def fresh(seen: Seen, folder: Path) -> Iterator[tuple[dict[str, str], Path]]:
+    """An empty folder for a scenario: the environment of its drivers and their folder of faults. Nothing survives."""
+    faults = folder / seen.scenario.name / "faults"
     shutil.rmtree(faults.parent, ignore_errors=True)
     faults.mkdir(parents=True)
     temporary = tempfile.mkdtemp(prefix="chaos-")  # short: Ray's sockets are below it
-    environment = {"GRPO_FAULTS": scenario.faults, "GRPO_FAULT_DIR": str(faults), "RAY_TMPDIR": temporary}
-    overrides = [f"run.dir={seen.run_dir}", f"run.seed={scenario.seed}", *scenario.overrides]
     before = set(os.listdir(SHM))
     try:
+        yield {"GRPO_FAULT_DIR": str(faults), "RAY_TMPDIR": temporary}, faults
+    finally:
+        kill_all()
+        shutil.rmtree(temporary, ignore_errors=True)
+        seen.shm = left_in_shm(before)
+
+
+def run(scenario: Scenario, folder: Path, command: Sequence[str], starts: int) -> Seen:
+    """Runs `command` with the scenario's overrides, up to `starts` times, in `folder`/<name>."""
+    seen = Seen(scenario, folder / scenario.name / "run")
+    overrides = [f"run.dir={seen.run_dir}", f"run.seed={scenario.seed}", *scenario.overrides]
+    with fresh(seen, folder) as (environment, faults):
         while len(seen.starts) < starts:
-            start(seen, [*command, *overrides], environment, faults)
+            start(seen, [*command, *overrides], environment | {"GRPO_FAULTS": scenario.faults}, faults)
             if seen.starts[-1].code in {0, None, *FATAL}:
                 break
-    finally:
-        for process in below():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        shutil.rmtree(temporary, ignore_errors=True)
-    seen.shm = left_in_shm(before)
-    for kill in scenario.kills:
+    look_back(seen, faults)
+    return seen
+
+
+def look_back(seen: Seen, faults: Path) -> None:
+    """Which of the scenario's kills happened, and when."""
+    for kill in seen.scenario.kills:
         file = faults / kill.struck
         if file.exists() and (text := file.read_text()):
             seen.struck[kill] = float(text)
         else:
             seen.missed.append(kill)
-    return seen
+
+
+def kill_all() -> None:
+    for process in below():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def start(seen: Seen, command: Sequence[str], environment: Mapping[str, str], faults: Path) -> None:
@@ -117,9 +132,7 @@ def start(seen: Seen, command: Sequence[str], environment: Mapping[str, str], fa
         code = watch(driver, seen, faults, began + START_SECONDS)
         ended = time.time()
         left = tuple(process.name() for process in gone_within(GONE_SECONDS))
-        for process in below():  # so that the next start is not disturbed, and the pipe is closed
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        kill_all()  # so that the next start is not disturbed, and the pipe is closed
         reader.join()
         seen.errors = (faults.parent / "stderr.txt").read_text(encoding="utf-8")[-3000:]
     seen.starts.append(Start(began, ended, code, left))
