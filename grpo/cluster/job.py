@@ -58,6 +58,8 @@ def _train(config: Config, run_dir: Path, actors: Actors, stop: StopRequest, lea
         with RunRecorder(config, attempt=lease.attempt) as record:
             skipped = loaded.skipped + held_out.skipped
             record.say(f"data: {len(loaded.prompts)} prompts, {len(held_out.prompts)} held out, {skipped} rows skipped")
+            if rewards.isolation:
+                record.say(f"warning: reward code runs without these fences: {', '.join(rewards.isolation)}")
             if check_resume(config, checkpoints, prompts, record) >= config.run.steps:
                 record.say(f"the run has its {config.run.steps} steps; raise run.steps and name it in run.allow_drift")
                 return
