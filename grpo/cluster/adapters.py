@@ -85,7 +85,7 @@ class RayTrainer:
         except ClusterError as error:
             if isinstance(error, StoreLost) or self.session.headless:
                 raise
-            lost = error if isinstance(error, TrainerLost) else TrainerLost(f"{what}: a rank failed: {error}")
+            lost = error if isinstance(error, TrainerLost) else TrainerLost(f"{what}: a trainer rank failed: {error}")
             self.end(lost)
             raise lost from None
 

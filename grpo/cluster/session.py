@@ -20,6 +20,7 @@ from grpo.cluster.waiting import HEALTH, Call, Member, RayPulse, Waiting
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, GrpoError, Interrupted
 from grpo.faults import publish_pids
+from grpo.rollout.watcher import watch
 from grpo.stopping import StopRequest
 
 GRACE_SECONDS = 10.0  # for an actor to end by itself before it is killed
@@ -58,9 +59,13 @@ class Session:
             where = f"the cluster at {address!r}" if address else "a local cluster"
             raise ClusterError(f"Ray cannot reach {where}: {error}; check cluster.address") from error
         self._own = [process for process in processes_below_us() if process not in before and address is None]
+        for process in self._own:
+            if process.name() == "raylet":  # its agents outlive it while they wait for a head that is gone
+                watch(os.getpid(), "", process.pid)
         publish_pids("controller", [os.getpid()])
-        publish_pids("gcs", [process.pid for process in self._own if process.name() == "gcs_server"])
-        self.head = RayPulse(self.config.deadlines.health)
+        heads = [process for process in self._own if process.name() == "gcs_server"]
+        publish_pids("gcs", [process.pid for process in heads])
+        self.head = RayPulse(self.config.deadlines.health, heads[0] if heads else None)
         waiting = Waiting(self.config, self.stop_request, self.head, self.discard)
         self.outcomes = waiting.outcomes
         has_gpus = resources().get("GPU", 0) > 0

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
@@ -159,11 +160,11 @@ class Waiting:
 class RayPulse:
     """Asks Ray's head (the GCS) for a sign of life in the background; a frozen one is reported by nobody else.
 
-    Like Pulse it counts only time that it has watched.
+    Like Pulse it counts only time that it has watched. The death of `process`, if it runs here, is noticed at once.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, process: psutil.Process | None = None) -> None:
+        self.seconds, self.process = seconds, process
         self.pause, self.patience = min(1.0, seconds / 4), seconds / 4
         self.silent = 0.0
         self.error = ""
@@ -192,6 +193,9 @@ class RayPulse:
         node = ray.NodeID.from_hex(ray.get_runtime_context().get_node_id())
         asked = time.monotonic()
         while not self._ended.wait(self.pause):
+            if self.process and has_ended(self.process):
+                self.silent, self.error = self.seconds, "its process has ended"
+                return
             try:
                 worker.gcs_client.check_alive([node], timeout=self.patience)
                 self.silent = 0.0
@@ -199,6 +203,13 @@ class RayPulse:
                 self.error = str(error)
                 self.silent += min(time.monotonic() - asked, self.pause + self.patience)
             asked = time.monotonic()
+
+
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def log_folder() -> str:

@@ -1,4 +1,4 @@
-"""A process beside each engine that ends what the engine leaves behind, however and in whatever state it was left.
+"""A process beside each engine (and a local Ray) that ends what it leaves behind, in whatever state that is.
 
 An engine core that is frozen cannot watch anything itself, so this is a process of its own, a child of nobody, with
 nothing but the standard library: `python -I -S watcher.py PARENT CORE FOLDER`. When the process that started the engine
@@ -52,15 +52,15 @@ class Engine:
                 os.unlink(path)
 
 
-def watch(parent: int, folder: str) -> None:
-    """Starts a watcher of this process, in a session of its own, with no descriptor and no variable of ours.
+def watch(parent: int, folder: str, core: int | None = None) -> None:
+    """Starts a watcher of `core`, by default this process, in a session of its own, with nothing of ours open or set.
 
     Raises: CalledProcessError if it cannot watch.
     """
     import subprocess  # not for the watcher itself
 
     subprocess.run(
-        [sys.executable, "-I", "-S", __file__, str(parent), str(os.getpid()), folder],
+        [sys.executable, "-I", "-S", __file__, str(parent), str(core or os.getpid()), folder],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
