@@ -26,6 +26,7 @@ from tests.chaos.core import logprobs, number
 
 NAMES = ("embed", "layer", "head")
 WIDTH = 8
+STEP_SECONDS = 0.15  # some steps pass before the loss of Ray's head is noticed
 Weights = dict[str, list[int]]
 
 
@@ -157,6 +158,7 @@ class FakeRankActor:
     def step(self, batch: Sequence[Sample], step: int) -> Stats:
         rows = [[row.prompt_id, row.index, row.output_ids, row.logprobs, row.advantage] for row in batch]
         fault_point("train.forward", step, self.rank)
+        time.sleep(STEP_SECONDS)
         gradient = {name: number(self.weights[name], rows) for name in NAMES}
         self.meet()
         fault_point("train.optimizer", step, self.rank)

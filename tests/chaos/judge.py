@@ -167,7 +167,7 @@ def noticed_at(kill: Kill, at: float, seen: Seen) -> float | None:
     if kill.role == "reward_worker":
         before = [known.get(kill.role) for when, known in seen.published if when <= at]
         return first(when for when, known in seen.published if when > at and known.get(kill.role) != before[-1])
-    said = re.compile(rf"\b{SHOWN[kill.role]} \d+")
+    said = re.compile(rf"\b{SHOWN[kill.role]}\b")
     return first(when for when, line in seen.lines if when >= at - 0.05 and said.search(line) and "stacks" not in line)
 
 
