@@ -4,6 +4,7 @@ The core is a child process. It answers calls between two steps; when it dies or
 """
 
 import asyncio
+import contextlib
 import gc
 import os
 import shutil
@@ -69,8 +70,9 @@ class EngineCore:
             raise
 
     def pids(self) -> list[int]:
-        """Pids of the processes that the engine started."""
-        return [child.pid for child in psutil.Process().children(recursive=True)]
+        """Pids of the processes that the engine started, the engine core's first."""
+        children = psutil.Process().children(recursive=True)
+        return [child.pid for child in sorted(children, key=is_core, reverse=True)]
 
     async def complete(self, token_ids: Sequence[int], params: "SamplingParams") -> "RequestOutput":
         """vLLM's own answer to one request, unchecked and without a deadline."""
@@ -187,3 +189,10 @@ def is_running(process: psutil.Process) -> bool:
 
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def is_core(process: psutil.Process) -> bool:
+    """Beside the core there are helpers of multiprocessing; vLLM gives the core a title."""
+    with contextlib.suppress(psutil.Error):
+        return "EngineCore" in "".join(process.cmdline())
+    return False
