@@ -90,8 +90,8 @@ def audit(locks: Sequence[Path], allowed: Sequence[Entry], today: date) -> list[
         answer = ask(lock)
         if not any("vulns" in package for package in answer):
             raise AuditError(
-                f"{lock}: the package index answers no questions about vulnerabilities (pypi.org/pypi/NAME/VERSION/"
-                "json), so nothing is known; run the audit where pypi.org can be reached"
+                f"{lock}: the package index answers no questions about vulnerabilities, so nothing is known; run the "
+                "audit where the public index can be reached"
             )
         dependencies += answer
     return sorted(set(judge(dependencies, allowed, today)))
