@@ -8,7 +8,7 @@ import pytest
 
 from grpo.checkpoint import Checkpoints
 from grpo.config import Config
-from grpo.controller import Controller, Parts, due
+from grpo.controller import Controller, due
 from grpo.errors import (
     ClusterError,
     Interrupted,
@@ -18,6 +18,7 @@ from grpo.errors import (
     TrainerLost,
     WeightSyncError,
 )
+from grpo.parts import Parts
 from grpo.stopping import StopRequest
 from grpo.types import Sampling
 from tests.fakes import (

@@ -44,6 +44,7 @@ FLOORS = {
     "batching": 2,
     "loss": 2,
     "weights": 2,
+    "parts": 3,
     "policy": 3,
     "rollout": 3,
     "trainer": 3,

@@ -6,17 +6,19 @@ from pathlib import Path
 
 from grpo.checkpoint import Checkpoints, check_drift, config_hash
 from grpo.cluster.actors import PolicyModelActor, VLLMActor
-from grpo.cluster.adapters import RayRollouts, RayTrainer, RayWeights
+from grpo.cluster.adapters import RayRollouts, RayTrainer
 from grpo.cluster.fleet import Fleet, Recoveries, State
 from grpo.cluster.session import Session, session
+from grpo.cluster.syncing import RayWeights
 from grpo.cluster.waiting import Member
 from grpo.config import Config
-from grpo.controller import Controller, Parts, eval_sampling
+from grpo.controller import Controller, eval_sampling
 from grpo.data import PromptStream, eval_prompts, load_tokenizer, train_prompts
 from grpo.errors import GrpoError
 from grpo.evaluation import score_evaluation
 from grpo.fatal import check_fatal, write_fatal
 from grpo.lease import Lease
+from grpo.parts import Parts
 from grpo.recorder import RunRecorder
 from grpo.rewards import RewardScorer
 from grpo.stopping import StopRequest
