@@ -19,6 +19,7 @@ from grpo.evaluation import score_evaluation
 from grpo.fatal import check_fatal, write_fatal
 from grpo.lease import Lease
 from grpo.parts import Parts
+from grpo.progress import RunProgress
 from grpo.recorder import RunRecorder
 from grpo.rewards import RewardScorer
 from grpo.stopping import StopRequest
@@ -57,14 +58,17 @@ def _train(config: Config, run_dir: Path, actors: Actors, stop: StopRequest, lea
         rewards.check_answers([*loaded.prompts, *held_out.prompts])
         prompts = PromptStream(loaded.prompts, seed=config.run.seed)
         checkpoints = Checkpoints(config, run_dir, lease)
+        if newest_step(config, checkpoints, prompts) >= config.run.steps:
+            say = RunProgress(config.run.steps).say
+            say(f"the run has its {config.run.steps} steps; to go on raise run.steps and name it in run.allow_drift")
+            return
         with RunRecorder(config, attempt=lease.attempt) as record:
+            for name, reason in checkpoints.skipped:
+                record.damaged(name, reason)
             skipped = loaded.skipped + held_out.skipped
             record.say(f"data: {len(loaded.prompts)} prompts, {len(held_out.prompts)} held out, {skipped} rows skipped")
             if rewards.isolation:
                 record.say(f"warning: reward code runs without these fences: {', '.join(rewards.isolation)}")
-            if check_resume(config, checkpoints, prompts, record) >= config.run.steps:
-                record.say(f"the run has its {config.run.steps} steps; raise run.steps and name it in run.allow_drift")
-                return
             roles = f"{config.rollout.engines} x vLLM and {config.train.ranks} x DeepSpeed"
             with session(config, stop, record.say) as cluster:
                 record.say(f"starting {roles} on {cluster.device}")
@@ -80,14 +84,12 @@ def _train(config: Config, run_dir: Path, actors: Actors, stop: StopRequest, lea
                 Controller(config, parts, held_out.prompts).run()
 
 
-def check_resume(config: Config, checkpoints: Checkpoints, prompts: PromptStream, record: RunRecorder) -> int:
-    """Step of the newest checkpoint, 0 without one, before anything heavy starts.
+def newest_step(config: Config, checkpoints: Checkpoints, prompts: PromptStream) -> int:
+    """Step of the newest checkpoint, 0 without one. It looks before anything of the run's folder is touched.
 
     Raises ConfigError or DataError if the configuration or the prompts are others than the checkpoint's.
     """
     commit = checkpoints.newest()
-    for name, reason in checkpoints.skipped:
-        record.damaged(name, reason)
     if commit is None:
         return 0
     check_drift(commit.config, config)
