@@ -33,7 +33,8 @@ FREEZES = (
     Scenario(
         "frozen-head",
         0,
-        (Kill("generate.dispatched", 4, "gcs", action="stop"), Kill("save.written", 9, "gcs", action="stop")),
+        (Kill("generate.dispatched", 1, "gcs", action="stop"), Kill("save.written", 3, "gcs", action="stop")),
+        ("deadlines.health=2",),  # so that enough steps are left to notice it in
     ),
 )
 ZOMBIES = ("save.written@6", "save.manifest@9", "generate.done@11", "save.renamed@15")

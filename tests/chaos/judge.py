@@ -131,7 +131,7 @@ def lost_steps(seen: Seen) -> dict[Kill, int]:
     """Finished steps that were made again, each with the kill that cost it: the first that may, after the step."""
     lost: dict[Kill, int] = {}
     by_time = sorted(seen.struck, key=seen.struck.__getitem__)
-    for file in (seen.run_dir / "superseded").glob("metrics-*.jsonl"):
+    for file in (seen.run_dir / "superseded").glob("metrics-*.jsonl") if by_time else ():
         for row in (row for row in rows_of(file) if row["event"] == "step"):
             after = [kill for kill in by_time if seen.struck[kill] >= row["time"] - 0.01] or by_time[-1:]
             kill = next((kill for kill in after if kill.role in HARD), after[0])
