@@ -122,8 +122,10 @@ class Session:
         """Ends a lost actor and its processes; the stacks of a frozen one are written down first."""
         if member.lost:
             return
+        told = any(other.lost is error for other in self._members)  # all ranks are lost with one
         member.lost = error
-        self.say(str(error))
+        if not told:
+            self.say(str(error))
         if member.pids and stacks:
             self._write_stacks(member)
         self._end(member)
