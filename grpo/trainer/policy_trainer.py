@@ -19,6 +19,7 @@ from grpo.config import Config
 from grpo.faults import fault_point
 from grpo.loss import LossOutput, Normaliser, policy_loss
 from grpo.policy import Policy, load_policy
+from grpo.trainer import rng
 from grpo.trainer.engine import Engine, start_process_group
 from grpo.trainer.finite import check_finite
 from grpo.trainer.guards import SkipBudget, check_mismatch, check_samples
@@ -63,6 +64,7 @@ class PolicyTrainer:
         self.reference: Policy | None = None
         if config.algorithm.kl_coef > 0:
             self.reference = self._load(checkpointing=False).to(self.device).requires_grad_(False)
+        rng.derive(f"run.seed {config.run.seed}", rank)  # else the first steps of two starts would differ
 
     def _load(self, checkpointing: bool) -> Policy:
         model = self.config.model
