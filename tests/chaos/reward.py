@@ -1,4 +1,6 @@
-"""A reward of the user's own, so that the sweep has reward workers to kill."""
+"""Rewards of the user's own, so that the sweep has reward workers to kill."""
+
+import hashlib
 
 
 def even(prompt: str, completion: str, answer: str) -> float:
@@ -6,6 +8,6 @@ def even(prompt: str, completion: str, answer: str) -> float:
     return float(int(completion.rpartition("#### ")[2]) % 2 == 0)
 
 
-def parity(prompt: str, completion: str, answer: str) -> float:
-    """1 for a completion of an odd number of letters and digits: every group has both."""
-    return float(sum(map(str.isalnum, completion)) % 2)
+def lottery(prompt: str, completion: str, answer: str) -> float:
+    """Another number for another completion: every group has something to teach, whatever the model says."""
+    return hashlib.sha256(completion.encode()).digest()[0] / 255
