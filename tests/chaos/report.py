@@ -39,11 +39,11 @@ def spread(seconds: Sequence[float]) -> tuple[float, float, float] | None:
 def missed_targets(verdicts: Sequence[Verdict]) -> list[str]:
     """What is not as promised: 100 % finished without a human and equal, no prompt wrong, few steps lost, no traces."""
     missed = [f"{verdict.run}: {problem}" for verdict in verdicts for problem in verdict.problems]
+    wrong = {hit.run: hit.wrong_prompts for verdict in verdicts for hit in verdict.hits if hit.wrong_prompts}
+    missed += [f"{run}: {steps} steps with doubled or skipped prompts" for run, steps in wrong.items()]
     for hit in (hit for verdict in verdicts for hit in verdict.hits):
         if hit.lost_steps > most_lost(hit.kill, EVERY):
             missed.append(f"{hit.run}: {hit.kill.spec} cost {hit.lost_steps} finished steps")
-        if hit.wrong_prompts:
-            missed.append(f"{hit.run}: {hit.wrong_prompts} steps with doubled or skipped prompts")
     return missed
 
 
