@@ -75,6 +75,8 @@ class PolicyModelActor:
         on_cpu = self.device == "cpu"
         if on_cpu:  # before torch is loaded
             os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+            # oneDNN keeps compiled code for 1024 shapes, most of which never come again: 0.5 GB. A step has fewer.
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
         from grpo.trainer import PolicyTrainer
 
         self.trainer = PolicyTrainer(
