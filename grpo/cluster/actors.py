@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 
 from grpo.config import Config
-from grpo.rollout.environment import SPIN_COUNT, usable_cores
+from grpo.rollout.environment import COMPILED_SHAPES, SPIN_COUNT, usable_cores
 from grpo.store import Store
 from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
 from grpo.weights import Sender
@@ -75,8 +75,7 @@ class PolicyModelActor:
         on_cpu = self.device == "cpu"
         if on_cpu:  # before torch is loaded
             os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-            # oneDNN keeps compiled code for 1024 shapes, most of which never come again: 0.5 GB. A step has fewer.
-            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", COMPILED_SHAPES)
         from grpo.trainer import PolicyTrainer
 
         self.trainer = PolicyTrainer(

@@ -19,6 +19,8 @@ FORBIDDEN = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE")
 user's environment says, an engine here starts without them."""
 
 SPIN_COUNT = "10000"
+# oneDNN keeps compiled code for 1024 shapes, most of which never come again: over 0.5 GB. A step has fewer.
+COMPILED_SHAPES = "256"
 """Turns that an OpenMP thread waits awake. Engines and trainer take turns on the same cores, so one that spins for long
 takes them from the other; one that sleeps at once is woken late for the next of many small operations."""
 
@@ -38,6 +40,7 @@ def prepare_environment(config: Config, device: str) -> None:
     os.environ["TORCH_COMPILE_DISABLE"] = "1"  # the CPU build compiles even when told to run eagerly
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # binding would keep a core free for every worker
     os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", COMPILED_SHAPES)
     os.environ["VLLM_CPU_ATTN_SPLIT_KV"] = "0"  # its threads spin at a barrier; a batch gives them enough to do anyway
     os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // config.rollout.engines))
 
