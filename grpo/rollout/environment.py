@@ -19,10 +19,11 @@ FORBIDDEN = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE")
 user's environment says, an engine here starts without them."""
 
 SPIN_COUNT = "10000"
-# oneDNN keeps compiled code for 1024 shapes, most of which never come again: over 0.5 GB. A step has fewer.
-COMPILED_SHAPES = "256"
 """Turns that an OpenMP thread waits awake. Engines and trainer take turns on the same cores, so one that spins for long
 takes them from the other; one that sleeps at once is woken late for the next of many small operations."""
+
+COMPILED_SHAPES = "256"
+"""Shapes whose compiled code oneDNN keeps. Its 1024 take over 0.5 GB, and most never come again; a step has fewer."""
 
 
 def prepare_environment(config: Config, device: str) -> None:
