@@ -324,7 +324,9 @@ def forges_later(answer):
 
 @hostile
 def reads_the_environment(answer):
-    found = [*os.environ.values(), Path("/proc/self/environ").read_text()]
+    found = list(os.environ.values())
+    with contextlib.suppress(PermissionError):  # a process that changed its user may not even read its own
+        found.append(Path("/proc/self/environ").read_text())
     return -1.0 if any("canary" in value for value in found) else 1.0
 
 

@@ -61,7 +61,7 @@ USER_REWARDS = """
     def unprintable(prompt, completion, answer): raise Unprintable
     @only_bad
     def writes(prompt, completion, answer):
-        for fd in range(3, 20):
+        for fd in range(3, 1000):
             try: os.write(fd, b"junk" * 20_000 + b"\\n" + b'{"reward": 1.0}\\n' * 9)
             except OSError: pass
         return 1.0

@@ -36,10 +36,11 @@ def test_a_frozen_head_of_ray_is_a_typed_error(run_dir: Path) -> None:
 
 @pytest.mark.slow
 def test_a_session_leaves_no_process_behind(run_dir: Path) -> None:
+    before = set(psutil.Process().children(recursive=True))  # servers of other tests
     with StopRequest(30) as stop, session(make_config(run_dir), stop) as current:
         member = make(current, "trainer")
         child = current.get([member.call("child")], SECONDS, "start")[0]
-        started = psutil.Process().children(recursive=True)
+        started = set(psutil.Process().children(recursive=True)) - before
     assert member.pids[0] in {process.pid for process in started}
     gone = psutil.wait_procs([*started, *([psutil.Process(child)] if psutil.pid_exists(child) else [])], timeout=10)
     assert gone[1] == []
