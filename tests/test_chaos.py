@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -108,15 +109,20 @@ def test_a_run_that_did_the_same_passes_and_one_that_did_not_is_told_apart(tmp_p
     assert "not finished: exit codes [14]" in failed.problems[0]
 
 
-def test_a_step_that_was_made_again_is_blamed_on_the_kill_after_it(tmp_path: Path) -> None:
-    first, second = Kill("train.forward", 3, "trainer_rank"), Kill("generate.done", 5, "controller")
+def test_steps_that_were_made_again_are_blamed_on_the_kill_before_the_return(tmp_path: Path) -> None:
+    first, second = Kill("train.forward", 3, "trainer_rank"), Kill("generate.done", 5, "gcs")
     soft = Kill("generate.done", 4, "engine_core")
     seen = seen_run(tmp_path, [row(1, 1.0)], {first: 3.0, soft: 4.5, second: 6.0})
-    write(tmp_path / "superseded" / "metrics-0000.jsonl", [row(1, 1.0), row(2, 2.0)])
-    write(tmp_path / "superseded" / "metrics-0001.jsonl", [row(4, 4.0), row(4, 4.1, event="eval")])
-    assert lost_steps(seen) == {first: 2, second: 1}
+    lost = tmp_path / "superseded"
+    write(lost / "metrics-0000.jsonl", [row(1, 1.0), row(2, 2.0)])
+    write(
+        lost / "metrics-0001.jsonl", [row(4, 4.0), row(4, 4.1, event="eval"), row(5, 6.5)]
+    )  # a dead head is noticed late
+    for file, went_back in (("metrics-0000.jsonl", 3.5), ("metrics-0001.jsonl", 8.0)):
+        os.utime(lost / file, (went_back, went_back))
+    assert lost_steps(seen) == {first: 2, second: 2}
     alone = seen_run(tmp_path, [row(1, 1.0)], {soft: 4.5})
-    assert lost_steps(alone) == {soft: 3}, "without another cause an engine's kill has to answer for it"
+    assert lost_steps(alone) == {soft: 4}, "without another cause an engine's kill has to answer for it"
 
 
 def test_the_first_difference_is_named() -> None:

@@ -30,12 +30,8 @@ FREEZES = (
         ),
         ("rollout.engines=1", "reward_code.seconds=2"),
     ),
-    Scenario(
-        "frozen-head",
-        0,
-        (Kill("generate.dispatched", 1, "gcs", action="stop"), Kill("save.written", 3, "gcs", action="stop")),
-        ("deadlines.health=2",),  # so that enough steps are left to notice it in
-    ),
+    Scenario("frozen-head-1", 0, (Kill("generate.dispatched", 1, "gcs", action="stop"),)),
+    Scenario("frozen-head-2", 0, (Kill("save.written", 3, "gcs", action="stop"),), ("deadlines.health=2",)),
 )
 ZOMBIES = ("save.written@6", "save.manifest@9", "generate.done@11", "save.renamed@15")
 """Where starts of one run are frozen, each after the one before; then the run ends, and then they wake up."""

@@ -128,14 +128,16 @@ def wrong_prompts(found: list[Row], wanted: list[Row]) -> int:
 
 
 def lost_steps(seen: Seen) -> dict[Kill, int]:
-    """Finished steps that were made again, each with the kill that cost it: the first that may, after the step."""
+    """Finished steps that were made again, each with the kill that cost it: the last before the run went back.
+
+    The rows of one such return are in one file, written in that moment.
+    """
     lost: dict[Kill, int] = {}
     by_time = sorted(seen.struck, key=seen.struck.__getitem__)
     for file in (seen.run_dir / "superseded").glob("metrics-*.jsonl") if by_time else ():
-        for row in (row for row in rows_of(file) if row["event"] == "step"):
-            after = [kill for kill in by_time if seen.struck[kill] >= row["time"] - 0.01] or by_time[-1:]
-            kill = next((kill for kill in after if kill.role in HARD), after[0])
-            lost[kill] = lost.get(kill, 0) + 1
+        before = [kill for kill in by_time if seen.struck[kill] <= file.stat().st_mtime] or by_time[:1]
+        kill = next((kill for kill in reversed(before) if kill.role in HARD), before[-1])
+        lost[kill] = lost.get(kill, 0) + sum(row["event"] == "step" for row in rows_of(file))
     return lost
 
 
