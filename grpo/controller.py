@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from grpo.advantages import advantages
+from grpo.checkpoint import Commit
 from grpo.config import Config
 from grpo.errors import Interrupted, InterruptedEarly, NoLearningSignal, TrainerLost, WeightSyncError
 from grpo.evaluation import score_evaluation
@@ -45,9 +46,12 @@ class Controller:
         self.committed = 0
         self.training = False  # the trainer is beyond the last finished step
 
-    def run(self) -> None:
-        """Trains up to step `run.steps`. Raises GrpoError; whatever happens, the caller shuts the actors down."""
-        act: Callable[[], None] | None = self.resume
+    def run(self, newest: Commit | None) -> None:
+        """Trains up to step `run.steps`, from the `newest` checkpoint, which was verified a moment ago, or from step 0.
+
+        Raises GrpoError; whatever happens, the caller shuts the actors down.
+        """
+        act: Callable[[], None] | None = partial(self.resume, newest)
         while act:
             try:
                 act()
@@ -57,9 +61,9 @@ class Controller:
             except Interrupted as stopped:
                 raise self.last_commit(stopped) from None
 
-    def resume(self) -> None:
-        """Takes up the newest checkpoint, or the very start, and brings the engines there."""
-        parts, commit = self.parts, self.parts.checkpoints.newest()
+    def resume(self, commit: Commit | None) -> None:
+        """Takes up a checkpoint, or the very start, and brings the engines there."""
+        parts = self.parts
         self.progress = Progress(**commit.state["progress"]) if commit else self.start
         step = self.committed = self.progress.step
         if commit:
@@ -143,7 +147,7 @@ class Controller:
         """New trainer ranks in the place of lost ones; the next turn of the loop resumes."""
         began = time.monotonic()
         self.parts.trainer.rebuild()
-        self.resume()
+        self.resume(self.parts.checkpoints.newest())
         self.parts.recorder.recovered("trainer", lost, time.monotonic() - began)
 
     def last_commit(self, stopped: Interrupted) -> Interrupted:

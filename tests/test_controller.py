@@ -56,7 +56,7 @@ class Job:
     def run(self) -> list[str]:
         held_out = [prompt(1000 + number) for number in range(self.held_out)]
         parts = (self.rollouts, self.rewards, self.trainer, self.weights, self.checkpoints, self.recorder, self.stop)
-        Controller(self.config, Parts(self.prompts, *parts), held_out).run()
+        Controller(self.config, Parts(self.prompts, *parts), held_out).run(self.checkpoints.newest())
         return self.events
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from grpo.checkpoint import Checkpoints, check_drift, config_hash
+from grpo.checkpoint import Checkpoints, Commit, check_drift, config_hash
 from grpo.cluster.actors import PolicyModelActor, VLLMActor
 from grpo.cluster.adapters import RayRollouts, RayTrainer
 from grpo.cluster.fleet import Fleet, Recoveries, State
@@ -58,7 +58,8 @@ def _train(config: Config, run_dir: Path, actors: Actors, stop: StopRequest, lea
         rewards.check_answers([*loaded.prompts, *held_out.prompts])
         prompts = PromptStream(loaded.prompts, seed=config.run.seed)
         checkpoints = Checkpoints(config, run_dir, lease)
-        if newest_step(config, checkpoints, prompts) >= config.run.steps:
+        newest = find_newest(config, checkpoints, prompts)
+        if newest and newest.step >= config.run.steps:
             say = RunProgress(config.run.steps).say
             say(f"the run has its {config.run.steps} steps; to go on raise run.steps and name it in run.allow_drift")
             return
@@ -81,22 +82,21 @@ def _train(config: Config, run_dir: Path, actors: Actors, stop: StopRequest, lea
                 record.say("engines and ranks are ready")
                 rollouts = RayRollouts(cluster, config, fleet, weights.ensure)
                 parts = Parts(prompts, rollouts, rewards, trainer, weights, checkpoints, record, stop)
-                Controller(config, parts, held_out.prompts).run()
+                Controller(config, parts, held_out.prompts).run(newest)
 
 
-def newest_step(config: Config, checkpoints: Checkpoints, prompts: PromptStream) -> int:
-    """Step of the newest checkpoint, 0 without one. It looks before anything of the run's folder is touched.
+def find_newest(config: Config, checkpoints: Checkpoints, prompts: PromptStream) -> Commit | None:
+    """The newest checkpoint. It looks before anything of the run's folder is touched.
 
     Raises ConfigError or DataError if the configuration or the prompts are others than the checkpoint's.
     """
     commit = checkpoints.newest()
-    if commit is None:
-        return 0
-    check_drift(commit.config, config)
-    state = prompts.state()
-    prompts.restore(commit.state["progress"]["prompts"])
-    prompts.restore(state)
-    return commit.step
+    if commit is not None:
+        check_drift(commit.config, config)
+        state = prompts.state()
+        prompts.restore(commit.state["progress"]["prompts"])
+        prompts.restore(state)
+    return commit
 
 
 def evaluate(config: Config) -> Stats:
