@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 from grpo.advantages import advantages
@@ -103,7 +104,8 @@ class Controller:
             if due(step, config.sync.every):
                 self.sync(version=step)
             record.log_step(step, groups, stats | parts.rewards.failures())
-        score = self.progress.score if self.eval_prompts else mean_reward(groups)
+        rewards_B = (reward for group in groups for reward in group.rewards_G)
+        score = self.progress.score if self.eval_prompts else fmean(rewards_B)
         self.progress = Progress(parts.prompts.state(), step, silent, self.progress.evaluated, score)
         self.training = False
         self.evaluate()
@@ -174,7 +176,7 @@ class Controller:
 
     def check_signal(self, groups: Groups) -> int:
         """How many steps in a row had only groups of equal rewards, which teach nothing; too many end the run."""
-        silent = self.progress.silent + 1 if all(len(set(group.rewards_G)) == 1 for group in groups) else 0
+        silent = self.progress.silent + 1 if all(group.silent for group in groups) else 0
         if silent > self.config.run.max_steps_without_signal:
             rewards = sorted({reward for group in groups for reward in group.rewards_G})
             raise NoLearningSignal(
@@ -188,11 +190,6 @@ class Controller:
 def due(step: int, every: int) -> bool:
     """Whether something that happens every `every` steps happens after this one; 0 means never."""
     return every > 0 and step % every == 0
-
-
-def mean_reward(groups: Groups) -> float:
-    rewards_B = [reward for group in groups for reward in group.rewards_G]
-    return sum(rewards_B) / len(rewards_B)
 
 
 def train_sampling(config: Config) -> Sampling:

@@ -4,7 +4,7 @@
     metrics.jsonl   one row for each step and evaluation and for each phase outside of them; first "start", last "end"
     samples.jsonl   one row for each group that is kept, of training ("step") and of evaluation ("eval")
     tensorboard/    the numbers of metrics.jsonl, under the same names
-    checkpoints/    what a run goes on from, and its policies (checkpoint.py)
+    checkpoints/    what a run goes on from, and its policies (checkpoint/)
     attempts/       one file for each start of the run (lease.py)
     superseded/     rows of steps that were lost after a checkpoint and made again
     stacks/         stacks of frozen actors, as text

@@ -63,6 +63,11 @@ class Group:
         assert len(rewards) == len(self.samples), f"group {self.prompt.id} is not scored yet"
         return rewards
 
+    @property
+    def silent(self) -> bool:
+        """All rewards are equal: the group teaches nothing."""
+        return len(set(self.rewards_G)) == 1
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

@@ -131,10 +131,6 @@ class RayRollouts:
         return groups
 
 
-def is_error(result: Any) -> bool:
-    return isinstance(result, GrpoError)
-
-
 def request_seed(run_seed: int, step: int, place: int, prompt_id: str) -> int:
     """Seed of a prompt's first sample: the same for the same run, step, place in it and prompt, whoever answers.
 

@@ -5,12 +5,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from grpo.cluster.adapters import RayTrainer, is_error
+from grpo.cluster.adapters import RayTrainer
 from grpo.cluster.fleet import Fleet, Slot, State
 from grpo.cluster.session import Session
 from grpo.cluster.waiting import Call
 from grpo.config import Config
-from grpo.errors import ClusterError, EngineLost, TrainerLost
+from grpo.errors import ClusterError, EngineLost, GrpoError, TrainerLost
 from grpo.faults import fault_point
 from grpo.types import Manifest, Stats
 from grpo.weights import check_self_test, verify
@@ -133,7 +133,8 @@ class RayWeights:
         """
         deadlines = self.config.deadlines  # the ends of a transfer know deadlines.sync too, and which end was late
         results = self.session.outcomes(calls, deadlines.sync + deadlines.health, "weight sync", finish_first=True)
-        errors = {call.member: result for call, result in zip(calls, results, strict=True) if is_error(result)}
+        ended = zip((call.member for call in calls), results, strict=True)
+        errors = {member: result for member, result in ended if isinstance(result, GrpoError)}
         trainer = [error for error in errors.values() if isinstance(error, TrainerLost)]
         broken = [slot for slot in self._slots() if isinstance(errors.get(slot.member), ClusterError)]
         other = [error for error in errors.values() if not isinstance(error, ClusterError)]

@@ -210,7 +210,7 @@ class PolicyTrainer:
         return values
 
     def save(self, path: Path) -> None:
-        """Commits the policy as a Hugging Face folder (config, safetensors, tokenizer).
+        """Writes the policy as a Hugging Face folder (config, safetensors, tokenizer).
 
         Raises on all ranks alike: NonFiniteError if the model is not finite, CheckpointError if it cannot be written.
         """

@@ -1,7 +1,5 @@
 """The policy's live weights under their Hugging Face names: list, iterate, perturb and restore, save."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +59,7 @@ class LiveWeights:
                 param.copy_(self.originals.pop(name))
 
     def save(self, path: Path, tokenizer_path: str, revision: str | None) -> None:
-        """Rank 0 writes a Hugging Face folder: beside its place, flushed, then renamed.
+        """Rank 0 writes a Hugging Face folder; who publishes it makes it durable and visible (`store`).
 
         Raises on all ranks alike: NonFiniteError if a weight is not finite, CheckpointError if it cannot be written.
         """
@@ -85,27 +83,12 @@ class LiveWeights:
             raise CheckpointError(
                 f"saved weights are never overwritten: {path} exists; move it away or choose another run.dir"
             )
-        partial = path.with_name(path.name + ".tmp")
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            self.causal_lm.save_pretrained(partial, state_dict=tensors)
+            path.mkdir(parents=True)
+            self.causal_lm.save_pretrained(path, state_dict=tensors)
             tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, revision=revision, trust_remote_code=False)
-            tokenizer.save_pretrained(partial)
-            for file in (*partial.iterdir(), partial):
-                flush(file)
-            partial.rename(path)
-            flush(path.parent)
+            tokenizer.save_pretrained(path)
         except OSError as error:
             raise CheckpointError(
                 f"the policy must be saved whole: writing {path} failed ({error}); free space or choose another run.dir"
             ) from error
-
-
-def flush(path: Path) -> None:
-    """Forces a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
