@@ -141,7 +141,8 @@ class Controller:
             records = parts.trainer.save(folder, progress.step)
             attachments = parts.recorder.attachments()
             state = {"progress": asdict(progress), "attachments": sorted(attachments)}
-            parts.checkpoints.commit(progress.step, records, state, progress.score, attachments)
+            commit = parts.checkpoints.commit(progress.step, records, state, progress.score, attachments)
+            parts.recorder.log_commit(commit.step, sum(file.size for file in commit.files))
         self.committed = progress.step
         parts.stop.reserve_seconds = time.monotonic() - began
 

@@ -5,8 +5,6 @@ filled from samples or events. Naming: prefix grpo_, base units, _total for coun
 `run`; other labels have few values and never text of a model. https://prometheus.io/docs/practices/naming/
 """
 
-import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -14,9 +12,6 @@ from functools import lru_cache
 from statistics import fmean, pstdev
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-
-from grpo.config import Config
 from grpo.types import Group, Stats
 
 PHASES = ("rollout", "reward", "advantage", "train", "weight_sync", "checkpoint", "eval")
@@ -66,7 +61,10 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("grpo_build_info", "gauge", "", "Version of the program; always 1.", ("version",)),
     Metric("grpo_run_info", "gauge", "", "What the run trains and how; always 1.", ("model", "loss")),
     _gauge("grpo_step", "steps", "Last finished GRPO step.", "step"),
+    Metric("grpo_run_steps", "gauge", "steps", "Steps that the run is to make (run.steps)."),
+    Metric("grpo_resumed_step", "gauge", "steps", "Step last gone on from, after a start or a lost trainer."),
     _gauge("grpo_last_step_timestamp_seconds", "unix seconds", "When the last step finished.", "time"),
+    Metric("grpo_progress_timestamp_seconds", "gauge", "unix seconds", "Last phase begun or ended, actor replaced."),
     Metric("grpo_steps_total", "counter", "steps", "GRPO steps by outcome (ok, failed).", ("outcome",)),
     _histogram("grpo_step_duration_seconds", "seconds", "Duration of a step.", SECONDS, "step/seconds"),
     _gauge("grpo_step_tokens_per_second", "1/s", "Completion tokens by duration of step.", "step/tokens_per_second"),
@@ -74,6 +72,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("grpo_phase_duration_seconds", "histogram", "seconds", "Duration by phase.", ("phase",), BY_PHASE, SECONDS),
     Metric("grpo_attempt", "gauge", "starts", "How often the run was started, this start included."),
     Metric("grpo_deadline_seconds", "gauge", "seconds", "Longest wait by phase (deadlines.*).", ("phase",)),
+    Metric("grpo_workers", "gauge", "actors", "By role; state is expected, ready or lost.", ("role", "state")),
     Metric("grpo_recoveries_total", "counter", "replacements", "Lost actors replaced, by role.", ("role",)),
     _histogram("grpo_recovery_seconds", "seconds", "From a loss noticed to its end.", SECONDS, "recovery/seconds"),
     # Rewards and rollouts
@@ -110,7 +109,11 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("grpo_weight_sync_total", "counter", "syncs", "Weight syncs by result (ok, error).", ("result",)),
     _histogram("grpo_weight_sync_duration_seconds", "seconds", "Duration of a sync.", SECONDS, "sync/seconds"),
     _counter("grpo_weight_sync_bytes_total", "bytes", "Bytes that the syncs have sent.", "sync/bytes"),
+    Metric("grpo_policy_version", "gauge", "steps", "Step whose weights a role holds (rollout, trainer).", ("role",)),
     _gauge("grpo_self_test_diff_nats", "nats", "Mean |trainer - engine| logprob at start.", "sync/self_test_diff"),
+    Metric("grpo_checkpoint_step", "gauge", "steps", "Step of the newest checkpoint; 0 before the first."),
+    Metric("grpo_checkpoint_every_steps", "gauge", "steps", "Steps between saves (checkpoint.every); 0: at the end."),
+    Metric("grpo_checkpoint_size_bytes", "gauge", "bytes", "Size of the last checkpoint that was saved."),
     Metric("grpo_checkpoint_last_success_timestamp_seconds", "gauge", "unix seconds", "When a save last succeeded."),
     Metric("grpo_checkpoint_failures_total", "counter", "saves", "Checkpoints that could not be written."),
     Metric("grpo_checkpoint_skipped_total", "counter", "checkpoints", "Damaged checkpoints that were passed over."),
@@ -143,104 +146,3 @@ def summarize(groups: Sequence[Group], step: int) -> Stats:
         "rollout/completion_tokens": float(sum(lengths_B)),
         "rollout/staleness": fmean(step - 1 - sample.version for sample in samples),
     }
-
-
-class PrometheusMetrics:
-    """The catalogue as Prometheus series in a registry of its own."""
-
-    def __init__(self, run: str, version: str, model: str, loss: str) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the series
-        self.registry = CollectorRegistry()
-        self._run = run
-        self._collectors = {metric.name: self._register(metric) for metric in CATALOGUE}
-        self._set("grpo_build_info", 1, version)
-        self._set("grpo_run_info", 1, model, loss)
-        for phase in PHASES:
-            self._set("grpo_phase", 0, phase)
-        # A counter that first appears with its first failure has no increase to alert on: start them at 0.
-        for name, *labels in (
-            ("grpo_steps_total", "ok"),
-            ("grpo_steps_total", "failed"),
-            ("grpo_weight_sync_total", "ok"),
-            ("grpo_weight_sync_total", "error"),
-            ("grpo_checkpoint_failures_total",),
-            ("grpo_checkpoint_skipped_total",),
-            ("grpo_recoveries_total", "rollout"),
-            ("grpo_recoveries_total", "trainer"),
-            ("grpo_completion_truncated_total",),
-        ):
-            self._add(name, 0, *labels)
-
-    def _register(self, metric: Metric) -> Counter | Gauge | Histogram:
-        labels = ("run", *metric.labels)
-        if metric.kind == "histogram":
-            return Histogram(metric.name, metric.help, labels, registry=self.registry, buckets=metric.buckets)
-        kind = Counter if metric.kind == "counter" else Gauge
-        return kind(metric.name, metric.help, labels, registry=self.registry)
-
-    def _set(self, name: str, value: float, *labels: str) -> None:
-        collector = self._collectors[name]
-        assert isinstance(collector, Gauge)
-        collector.labels(self._run, *labels).set(value)
-
-    def _add(self, name: str, value: float, *labels: str) -> None:
-        collector = self._collectors[name]
-        assert isinstance(collector, Counter)
-        collector.labels(self._run, *labels).inc(value)
-
-    def _observe(self, name: str, value: float, *labels: str) -> None:
-        collector = self._collectors[name]
-        assert isinstance(collector, Histogram)
-        collector.labels(self._run, *labels).observe(value)
-
-    def record(self, row: Stats) -> None:
-        """Takes over every key of a row. Only gauges can show a number that is not finite."""
-        for key, value in row.items():
-            metric, label = lookup(key)
-            labels = (label,) if label else ()
-            if metric.kind == "gauge":
-                self._set(metric.name, value, *labels)
-            elif math.isfinite(value):
-                (self._add if metric.kind == "counter" else self._observe)(metric.name, value, *labels)
-
-    def start(self, config: Config, attempt: int) -> None:
-        """What is known before the first step."""
-        self._set("grpo_attempt", attempt)
-        for phase, seconds in config.deadlines:
-            self._set("grpo_deadline_seconds", seconds, phase)
-
-    def restore(self, row: Mapping[str, float | None], step: int, at: float) -> None:
-        """Gauges as the last step before a checkpoint left them."""
-        gauges = {key: value for key, value in row.items() if value is not None and lookup(key)[0].kind == "gauge"}
-        self.record(gauges | {"step": step, "time": at})
-
-    def recovered(self, role: str, seconds: float) -> None:
-        self._add("grpo_recoveries_total", 1, role)
-        self.record({"recovery/seconds": seconds})
-
-    def checkpoint_skipped(self) -> None:
-        self._add("grpo_checkpoint_skipped_total", 1)
-
-    def record_samples(self, groups: Sequence[Group], step: int) -> None:
-        """Fills the distributions over a step's samples."""
-        for sample in (sample for group in groups for sample in group.samples):
-            assert sample.reward is not None, f"sample {sample.index} of {sample.prompt_id} is not scored yet"
-            self._observe("grpo_reward", sample.reward)
-            self._observe("grpo_completion_tokens", len(sample.output_ids))
-            self._observe("grpo_sample_staleness_steps", step - 1 - sample.version)
-            self._add("grpo_completion_truncated_total", sample.finish_reason == "length")
-
-    def phase_started(self, phase: str) -> None:
-        self._set("grpo_phase", 1, phase)
-
-    def phase_ended(self, phase: str, ok: bool) -> None:
-        self._set("grpo_phase", 0, phase)
-        if phase == "weight_sync":
-            self._add("grpo_weight_sync_total", 1, "ok" if ok else "error")
-        if phase == "checkpoint" and ok:
-            self._set("grpo_checkpoint_last_success_timestamp_seconds", time.time())
-        if phase == "checkpoint" and not ok:
-            self._add("grpo_checkpoint_failures_total", 1)
-
-    def step_ended(self, ok: bool) -> None:
-        self._add("grpo_steps_total", 1, "ok" if ok else "failed")

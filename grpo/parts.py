@@ -94,7 +94,27 @@ class Checkpoints(Protocol):
     ) -> Commit: ...
 
 
-class Recorder(Protocol):
+class Observer(Protocol):
+    """Who is told how the actors of a role ("rollout", "trainer") are. Every call is a sign of progress."""
+
+    def workers(self, role: str, ready: int, lost: int) -> None:
+        """How many of them can work, and how many are lost and have no replacement yet that can."""
+        ...
+
+    def policy_version(self, role: str, version: int) -> None:
+        """They hold the weights of that step."""
+        ...
+
+    def recovered(self, role: str, error: Exception, seconds: float) -> None:
+        """Something was lost and is replaced, `seconds` after that was noticed."""
+        ...
+
+    def alive(self) -> None:
+        """Something that may take long has got on."""
+        ...
+
+
+class Recorder(Observer, Protocol):
     """Everything a person sees: progress line, metrics, samples."""
 
     def step(self, step: int) -> AbstractContextManager[None]: ...
@@ -107,16 +127,16 @@ class Recorder(Protocol):
 
     def log_eval(self, step: int, groups: Groups, scores: Stats) -> None: ...
 
+    def log_commit(self, step: int, size: int) -> None:
+        """The newest checkpoint is that of `step` and has `size` bytes."""
+        ...
+
     def rewind(self, step: int, attachments: Mapping[str, bytes]) -> None:
         """Goes back to what was recorded when a checkpoint took the attachments; step 0 has none."""
         ...
 
     def attachments(self) -> dict[str, bytes]:
         """What a checkpoint must keep for `rewind`."""
-        ...
-
-    def recovered(self, role: str, error: Exception, seconds: float) -> None:
-        """Something was lost and is replaced, `seconds` after that was noticed."""
         ...
 
 

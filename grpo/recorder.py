@@ -18,8 +18,9 @@ from prometheus_client import start_http_server
 from grpo import __version__
 from grpo.config import Config
 from grpo.errors import ConfigError
-from grpo.metrics import PrometheusMetrics, summarize
+from grpo.metrics import summarize
 from grpo.progress import RunProgress
+from grpo.prometheus import PrometheusMetrics
 from grpo.runfolder import METRICS, RunFolder, prepare_folder, read_rows
 from grpo.trackers import Tracker, close_tracker, wanted_trackers
 from grpo.types import Group, Groups, Stats
@@ -101,6 +102,7 @@ class RunRecorder:
     def phase(self, name: str) -> Iterator[None]:
         self.progress.phase(name)
         self._prometheus.phase_started(name)
+        self.alive()
         ok = False
         try:
             with self._block(name, f"phase/{name}"):
@@ -109,6 +111,7 @@ class RunRecorder:
         finally:
             self.progress.phase("")
             self._prometheus.phase_ended(name, ok)
+            self.alive()
 
     def log_sync(self, stats: Stats, digest: str) -> None:
         assert self._depth > 0, "log_sync belongs inside of phase('weight_sync')"
@@ -129,9 +132,13 @@ class RunRecorder:
         self._folder.write_samples("eval", step, groups)
         self.progress.eval_done(step, len(groups), scores)
 
+    def log_commit(self, step: int, size: int) -> None:
+        self._prometheus.committed(step, size)
+
     def attachments(self) -> dict[str, bytes]:
         """What a checkpoint keeps for `rewind`: the rows of metrics.jsonl."""
         self._own.clear()
+        self.alive()  # the ranks have written their share
         return {METRICS: self._folder.metrics()}
 
     def rewind(self, step: int, attachments: Mapping[str, bytes]) -> None:
@@ -140,6 +147,7 @@ class RunRecorder:
         Gauges show the last step again; counters begin anew with every process, as Prometheus expects.
         """
         self._step = step
+        self._prometheus.rewound(step)
         self._folder.rewind(step, attachments.get(METRICS, b""), self._own)
         self.progress.rewind(step)
         if step:
@@ -153,10 +161,22 @@ class RunRecorder:
         self._prometheus.checkpoint_skipped()
         self.say(f"warning: checkpoint {name} is damaged and was passed over: {reason}")
 
+    def workers(self, role: str, ready: int, lost: int) -> None:
+        self._prometheus.workers(role, ready, lost)
+        self.alive()
+
+    def policy_version(self, role: str, version: int) -> None:
+        self._prometheus.policy_version(role, version)
+        self.alive()
+
+    def alive(self) -> None:
+        self._prometheus.progress()
+
     def recovered(self, role: str, error: Exception, seconds: float) -> None:
         """Something was lost and is replaced, `seconds` after that was noticed."""
         self.say(f"{role} replaced in {seconds:.1f} s")
         self._prometheus.recovered(role, seconds)
+        self.alive()
         said = {"role": role, "cause": str(error)}
         self._own.append(self._folder.write_row("recovery", self._step, {"recovery/seconds": seconds}, **said))
 

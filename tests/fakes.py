@@ -167,6 +167,7 @@ class FakeRecorder:
     steps: dict[int, Stats] = field(default_factory=dict)
     scores: dict[int, Stats] = field(default_factory=dict)
     syncs: list[Stats] = field(default_factory=list)
+    commits: list[tuple[int, int]] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -202,6 +203,19 @@ class FakeRecorder:
 
     def recovered(self, role: str, error: Exception, seconds: float) -> None:
         self.events.append(f"recovered {role}")
+
+    def workers(self, role: str, ready: int, lost: int) -> None:
+        self.events.append(f"workers {role}: {ready} ready, {lost} lost")
+
+    def policy_version(self, role: str, version: int) -> None:
+        self.events.append(f"{role} has {version}")
+
+    def alive(self) -> None:
+        pass
+
+    def log_commit(self, step: int, size: int) -> None:
+        assert self.open == ["checkpoint"]
+        self.commits.append((step, size))
 
     def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None:
         self.events.append(f"log_step {step}")

@@ -28,7 +28,7 @@ from grpo.errors import (
 )
 from grpo.stopping import StopRequest
 from grpo.types import Group, Prompt, Sampling
-from tests.fakes import sample
+from tests.fakes import FakeRecorder, sample
 
 SECONDS = 30
 
@@ -196,17 +196,18 @@ def test_a_busy_actor_is_not_taken_for_a_frozen_one(cluster: Session, rank: Memb
 @pytest.mark.slow
 def test_engines_share_prompts_and_a_frozen_ones_share_goes_to_the_others(cluster: Session, run_dir: Path) -> None:
     MARKER.unlink(missing_ok=True)
-    back: list[str] = []
+    told: list[str] = []
     config = make_config(run_dir)
     fleet = Fleet(
         cluster,
         config,
         lambda index: cluster.create(Echo, "rollout", index, 0, config, index, "cpu"),
         Recoveries(3),
-        lambda role, error, seconds: back.append(f"{role}: {error}"),
+        FakeRecorder(told),
     )
     fleet.gather(wait=True)
     fleet.verified()
+    assert told == ["workers rollout: 0 ready, 0 lost", "workers rollout: 2 ready, 0 lost"]
     rollouts = RayRollouts(cluster, config, fleet, ensure=lambda: 0)
     prompts = [Prompt(f"p:{n}", "freeze 1" if n == 3 else "q", "a", (1,)) for n in range(5)]
     groups = rollouts.generate(prompts, Sampling(1, 8, 1.0, 1.0), step=7)
@@ -215,10 +216,12 @@ def test_engines_share_prompts_and_a_frozen_ones_share_goes_to_the_others(cluste
     assert [group.samples[0].text for group in groups] == [f"seed {request_seed(0, 7, n, f'p:{n}')}" for n in range(5)]
     assert [slot.state for slot in fleet.slots] == [State.HEALTHY, State.RESTARTING]
     fleet.gather(wait=True)
-    assert [slot.state for slot in fleet.slots] == [State.HEALTHY, State.STALE] and back == []
+    assert [slot.state for slot in fleet.slots] == [State.HEALTHY, State.STALE]
+    assert told[2:] == ["workers rollout: 1 ready, 1 lost"] * 2
+    assert "engine 1 is frozen" in str(fleet.slots[1].lost)
     fleet.verified()
     assert [slot.state for slot in fleet.slots] == [State.HEALTHY] * 2
-    assert len(back) == 1 and "rollout: rollout: engine 1 is frozen" in back[0]
+    assert told[4:] == ["recovered rollout", "workers rollout: 2 ready, 0 lost"]
 
 
 def test_the_arcs_of_an_engines_state() -> None:

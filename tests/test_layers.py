@@ -33,6 +33,7 @@ FLOORS = {
     "metrics": 1,
     "plan": 1,
     "progress": 1,
+    "prometheus": 1,
     "recorder": 1,
     "report": 1,
     "rewards": 1,

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
 from grpo.evaluation import score_evaluation
-from grpo.metrics import CATALOGUE, PHASES, PrometheusMetrics, lookup, summarize
+from grpo.metrics import CATALOGUE, PHASES, lookup, summarize
+from grpo.prometheus import PrometheusMetrics
 from tests.runs import SYNC, make_config, make_group, make_stats
 
 
@@ -144,11 +145,48 @@ def test_phases_and_failures():
     assert found['grpo_steps_total{outcome="failed",run="fake"}'] == 1
 
 
+def test_what_is_known_before_the_first_step(monkeypatch):
+    monkeypatch.setattr("grpo.prometheus.time.time", lambda: 1.8e9)
+    metrics = make_metrics()
+    metrics.start(make_config(rollout={"engines": 3}, train={"ranks": 2}, checkpoint={"every": 5}), attempt=2)
+    found = series(metrics)
+    workers = {name: value for name, value in found.items() if name.startswith("grpo_workers")}
+    assert workers == {
+        'grpo_workers{role="rollout",run="fake",state="expected"}': 3,
+        'grpo_workers{role="rollout",run="fake",state="ready"}': 0,
+        'grpo_workers{role="rollout",run="fake",state="lost"}': 0,
+        'grpo_workers{role="trainer",run="fake",state="expected"}': 2,
+        'grpo_workers{role="trainer",run="fake",state="ready"}': 0,
+        'grpo_workers{role="trainer",run="fake",state="lost"}': 0,
+    }
+    assert found['grpo_run_steps{run="fake"}'] == 3
+    assert found['grpo_checkpoint_every_steps{run="fake"}'] == 5
+    assert found['grpo_attempt{run="fake"}'] == 2
+    assert found['grpo_progress_timestamp_seconds{run="fake"}'] == 1.8e9
+
+
+def test_checkpoints_and_going_back_to_them():
+    metrics = make_metrics()
+    metrics.rewound(0)
+    metrics.committed(4, size=1234)
+    found = series(metrics)
+    assert found['grpo_resumed_step{run="fake"}'] == 0
+    assert (found['grpo_checkpoint_step{run="fake"}'], found['grpo_checkpoint_size_bytes{run="fake"}']) == (4, 1234)
+    metrics.committed(8, size=1236)
+    metrics.rewound(4)  # the newest was damaged
+    found = series(metrics)
+    assert (found['grpo_checkpoint_step{run="fake"}'], found['grpo_resumed_step{run="fake"}']) == (4, 4)
+
+
 def full_step(metrics, step):
     if step == 1:
         metrics.start(make_config(), attempt=2)
     metrics.recovered("trainer", 4.0)
     metrics.checkpoint_skipped()
+    metrics.rewound(step - 1)
+    metrics.workers("rollout", ready=1, lost=0)
+    metrics.policy_version("rollout", step)
+    metrics.committed(step, size=1000)
     for phase in PHASES:
         metrics.phase_started(phase)
         metrics.phase_ended(phase, ok=True)

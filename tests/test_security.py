@@ -24,9 +24,9 @@ from rich.console import Console
 from grpo import configfile
 from grpo.config import Config
 from grpo.errors import ConfigError, GrpoError
-from grpo.metrics import PrometheusMetrics
 from grpo.plan import plan
 from grpo.progress import RunProgress
+from grpo.prometheus import PrometheusMetrics
 from grpo.report import write_report
 from grpo.rollout.environment import FORBIDDEN, prepare_environment
 from grpo.tokens import load_tokenizer

@@ -13,6 +13,7 @@ from grpo.cluster.waiting import Call, Member
 from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, GrpoError, StoreLost, TrainerLost
 from grpo.faults import fault_point
+from grpo.parts import Observer
 from grpo.types import FileRecord, Group, Prompt, Sample, Sampling, Stats
 
 
@@ -20,15 +21,21 @@ class RayTrainer:
     """The ranks of the policy, always called together. One that is lost takes the others along."""
 
     def __init__(
-        self, session: Session, config: Config, create: Callable[[int], Member], recoveries: Recoveries
+        self,
+        session: Session,
+        config: Config,
+        create: Callable[[int], Member],
+        recoveries: Recoveries,
+        observer: Observer,
     ) -> None:
-        self.session, self.config, self.create, self.recoveries = session, config, create, recoveries
+        self.session, self.config, self.create = session, config, create
+        self.recoveries, self.observer = recoveries, observer
         self.lost: GrpoError | None = None
         self.launch()
 
     def launch(self) -> None:
         """New ranks, which start beside everything else that starts; `ready` waits for them."""
-        self.version = 0
+        self._at(0)
         self.moved = False  # since its weights were last sent
         self.connected = False  # to the engines; see RayWeights
         self.ranks = [self.create(rank) for rank in range(self.config.train.ranks)]
@@ -41,6 +48,8 @@ class RayTrainer:
             for rank, place in zip(self.ranks, places, strict=True):
                 self.session.started(rank, place)
             self.starting = []
+            self.lost = None
+            self.observer.workers("trainer", len(self.ranks), 0)
 
     def rebuild(self) -> None:
         assert self.lost is not None, "only a lost trainer is rebuilt"
@@ -53,7 +62,7 @@ class RayTrainer:
         calls = [rank.call("step", shared, step) for rank in self.ranks]
         fault_point("train.dispatched", step)
         stats: Stats = self.all(calls, self.config.deadlines.train, "train", finish_first=True)[0]
-        self.version = step
+        self._at(step)
         self.moved |= stats.get("train/grad_norm", 0.0) * stats.get("train/learning_rate", 0.0) > 0
         return stats
 
@@ -68,7 +77,7 @@ class RayTrainer:
         names = [file.name for file in commit.files]
         calls = [rank.call("load", commit.folder, names, commit.step) for rank in self.ranks]
         self.all(calls, self.config.deadlines.save, "load")
-        self.version = commit.step
+        self._at(commit.step)
 
     def all(self, calls: Sequence[Call], seconds: float, what: str, **options: Any) -> list[Any]:
         """Results of all ranks. Raises TrainerLost once the others are ended too: they may wait for the lost one.
@@ -88,6 +97,11 @@ class RayTrainer:
         self.lost = lost
         for rank in self.ranks:
             self.session.discard(rank, lost, False)
+        self.observer.workers("trainer", 0, len(self.ranks))
+
+    def _at(self, step: int) -> None:
+        self.version = step
+        self.observer.policy_version("trainer", step)
 
 
 class RayRollouts:

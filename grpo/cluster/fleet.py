@@ -15,6 +15,7 @@ from grpo.cluster.session import Session
 from grpo.cluster.waiting import Call, Member
 from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, GrpoError
+from grpo.parts import Observer
 
 
 class State(StrEnum):
@@ -69,7 +70,7 @@ class Slot:
 
 
 class Fleet:
-    """All engines of a run. `create` makes the actor of a place; `recovered` is told of each that is healthy again."""
+    """All engines of a run. `create` makes the actor of a place; `observer` is told of losses and of who may sample."""
 
     def __init__(
         self,
@@ -77,10 +78,10 @@ class Fleet:
         config: Config,
         create: Callable[[int], Member],
         recoveries: Recoveries,
-        recovered: Callable[[str, GrpoError, float], None],
+        observer: Observer,
     ) -> None:
         self.session, self.config, self.create = session, config, create
-        self.recoveries, self.recovered = recoveries, recovered
+        self.recoveries, self.observer = recoveries, observer
         self.slots = [Slot(index, create(index)) for index in range(config.rollout.engines)]
         for slot in self.slots:
             self._start(slot)
@@ -99,6 +100,7 @@ class Fleet:
         for slot in slots:
             slot.member = self.create(slot.index)
             self._start(slot)
+        self._report()
 
     def gather(self, wait: bool) -> None:
         """Takes in the engines that have started since; with `wait` those that are still starting too."""
@@ -115,6 +117,7 @@ class Fleet:
             else:
                 self.session.started(slot.member, outcome)
                 slot.to(State.STALE)
+        self._report()
         if wait and self.of(State.RESTARTING):  # one was lost while it started
             self.gather(wait=True)
 
@@ -123,9 +126,13 @@ class Fleet:
         for slot in self.of(State.STALE):
             slot.to(State.HEALTHY)
             if slot.lost:
-                self.recovered("rollout", slot.lost, time.monotonic() - slot.lost_at)
+                self.observer.recovered("rollout", slot.lost, time.monotonic() - slot.lost_at)
                 slot.lost = None
+        self._report()
 
     def _start(self, slot: Slot) -> None:
         slot.to(State.RESTARTING)
         slot.starting = slot.member.call("start")
+
+    def _report(self) -> None:
+        self.observer.workers("rollout", len(self.of(State.HEALTHY)), sum(slot.lost is not None for slot in self.slots))

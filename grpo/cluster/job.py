@@ -74,8 +74,8 @@ def _train(config: Config, run_dir: Path, actors: Actors, stop: StopRequest, lea
             with session(config, stop, record.say) as cluster:
                 record.say(f"starting {roles} on {cluster.device}")
                 recoveries = Recoveries(config.run.max_recoveries)
-                fleet = Fleet(cluster, config, partial(engine, cluster, config, actors), recoveries, record.recovered)
-                trainer = RayTrainer(cluster, config, partial(rank, cluster, config, actors), recoveries)
+                fleet = Fleet(cluster, config, partial(engine, cluster, config, actors), recoveries, record)
+                trainer = RayTrainer(cluster, config, partial(rank, cluster, config, actors), recoveries, record)
                 weights = RayWeights(cluster, config, fleet, trainer, canary=loaded.prompts[0].token_ids)
                 fleet.gather(wait=True)
                 trainer.ready()
@@ -106,7 +106,7 @@ def evaluate(config: Config) -> Stats:
         rewards.check_answers(held_out)
         with session(config, stop) as cluster:
             recoveries = Recoveries(config.run.max_recoveries)
-            fleet = Fleet(cluster, config, partial(engine, cluster, config, Actors()), recoveries, tell)
+            fleet = Fleet(cluster, config, partial(engine, cluster, config, Actors()), recoveries, Teller())
             rollouts = RayRollouts(cluster, config, fleet, partial(serve_as_loaded, cluster, config, fleet))
             return score_evaluation(rewards.score(rollouts.generate(held_out, eval_sampling(config), step=0)))
 
@@ -120,8 +120,20 @@ def serve_as_loaded(cluster: Session, config: Config, fleet: Fleet) -> int:
     return 0
 
 
-def tell(role: str, _error: GrpoError, seconds: float) -> None:
-    print(f"{role} replaced in {seconds:.1f} s")
+class Teller:
+    """An Observer without a run's folder or metrics: it prints what was replaced."""
+
+    def recovered(self, role: str, _error: Exception, seconds: float) -> None:
+        print(f"{role} replaced in {seconds:.1f} s")
+
+    def workers(self, role: str, ready: int, lost: int) -> None:
+        pass
+
+    def policy_version(self, role: str, version: int) -> None:
+        pass
+
+    def alive(self) -> None:
+        pass
 
 
 def engine(cluster: Session, config: Config, actors: Actors, index: int) -> Member:

@@ -49,6 +49,7 @@ class RayWeights:
                 continue
         self.fleet.verified()
         self.version = version
+        self.fleet.observer.policy_version("rollout", version)
         fault_point("sync.done", version)
         return stats | {
             "sync/seconds": time.perf_counter() - began,
@@ -133,6 +134,7 @@ class RayWeights:
         """
         deadlines = self.config.deadlines  # the ends of a transfer know deadlines.sync too, and which end was late
         results = self.session.outcomes(calls, deadlines.sync + deadlines.health, "weight sync", finish_first=True)
+        self.fleet.observer.alive()
         ended = zip((call.member for call in calls), results, strict=True)
         errors = {member: result for member, result in ended if isinstance(result, GrpoError)}
         trainer = [error for error in errors.values() if isinstance(error, TrainerLost)]
