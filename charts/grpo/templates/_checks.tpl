@@ -1,0 +1,172 @@
+{{/* What KubeRay, Kueue or the API server would refuse late, or never say: refused here, with a sentence. */}}
+{{- define "grpo.checks" -}}
+{{- include "grpo.checks.cluster" . -}}
+{{- include "grpo.checks.job" . -}}
+{{- include "grpo.checks.deletion" . -}}
+{{- include "grpo.checks.security" . -}}
+{{- include "grpo.checks.config" . -}}
+{{- include "grpo.checks.storage" . -}}
+{{- range $role := list "head" "rollout" "trainer" }}{{ include "grpo.checks.group" (dict "root" $ "role" $role) }}{{ end -}}
+{{- range $role := list "rollout" "trainer" }}{{ include "grpo.checks.placement" (dict "root" $ "role" $role) }}{{ end -}}
+{{- end }}
+
+{{/* Every API server has apiregistration.k8s.io; `helm template` without a cluster does not, and then nothing is known. */}}
+{{- define "grpo.checks.cluster" -}}
+{{- $has := .Capabilities.APIVersions -}}
+{{- if $has.Has "apiregistration.k8s.io/v1" -}}
+{{- if not ($has.Has "ray.io/v1/RayJob") -}}
+{{- fail "\n\nThis cluster has no RayJob (ray.io/v1): the KubeRay operator is missing. Install it, then try again:\n\n  helm install kuberay-operator kuberay-operator --repo https://ray-project.github.io/kuberay-helm --version 1.6.2 --namespace kuberay-system --create-namespace\n" -}}
+{{- end -}}
+{{- if and .Values.queue.name (not (or ($has.Has "kueue.x-k8s.io/v1beta1") ($has.Has "kueue.x-k8s.io/v1beta2"))) -}}
+{{- fail (printf "\n\nqueue.name is %s, but this cluster has no Kueue (kueue.x-k8s.io): the job would start without it. Install Kueue or leave queue.name empty." .Values.queue.name) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "grpo.checks.job" -}}
+{{- $mode := include "grpo.submissionMode" . -}}
+{{- if not .Values.image.registry -}}
+{{- fail "\n\nimage.registry is empty. Set it to where you pushed the images that `make images` builds, for example registry.example.com/team, or to localhost for images loaded into the nodes." -}}
+{{- end -}}
+{{- if and (eq $mode "SidecarMode") (eq .Values.podSecurity "restricted") -}}
+{{- fail "\n\njob.submissionMode SidecarMode does not go with podSecurity restricted: KubeRay adds a container without a security context, and the head pod would be refused. Use auto or HTTPMode, or podSecurity baseline in a namespace that allows it." -}}
+{{- end -}}
+{{- if and (eq $mode "K8sJobMode") (eq .Values.scheduler.name "kai") -}}
+{{- fail "\n\njob.submissionMode K8sJobMode does not go with scheduler.name kai: KubeRay refuses it, as the submitter comes after the gang. Use auto, HTTPMode or SidecarMode." -}}
+{{- end -}}
+{{- if and .Values.queue.name (ne .Values.scheduler.name "none") -}}
+{{- fail (printf "\n\nqueue.name (Kueue) and scheduler.name %s would both hold the gang back. Use one of them." .Values.scheduler.name) -}}
+{{- end -}}
+{{- if and .Values.queue.priorityClass (not .Values.queue.name) -}}
+{{- fail "\n\nqueue.priorityClass is set without queue.name. Set queue.name to a LocalQueue of Kueue." -}}
+{{- end -}}
+{{- if and (ne .Values.scheduler.name "none") (not .Values.scheduler.queue) -}}
+{{- fail (printf "\n\nscheduler.name is %s, but scheduler.queue is empty: the pods would wait for ever. Set scheduler.queue." .Values.scheduler.name) -}}
+{{- end -}}
+{{- if and (ne .Values.scheduler.name "volcano") (or .Values.scheduler.priorityClassName .Values.scheduler.networkTopologyMode) -}}
+{{- fail "\n\nscheduler.priorityClassName and scheduler.networkTopologyMode are Volcano's. Set scheduler.name to volcano or leave them empty." -}}
+{{- end -}}
+{{- if semverCompare "<2.53.0-0" .Values.job.rayVersion -}}
+{{- fail (printf "\n\njob.rayVersion %s is too old: token authentication and KubeRay's health probes need Ray 2.53 or newer. It must be the version in the images." .Values.job.rayVersion) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "grpo.checks.deletion" -}}
+{{- $rules := .Values.job.deletionStrategy.deletionRules -}}
+{{- if and $rules .Values.job.shutdownAfterJobFinishes -}}
+{{- fail "\n\njob.deletionStrategy.deletionRules and job.shutdownAfterJobFinishes exclude each other. Set job.shutdownAfterJobFinishes to false." -}}
+{{- end -}}
+{{- if and .Values.queue.name (not .Values.job.shutdownAfterJobFinishes) -}}
+{{- fail "\n\nqueue.name is set, and Kueue takes only jobs with job.shutdownAfterJobFinishes (so none with deletionRules). Set it to true and leave job.deletionStrategy empty." -}}
+{{- end -}}
+{{- $order := dict "DeleteWorkers" 1 "DeleteCluster" 2 "DeleteSelf" 3 "DeleteNone" 4 -}}
+{{- range $i, $rule := $rules -}}
+{{- range $j, $other := $rules -}}
+{{- $same := eq (omit $rule.condition "ttlSeconds" | toJson) (omit $other.condition "ttlSeconds" | toJson) -}}
+{{- if and $same (lt $i $j) (eq $rule.policy $other.policy) -}}
+{{- fail (printf "\n\njob.deletionStrategy.deletionRules has %s twice for the same condition. Remove one." $rule.policy) -}}
+{{- end -}}
+{{- $sooner := lt (int ($other.condition.ttlSeconds | default 0)) (int ($rule.condition.ttlSeconds | default 0)) -}}
+{{- if and $same $sooner (lt (get $order $rule.policy) (get $order $other.policy)) (ne $other.policy "DeleteNone") -}}
+{{- fail (printf "\n\njob.deletionStrategy.deletionRules: %s must not come before %s of the same condition. Raise its ttlSeconds." $other.policy $rule.policy) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "grpo.checks.security" -}}
+{{- if and .Values.rdma.enabled .Values.rdma.ipcLock (ne .Values.podSecurity "privileged") -}}
+{{- fail (printf "\n\nrdma.ipcLock adds the capability IPC_LOCK, which podSecurity %s does not admit. Set podSecurity to privileged (and use such a namespace), or rdma.ipcLock to false where nodes set no memlock limit." .Values.podSecurity) -}}
+{{- end -}}
+{{- if and .Values.rdma.enabled (not .Values.rdma.resources) -}}
+{{- fail "\n\nrdma.enabled is true, but rdma.resources names none. Set it, for example to rdma/hca: 1 or vpc.amazonaws.com/efa: 4." -}}
+{{- end -}}
+{{- if ne .Values.podSecurity "privileged" -}}
+{{- range $role := list "head" "rollout" "trainer" -}}
+{{- range (get $.Values $role).volumes -}}
+{{- if .hostPath -}}
+{{- fail (printf "\n\n%s.volumes: %s is a hostPath, which podSecurity %s does not admit. Use another volume, or podSecurity privileged." $role .name $.Values.podSecurity) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "grpo.checks.config" -}}
+{{- $address := include "grpo.config.get" (list . "cluster" "address" "auto") -}}
+{{- if ne $address "auto" -}}
+{{- fail (printf "\n\nconfig.cluster.address is %s, but the run belongs to the Ray cluster of its own RayJob. Leave it out." $address) -}}
+{{- end -}}
+{{- $port := include "grpo.metricsPort" . | int -}}
+{{- if or (lt $port 1024) (gt $port 9999) (has $port (list 6379 8080 8265)) -}}
+{{- fail (printf "\n\nconfig.metrics.port is %d: Prometheus needs a fixed one from 1024 to 9999 that is not Ray's (6379, 8080, 8265). Leave it out for 9400." $port) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "grpo.checks.storage" -}}
+{{- $bucket := eq (include "grpo.inBucket" .) "true" -}}
+{{- $storage := .Values.storage -}}
+{{- if and (not $storage.enabled) (not $bucket) -}}
+{{- fail "\n\nstorage.enabled is false, so checkpoints would go with their pods. Turn it on, or set config.checkpoint.dir to s3://bucket/prefix." -}}
+{{- end -}}
+{{- if and $storage.enabled (not $storage.existingClaim) (not $bucket) (not (has "ReadWriteMany" $storage.accessModes)) -}}
+{{- fail (printf "\n\nstorage.accessModes is %s, but head and trainer write checkpoints from different nodes. Use ReadWriteMany, or set config.checkpoint.dir to s3://bucket/prefix." (join ", " $storage.accessModes)) -}}
+{{- end -}}
+{{- range $key, $dir := dict "config.run.dir" (include "grpo.runDir" .) "config.checkpoint.dir" (include "grpo.config.get" (list . "checkpoint" "dir" (include "grpo.runDir" .))) -}}
+{{- $mounted := or (hasPrefix "/runs/" $dir) (hasPrefix "s3://" $dir) -}}
+{{- range $.Values.head.volumeMounts }}{{ if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) $dir }}{{ $mounted = true }}{{ end }}{{ end -}}
+{{- if not $mounted -}}
+{{- fail (printf "\n\n%s is %s, which is on no volume: the root file system is read-only. Use a folder below /runs (or leave it out), or mount a volume there in head and trainer." $key $dir) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* (dict "root" $ "role" "head") */}}
+{{- define "grpo.checks.group" -}}
+{{- $group := get .root.Values .role -}}
+{{- $role := .role -}}
+{{- $shm := include "grpo.bytes" $group.shmSize | int64 -}}
+{{- $store := include "grpo.bytes" $group.objectStoreMemory | int64 -}}
+{{- $memory := get ($group.resources.limits | default dict) "memory" -}}
+{{- if lt $store 78643200 -}}
+{{- fail (printf "\n\n%s.objectStoreMemory is %v; Ray needs at least 75Mi." $role $group.objectStoreMemory) -}}
+{{- end -}}
+{{- if gt $store $shm -}}
+{{- fail (printf "\n\n%s.objectStoreMemory (%v) lives in /dev/shm and must fit %s.shmSize (%v). Raise shmSize." $role $group.objectStoreMemory $role $group.shmSize) -}}
+{{- end -}}
+{{- if $memory -}}
+{{- if ge $shm (include "grpo.bytes" $memory | int64) -}}
+{{- fail (printf "\n\n%s.shmSize (%v) counts as memory of the pod and must stay below its limit (%v). Raise %s.resources.limits.memory." $role $group.shmSize $memory $role) -}}
+{{- end -}}
+{{- end -}}
+{{- range $group.env -}}
+{{- if has .name (list "RAY_AUTH_MODE" "RAY_AUTH_TOKEN" "RAY_ADDRESS" "RAY_IP" "FQ_RAY_IP" "RAY_REDIS_ADDRESS" "REDIS_USERNAME" "REDIS_PASSWORD" "RAY_enable_autoscaler_v2") -}}
+{{- fail (printf "\n\n%s.env sets %s, which belongs to KubeRay or to this chart. Remove it." $role .name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $role "head") (ne (include "grpo.gpusPerPod" $group) "0") -}}
+{{- fail "\n\nhead.resources asks for a GPU, but the head offers none to Ray. Remove it." -}}
+{{- end -}}
+{{- end }}
+
+{{/* Whether the actors of the configuration fit the pods of their role. (dict "root" $ "role" "rollout") */}}
+{{- define "grpo.checks.placement" -}}
+{{- $values := .root.Values -}}
+{{- $role := .role -}}
+{{- $keys := dict "rollout" (list "config.rollout.engines" "engines" "config.rollout.tensor_parallel, gpus_per_engine") "trainer" (list "config.train.ranks" "ranks" "config.train.gpus_per_rank") -}}
+{{- $group := get $values $role -}}
+{{- $actors := include "grpo.actors" . | int -}}
+{{- if gt (int $group.replicas) $actors -}}
+{{- fail (printf "\n\n%s.replicas is %d, but %s is %d: pods would hold their nodes and do nothing. Lower replicas." $role (int $group.replicas) (index (get $keys $role) 0) $actors) -}}
+{{- end -}}
+{{- $device := include "grpo.config.get" (list .root "cluster" "device" "auto") -}}
+{{- $any := add (include "grpo.gpusPerPod" $values.rollout | int) (include "grpo.gpusPerPod" $values.trainer | int) -}}
+{{- if or (eq $device "cuda") (and (eq $device "auto") (gt $any 0)) -}}
+{{- $each := include "grpo.gpusPerActor" . | float64 -}}
+{{- $per := include "grpo.actorsPerPod" . | int -}}
+{{- $has := include "grpo.gpusPerPod" $group | int -}}
+{{- if gt (mulf $each $per) (float64 $has) -}}
+{{- fail (printf "\n\n%d of the %d %s share a pod and need %v GPUs each (%s), but a pod of %s has %d. Raise %s.resources.limits or %s.replicas, or set config.cluster.device to cpu." $per $actors (index (get $keys $role) 1) $each (index (get $keys $role) 2) $role $has $role $role) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}

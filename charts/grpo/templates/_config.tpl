@@ -1,0 +1,80 @@
+{{/* The run's configuration and what the chart reads of it. */}}
+
+{{/* A key of the configuration, or a default: (list $ "rollout" "engines" 1). */}}
+{{- define "grpo.config.get" -}}
+{{- $section := get (index . 0).Values.config (index . 1) | default dict -}}
+{{- $value := get $section (index . 2) -}}
+{{- hasKey $section (index . 2) | ternary $value (index . 3) -}}
+{{- end }}
+
+{{- define "grpo.runName" -}}
+{{- include "grpo.config.get" (list . "run" "name" (include "grpo.configName" .)) -}}
+{{- end }}
+
+{{- define "grpo.runDir" -}}
+{{- include "grpo.config.get" (list . "run" "dir" (printf "/runs/%s" (include "grpo.runName" .))) -}}
+{{- end }}
+
+{{- define "grpo.metricsPort" -}}
+{{- include "grpo.config.get" (list . "metrics" "port" 9400) | int -}}
+{{- end }}
+
+{{- define "grpo.roleLabel" -}}
+{{- include "grpo.config.get" (list . "cluster" "role_label" "grpo.dev/role") -}}
+{{- end }}
+
+{{/* "true" if checkpoints go to a bucket. */}}
+{{- define "grpo.inBucket" -}}
+{{- hasPrefix "s3://" (include "grpo.config.get" (list . "checkpoint" "dir" "")) -}}
+{{- end }}
+
+{{/* run.yaml: the user's keys, and those that only the chart knows. */}}
+{{- define "grpo.config" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- $run := merge (dict) (get $config "run" | default dict) -}}
+{{- $grace := max 1 (sub (int .Values.head.terminationGracePeriodSeconds) 10) -}}
+{{- $defaults := dict "name" (include "grpo.runName" .) "dir" (include "grpo.runDir" .) "grace_seconds" $grace -}}
+{{- range $key, $value := $defaults }}{{ if not (hasKey $run $key) }}{{ $_ := set $run $key $value }}{{ end }}{{ end -}}
+{{- $metrics := get $config "metrics" | default dict -}}
+{{- if not (hasKey $metrics "port") }}{{ $_ := set $metrics "port" (include "grpo.metricsPort" . | int) }}{{ end -}}
+{{- $cluster := get $config "cluster" | default dict -}}
+{{- $_ := set $cluster "address" "auto" -}}
+{{- $_ := set $config "run" $run -}}
+{{- $_ := set $config "metrics" $metrics -}}
+{{- $_ := set $config "cluster" $cluster -}}
+{{- toYaml $config -}}
+{{- end }}
+
+{{/* Actors of each pod of a role; each reserves one CPU of Ray. (dict "root" $ "role" "rollout") */}}
+{{- define "grpo.actorsPerPod" -}}
+{{- $actors := include "grpo.actors" . | int -}}
+{{- $replicas := int (get .root.Values .role).replicas -}}
+{{- div (add $actors (sub $replicas 1)) $replicas -}}
+{{- end }}
+
+{{- define "grpo.actors" -}}
+{{- if eq .role "rollout" -}}
+{{- include "grpo.config.get" (list .root "rollout" "engines" 1) | int -}}
+{{- else -}}
+{{- include "grpo.config.get" (list .root "train" "ranks" 1) | int -}}
+{{- end -}}
+{{- end }}
+
+{{/* GPUs that each actor of a role reserves. */}}
+{{- define "grpo.gpusPerActor" -}}
+{{- if eq .role "rollout" -}}
+{{- $parallel := include "grpo.config.get" (list .root "rollout" "tensor_parallel" 1) -}}
+{{- include "grpo.config.get" (list .root "rollout" "gpus_per_engine" $parallel) -}}
+{{- else -}}
+{{- include "grpo.config.get" (list .root "train" "gpus_per_rank" 1) -}}
+{{- end -}}
+{{- end }}
+
+{{/* GPUs of a pod, by the names that KubeRay takes for GPUs. (a group of the values) */}}
+{{- define "grpo.gpusPerPod" -}}
+{{- $gpus := 0 -}}
+{{- range $name, $count := (.resources.limits | default dict) -}}
+{{- if regexMatch "(gpu|nvidia\\.com/mig-\\d+g\\.\\d+gb)$" $name }}{{ $gpus = add $gpus (int $count) }}{{ end -}}
+{{- end -}}
+{{- $gpus -}}
+{{- end }}

@@ -1,0 +1,136 @@
+{{/* The RayJob's metadata (without name) and spec. */}}
+
+{{- define "grpo.submissionMode" -}}
+{{- $safe := eq .Values.podSecurity "restricted" | ternary "HTTPMode" "SidecarMode" -}}
+{{- eq .Values.job.submissionMode "auto" | ternary $safe .Values.job.submissionMode -}}
+{{- end }}
+
+{{- define "grpo.jobMetadata" -}}
+{{- $labels := deepCopy .Values.job.labels -}}
+{{- with .Values.queue.name }}{{ $_ := set $labels "kueue.x-k8s.io/queue-name" . }}{{ end -}}
+{{- with .Values.queue.priorityClass }}{{ $_ := set $labels "kueue.x-k8s.io/priority-class" . }}{{ end -}}
+{{- with .Values.scheduler -}}
+{{- if eq .name "kai" }}{{ $_ := set $labels "kai.scheduler/queue" .queue }}{{ end -}}
+{{- if eq .name "volcano" }}{{ $_ := set $labels "volcano.sh/queue-name" .queue }}{{ end -}}
+{{- with .priorityClassName }}{{ $_ := set $labels "ray.io/priority-class-name" . }}{{ end -}}
+{{- with .networkTopologyMode }}{{ $_ := set $labels "volcano.sh/network-topology-mode" . }}{{ end -}}
+{{- end -}}
+labels:
+  {{- include "grpo.selectorLabels" . | nindent 2 }}
+  app.kubernetes.io/part-of: grpo
+  grpo.dev/run: {{ include "grpo.runName" . }}
+  {{- with $labels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .Values.job.annotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "grpo.group" -}}
+groupName: {{ .role }}
+replicas: {{ int .group.replicas }}
+minReplicas: {{ int .group.replicas }}
+maxReplicas: {{ int .group.replicas }}
+numOfHosts: 1
+labels:
+  {{ include "grpo.roleLabel" .root }}: {{ .role }}
+rayStartParams:
+  num-cpus: {{ include "grpo.actorsPerPod" . | quote }}
+  metrics-export-port: "8080"
+  object-store-memory: {{ include "grpo.bytes" .group.objectStoreMemory | quote }}
+template:
+  {{- include "grpo.pod" . | nindent 2 }}
+{{- end }}
+
+{{- define "grpo.jobSpec" -}}
+{{- $job := .Values.job -}}
+{{- $mode := include "grpo.submissionMode" . -}}
+submissionMode: {{ $mode }}
+{{- /* A shell of its own: in SidecarMode and K8sJobMode the submitter's shell would take the && for itself. */}}
+entrypoint: >-
+  bash -c '{{ if $job.preflight }}grpo preflight /etc/grpo/run.yaml && {{ end }}exec grpo train /etc/grpo/run.yaml'
+backoffLimit: {{ int $job.backoffLimit }}
+{{- with $job.activeDeadlineSeconds }}
+activeDeadlineSeconds: {{ int . }}
+{{- end }}
+{{- with $job.preRunningDeadlineSeconds }}
+preRunningDeadlineSeconds: {{ int . }}
+{{- end }}
+shutdownAfterJobFinishes: {{ $job.shutdownAfterJobFinishes }}
+{{- if $job.shutdownAfterJobFinishes }}
+ttlSecondsAfterFinished: {{ int $job.ttlSecondsAfterFinished }}
+{{- end }}
+{{- with $job.deletionStrategy }}
+deletionStrategy:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if eq $mode "K8sJobMode" }}
+submitterPodTemplate:
+  {{- include "grpo.submitter" . | nindent 2 }}
+{{- end }}
+rayClusterSpec:
+  rayVersion: {{ $job.rayVersion | quote }}
+  authOptions:
+    mode: token
+  headGroupSpec:
+    rayStartParams:
+      num-cpus: "0"
+      num-gpus: "0"
+      dashboard-host: 0.0.0.0
+      metrics-export-port: "8080"
+      object-store-memory: {{ include "grpo.bytes" .Values.head.objectStoreMemory | quote }}
+    template:
+      {{- include "grpo.pod" (dict "root" $ "role" "head" "group" .Values.head) | nindent 6 }}
+  workerGroupSpecs:
+    {{- range $role := list "rollout" "trainer" }}
+    - {{ include "grpo.group" (dict "root" $ "role" $role "group" (get $.Values $role)) | nindent 6 | trim }}
+    {{- end }}
+{{- end }}
+
+{{/* K8sJobMode's own pod, on the head's nodes; KubeRay adds the command and the token. */}}
+{{- define "grpo.submitter" -}}
+metadata:
+  labels:
+    {{- include "grpo.selectorLabels" . | nindent 4 }}
+    app.kubernetes.io/component: submitter
+spec:
+  serviceAccountName: {{ include "grpo.serviceAccountName" . }}
+  automountServiceAccountToken: false
+  restartPolicy: Never
+  securityContext:
+    {{- include "grpo.podSecurityContext" . | nindent 4 }}
+  {{- with .Values.image.pullSecrets }}
+  imagePullSecrets:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- range $key := list "nodeSelector" "tolerations" "affinity" }}
+  {{- with get $.Values.head $key }}
+  {{ $key }}:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- end }}
+  containers:
+    - name: ray-job-submitter
+      image: {{ include "grpo.image" (dict "root" . "image" .Values.image.controller) | quote }}
+      imagePullPolicy: {{ .Values.image.pullPolicy }}
+      securityContext:
+        {{- include "grpo.containerSecurityContext" . | nindent 8 }}
+      resources:
+        requests:
+          cpu: 200m
+          memory: 512Mi
+        limits:
+          memory: 1Gi
+      volumeMounts:
+        - name: tmp
+          mountPath: /tmp
+        - name: home
+          mountPath: /home/grpo
+  volumes:
+    - name: tmp
+      emptyDir: {}
+    - name: home
+      emptyDir: {}
+{{- end }}

@@ -1,0 +1,255 @@
+{{/* Pod templates of the three roles. */}}
+
+{{- define "grpo.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{- define "grpo.podSecurityContext" -}}
+runAsNonRoot: true
+{{- if not (kindIs "invalid" .Values.runAsUser) }}
+runAsUser: {{ int64 .Values.runAsUser }}
+{{- end }}
+{{- if not (kindIs "invalid" .Values.fsGroup) }}
+fsGroup: {{ int64 .Values.fsGroup }}
+fsGroupChangePolicy: OnRootMismatch
+{{- end }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{/* Healthy while Ray's agent says so, and the driver, if it runs, does not say that the loop stands still. */}}
+{{- define "grpo.livenessScript" -}}
+status() {
+  exec 3<>"/dev/tcp/127.0.0.1/$1" || return 1
+  printf 'GET %s HTTP/1.0\r\nHost: localhost\r\n\r\n' "$2" >&3
+  read -r -t 5 _ code _ <&3
+  echo "${code:-none}"
+} 2>/dev/null
+[ "$(status 52365 /api/healthz)" = 200 ] || exit 1
+driver=$(status {{ include "grpo.metricsPort" . }} /healthz) || exit 0
+[ "$driver" = 200 ] || { echo "driver: /healthz says $driver"; exit 1; }
+{{- end }}
+
+{{/* Which role gets which secret: (dict "root" $ "role" "head") */}}
+{{- define "grpo.secretMounts" -}}
+{{- $secrets := .root.Values.secrets -}}
+{{- $mounts := list -}}
+{{- if $secrets.huggingface.name -}}
+{{- $mounts = append $mounts (dict "name" "huggingface" "secret" $secrets.huggingface "file" "token" "env" "HF_TOKEN_PATH") -}}
+{{- end -}}
+{{- if and $secrets.s3.name (ne .role "rollout") -}}
+{{- $mounts = append $mounts (dict "name" "s3" "secret" $secrets.s3 "file" "credentials" "env" "AWS_SHARED_CREDENTIALS_FILE") -}}
+{{- end -}}
+{{- $mounts | toJson -}}
+{{- end }}
+
+{{- define "grpo.env" -}}
+{{- $values := .root.Values -}}
+- name: RAY_AUTH_MODE
+  value: token
+- name: RAY_USAGE_STATS_ENABLED
+  value: "0"
+- name: PYTHONUNBUFFERED
+  value: "1"
+{{- range include "grpo.secretMounts" . | fromJsonArray }}
+- name: {{ .env }}
+  value: /etc/grpo/secrets/{{ .name }}/{{ .file }}
+{{- end }}
+{{- if and (eq .role "head") $values.secrets.wandb.name }}
+- name: WANDB_API_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ $values.secrets.wandb.name }}
+      key: {{ $values.secrets.wandb.key }}
+{{- end }}
+{{- if and (ne .role "head") $values.rdma.enabled $values.rdma.interface }}
+- name: NCCL_SOCKET_IFNAME
+  value: {{ $values.rdma.interface | quote }}
+- name: GLOO_SOCKET_IFNAME
+  value: {{ $values.rdma.interface | quote }}
+{{- end }}
+{{- with .group.env }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "grpo.ports" -}}
+- name: metrics
+  containerPort: 8080
+{{- if eq .role "head" }}
+- name: grpo-metrics
+  containerPort: {{ include "grpo.metricsPort" .root }}
+- name: dashboard
+  containerPort: 8265
+- name: gcs-server
+  containerPort: 6379
+- name: client
+  containerPort: 10001
+{{- end }}
+{{- end }}
+
+{{- define "grpo.volumeMounts" -}}
+- name: tmp
+  mountPath: /tmp
+- name: home
+  mountPath: /home/grpo
+- name: dshm
+  mountPath: /dev/shm
+{{- if ne .role "rollout" }}
+- name: runs
+  mountPath: /runs
+{{- end }}
+{{- if eq .role "head" }}
+- name: config
+  mountPath: /etc/grpo/run.yaml
+  subPath: run.yaml
+  readOnly: true
+{{- end }}
+{{- range include "grpo.secretMounts" . | fromJsonArray }}
+- name: {{ .name }}-secret
+  mountPath: /etc/grpo/secrets/{{ .name }}
+  readOnly: true
+{{- end }}
+{{- with .group.volumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "grpo.volumes" -}}
+{{- $storage := .root.Values.storage -}}
+{{- $shared := or $storage.existingClaim (has "ReadWriteMany" $storage.accessModes) -}}
+- name: tmp
+  emptyDir: {}
+- name: home
+  emptyDir: {}
+- name: dshm
+  emptyDir:
+    medium: Memory
+    sizeLimit: {{ .group.shmSize }}
+{{- if ne .role "rollout" }}
+- name: runs
+  {{- if and $storage.enabled (or $shared (eq .role "head")) }}
+  persistentVolumeClaim:
+    claimName: {{ include "grpo.claimName" .root }}
+  {{- else }}
+  emptyDir: {}
+  {{- end }}
+{{- end }}
+{{- if eq .role "head" }}
+- name: config
+  configMap:
+    name: {{ include "grpo.configName" .root }}
+{{- end }}
+{{- range include "grpo.secretMounts" . | fromJsonArray }}
+- name: {{ .name }}-secret
+  secret:
+    secretName: {{ .secret.name }}
+    defaultMode: 0440
+    items:
+      - key: {{ .secret.key }}
+        path: {{ .file }}
+{{- end }}
+{{- with .group.volumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Requests and limits; extended resources of RDMA come on top, in both. */}}
+{{- define "grpo.resources" -}}
+{{- $resources := deepCopy .group.resources -}}
+{{- if and (ne .role "head") .root.Values.rdma.enabled -}}
+{{- range $part := list "requests" "limits" -}}
+{{- $_ := set $resources $part (merge (dict) $.root.Values.rdma.resources (get $resources $part | default dict)) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end }}
+
+{{/* (dict "root" $ "role" "head" "group" .Values.head) */}}
+{{- define "grpo.pod" -}}
+{{- $values := .root.Values -}}
+{{- $rdma := and (ne .role "head") $values.rdma.enabled -}}
+{{- $annotations := deepCopy .group.annotations -}}
+{{- if and $rdma $values.rdma.networks }}{{ $_ := set $annotations "k8s.v1.cni.cncf.io/networks" $values.rdma.networks }}{{ end -}}
+metadata:
+  labels:
+    {{- include "grpo.selectorLabels" .root | nindent 4 }}
+    app.kubernetes.io/component: {{ .role }}
+    app.kubernetes.io/part-of: grpo
+    grpo.dev/run: {{ include "grpo.runName" .root }}
+    {{- with .group.labels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with $annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  serviceAccountName: {{ include "grpo.serviceAccountName" .root }}
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  restartPolicy: Never
+  terminationGracePeriodSeconds: {{ int .group.terminationGracePeriodSeconds }}
+  securityContext:
+    {{- include "grpo.podSecurityContext" .root | nindent 4 }}
+  {{- with $values.image.pullSecrets }}
+  imagePullSecrets:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- range $key := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" }}
+  {{- with get $.group $key }}
+  {{ $key }}: {{- kindIs "string" . | ternary (printf " %v" .) (toYaml . | nindent 4) }}
+  {{- end }}
+  {{- end }}
+  {{- with .group.initContainers }}
+  initContainers:
+    {{- range . }}
+    {{- $context := include "grpo.containerSecurityContext" $ | fromYaml }}
+    - {{ merge (dict) . (dict "securityContext" $context) | toYaml | nindent 6 | trim }}
+    {{- end }}
+  {{- end }}
+  containers:
+    - name: {{ eq .role "head" | ternary "ray-head" "ray-worker" }}
+      image: {{ include "grpo.image" (dict "root" .root "image" (eq .role "head" | ternary $values.image.controller $values.image.worker)) | quote }}
+      imagePullPolicy: {{ $values.image.pullPolicy }}
+      securityContext:
+        {{- include "grpo.containerSecurityContext" . | nindent 8 }}
+        {{- if and $rdma $values.rdma.ipcLock }}
+          add: [IPC_LOCK]
+        {{- end }}
+      ports:
+        {{- include "grpo.ports" . | nindent 8 }}
+      env:
+        {{- include "grpo.env" . | nindent 8 }}
+      {{- with .group.envFrom }}
+      envFrom:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      resources:
+        {{- include "grpo.resources" . | nindent 8 }}
+      lifecycle:
+        preStop:
+          exec:
+            command: [grpo, drain]
+      {{- if eq .role "head" }}
+      # KubeRay adds probes only where there are none; its own, of the readiness, stays.
+      livenessProbe:
+        exec:
+          command:
+            - bash
+            - -c
+            - |
+              {{- include "grpo.livenessScript" .root | nindent 14 }}
+        initialDelaySeconds: 30
+        periodSeconds: 10
+        timeoutSeconds: 15
+        failureThreshold: 12
+      {{- end }}
+      volumeMounts:
+        {{- include "grpo.volumeMounts" . | nindent 8 }}
+  volumes:
+    {{- include "grpo.volumes" . | nindent 4 }}
+{{- end }}
