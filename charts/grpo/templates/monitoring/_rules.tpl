@@ -29,3 +29,9 @@
 -}}
 {{- merge $own (omit $thresholds "retriesLeft") | toYaml -}}
 {{- end -}}
+
+{{/* "true" if objects of monitoring.coreos.com are wanted. */}}
+{{- define "grpo.monitoringEnabled" -}}
+{{- $known := .Capabilities.APIVersions.Has "monitoring.coreos.com/v1" -}}
+{{- eq (toString .Values.monitoring.enabled) "auto" | ternary $known .Values.monitoring.enabled -}}
+{{- end -}}
