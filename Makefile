@@ -39,10 +39,13 @@ audit: setup  ## pinned versions against the known vulnerabilities; fails where 
 	$(BIN)/python requirements/audit.py $(wildcard requirements/*.lock)
 
 lock: $(UV)  ## resolve the dependencies again into requirements/*.lock
-	$(COMPILE) pyproject.toml --extra cpu --extra dev -o requirements/cpu.lock
-	$(COMPILE) pyproject.toml --extra gpu --extra dev -o requirements/gpu.lock
+	$(COMPILE) pyproject.toml --extra cpu --extra dev -c requirements/shared.in -o requirements/cpu.lock
+	$(COMPILE) pyproject.toml --extra gpu --extra dev -c requirements/shared.in -o requirements/gpu.lock
+	$(COMPILE) pyproject.toml -c requirements/cpu.lock -o requirements/controller.lock
+	$(COMPILE) pyproject.toml --extra cpu -c requirements/cpu.lock -o requirements/worker-cpu.lock
+	$(COMPILE) pyproject.toml --extra gpu -c requirements/gpu.lock -o requirements/worker-gpu.lock
 	$(COMPILE) requirements/bench.in -o requirements/bench.lock
-	$(COMPILE) requirements/uv.in -o requirements/uv.lock
+	$(COMPILE) requirements/uv.in -c requirements/cpu.lock -o requirements/uv.lock
 
 bench: setup $(BENCH_STAMP) $(SMOLLM2)  ## the same work side by side: TRL's GRPOTrainer and grpo (not part of the tests)
 	$(BIN)/python benchmarks/bench.py --trl-python .venv-bench/bin/python
