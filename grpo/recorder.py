@@ -4,24 +4,22 @@ import hashlib
 import json
 import shlex
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from wsgiref.simple_server import WSGIServer
-
-from prometheus_client import start_http_server
 
 from grpo import __version__
 from grpo.config import Config
 from grpo.errors import ConfigError
+from grpo.health import Health
 from grpo.metrics import summarize
 from grpo.progress import RunProgress
 from grpo.prometheus import PrometheusMetrics
 from grpo.runfolder import METRICS, RunFolder, prepare_folder, read_rows
+from grpo.serving import serving
 from grpo.trackers import Tracker, close_tracker, wanted_trackers
 from grpo.types import Group, Groups, Stats
 
@@ -46,6 +44,7 @@ class RunRecorder:
         self.run_dir = Path(config.run.dir) if run_dir is None else run_dir
         self.progress = progress or RunProgress(config.run.steps)
         self.port: int | None = None
+        self.health = Health(config)
         self._command = shlex.join(["grpo", *sys.argv[1:]] if command is None else command)
         self._prometheus = PrometheusMetrics(config.run.name, __version__, config.model.path, config.algorithm.loss)
         self._prometheus.start(config, attempt)
@@ -102,7 +101,7 @@ class RunRecorder:
     def phase(self, name: str) -> Iterator[None]:
         self.progress.phase(name)
         self._prometheus.phase_started(name)
-        self.alive()
+        self.alive(name)
         ok = False
         try:
             with self._block(name, f"phase/{name}"):
@@ -111,12 +110,13 @@ class RunRecorder:
         finally:
             self.progress.phase("")
             self._prometheus.phase_ended(name, ok)
-            self.alive()
+            self.alive("")
 
     def log_sync(self, stats: Stats, digest: str) -> None:
         assert self._depth > 0, "log_sync belongs inside of phase('weight_sync')"
         self._row |= stats
         self._digests["weights"] = digest
+        self.health.ready()
 
     def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None:
         assert self._depth > 0, "log_step belongs inside of step()"
@@ -169,8 +169,9 @@ class RunRecorder:
         self._prometheus.policy_version(role, version)
         self.alive()
 
-    def alive(self) -> None:
+    def alive(self, phase: str | None = None) -> None:
         self._prometheus.progress()
+        self.health.alive(phase)
 
     def recovered(self, role: str, error: Exception, seconds: float) -> None:
         """Something was lost and is replaced, `seconds` after that was noticed."""
@@ -212,20 +213,18 @@ class RunRecorder:
             self.progress.step_done(self._step, row)
 
     def _serve(self, stack: ExitStack) -> None:
-        """Serves /metrics on `metrics.port`; 0 lets the system choose. On a laptop nobody else needs to read it."""
+        """Serves on `metrics.port`; 0 lets the system choose. On a laptop nobody else needs to read it."""
         port = self.config.metrics.port
         if port is None:
             return
         host = "127.0.0.1" if self.config.cluster.address is None else "0.0.0.0"
         try:
-            server, thread = start_http_server(port, addr=host, registry=self._prometheus.registry)
+            self.port = stack.enter_context(serving(host, port, self._prometheus.registry, self.health))
         except OSError as error:
             raise ConfigError(
                 f"metrics.port: /metrics needs a free port, but {port} cannot be opened ({error.strerror}); "
                 "choose another, 0 for any free one or null for none"
             ) from error
-        stack.callback(_stop_server, server, thread)
-        self.port = server.server_port
         self.say(f"metrics at http://localhost:{self.port}/metrics")
 
 
@@ -236,9 +235,3 @@ def digests(groups: Groups) -> dict[str, str]:
         "tokens": [sample.output_ids for group in groups for sample in group.samples],
     }
     return {name: hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] for name, value in named.items()}
-
-
-def _stop_server(server: WSGIServer, thread: threading.Thread) -> None:
-    server.shutdown()
-    server.server_close()
-    thread.join()

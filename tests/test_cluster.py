@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from grpo.cluster import node
-from grpo.cluster.adapters import RayRollouts, request_seed
+from grpo.cluster.adapters import RayRollouts, RayTrainer, request_seed
 from grpo.cluster.fleet import ARCS, Fleet, Recoveries, Slot, State
 from grpo.cluster.session import Session, session
 from grpo.cluster.waiting import Member
@@ -222,6 +222,54 @@ def test_engines_share_prompts_and_a_frozen_ones_share_goes_to_the_others(cluste
     fleet.verified()
     assert [slot.state for slot in fleet.slots] == [State.HEALTHY] * 2
     assert told[4:] == ["recovered rollout", "workers rollout: 2 ready, 0 lost"]
+
+
+class Ranks:
+    """A session and its two ranks in one, which answer with None, or are lost in the verb `lost`."""
+
+    headless = False
+    lost = ""
+
+    def create(self, _rank: int) -> "Ranks":
+        return self
+
+    def call(self, verb: str, *_: object) -> str:
+        return verb
+
+    def get(self, calls: list[str], *_: object, **_options: object) -> list[Any]:
+        if self.lost in calls:
+            raise TrainerLost(f"{self.lost}: rank 1 died")
+        return [{"address": ("host", 1), "step": {}}.get(verb) for verb in calls]
+
+    def started(self, *_: object) -> None:
+        pass
+
+    discard = started
+
+
+def test_the_trainer_tells_of_its_ranks_and_of_the_step_that_they_are_at(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grpo.cluster.adapters.ray.put", lambda batch: batch)
+    told: list[str] = []
+    ranks: Any = Ranks()
+    config = make_config(run_dir, train={"ranks": 2})
+    trainer = RayTrainer(ranks, config, ranks.create, Recoveries(3), FakeRecorder(told))
+    trainer.ready()
+    trainer.step([], 1)
+    assert told == [
+        "trainer has 0",
+        "workers trainer: 0 ready, 0 lost",
+        "workers trainer: 2 ready, 0 lost",
+        "trainer has 1",
+    ]
+    ranks.lost = "step"
+    with pytest.raises(TrainerLost):
+        trainer.step([], 2)
+    trainer.rebuild()
+    lost = "workers trainer: 0 ready, 2 lost"
+    assert told[4:] == [lost, "trainer has 0", lost, "workers trainer: 2 ready, 0 lost"]
+    assert trainer.lost is None
 
 
 def test_the_arcs_of_an_engines_state() -> None:

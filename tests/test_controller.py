@@ -206,6 +206,15 @@ def test_a_start_goes_on_from_the_newest_checkpoint(tmp_path: Path) -> None:
     assert second.trainer.updates == 5
 
 
+def test_every_commit_is_reported_with_the_size_of_its_files(tmp_path: Path) -> None:
+    job = Job(config(steps=3, checkpoint={"every": 2}), tmp_path)
+    job.run()
+    sizes = [path.stat().st_size for path in (tmp_path / "checkpoints/step_000003").iterdir()]
+    manifest = (tmp_path / "checkpoints/step_000003/manifest.json").stat().st_size
+    assert [step for step, _ in job.recorder.commits] == [2, 3]
+    assert job.recorder.commits[-1][1] == sum(sizes) - manifest > 0
+
+
 def test_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
     job = Job(config(steps=2), tmp_path)
     job.run()

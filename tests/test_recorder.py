@@ -11,8 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from grpo.config import Config
 from grpo.errors import CheckpointError, ClusterError, ConfigError, RewardError
+from grpo.health import Health
 from grpo.recorder import RunRecorder
 from grpo.runfolder import read_rows
+from grpo.serving import serving
 from grpo.trackers import flatten
 from tests.runs import make_config, make_group, make_stats, quiet_progress, write_run
 
@@ -310,6 +312,102 @@ def test_prometheus_serves_while_the_run_goes_on(tmp_path):
     assert 'grpo_run_info{loss="dapo",model="models/tiny",run="fake"} 1.0' in page
     with pytest.raises(urllib.error.URLError):
         scrape(recorder.port)
+
+
+def asked(port, path):
+    try:
+        with urllib.request.urlopen(f"http://localhost:{port}{path}", timeout=10) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_run_is_healthy_while_it_gets_on_and_ready_after_its_first_sync(tmp_path):
+    now = [0.0]
+    seen = []
+
+    def look():
+        seen.append((asked(recorder.port, "/healthz"), asked(recorder.port, "/readyz")))
+
+    config = make_config(metrics={"port": 0})
+    recorder = RunRecorder(config, tmp_path / "run", quiet_progress(config), ["grpo"])
+    recorder.health = Health(config, now=lambda: now[0])
+    with recorder:
+        look()
+        now[0] += 899
+        recorder.workers("trainer", 1, 0)
+        now[0] += 899
+        look()
+        with recorder.phase("weight_sync"):
+            recorder.log_sync({}, "digest")
+        look()
+        with recorder.step(1), recorder.phase("reward"):
+            now[0] += 300 + 900 + 60 + 1
+            look()
+            recorder.alive()
+            look()
+            recorder.log_step(1, [make_group([1.0, 0.0])], make_stats(1))
+    assert seen == [(200, 503), (200, 503), (200, 200), (503, 200), (200, 200)]
+
+
+def test_engines_ranks_versions_and_commits_show_at_once(tmp_path):
+    with make_recorder(tmp_path / "run", metrics={"port": 0}, rollout={"engines": 2}) as recorder:
+        recorder.workers("rollout", ready=1, lost=1)
+        recorder.policy_version("trainer", 8)
+        recorder.rewind(0, {})
+        with recorder.phase("checkpoint"):
+            recorder.log_commit(8, 1000)
+            page = scrape(recorder.port)
+    for line in (
+        'grpo_workers{role="rollout",run="fake",state="expected"} 2.0',
+        'grpo_workers{role="rollout",run="fake",state="ready"} 1.0',
+        'grpo_workers{role="rollout",run="fake",state="lost"} 1.0',
+        'grpo_policy_version{role="trainer",run="fake"} 8.0',
+        'grpo_resumed_step{run="fake"} 0.0',
+        'grpo_checkpoint_step{run="fake"} 8.0',
+        'grpo_checkpoint_size_bytes{run="fake"} 1000.0',
+    ):
+        assert line in page
+
+
+def every_sign(recorder):
+    def phase():
+        with recorder.phase("reward"):
+            yield
+        yield
+
+    parts = phase()
+    for sign in (
+        lambda: next(parts),
+        lambda: next(parts),
+        lambda: recorder.workers("rollout", 1, 0),
+        lambda: recorder.policy_version("rollout", 1),
+        lambda: recorder.recovered("rollout", ClusterError("lost"), 1.0),
+        recorder.attachments,
+        recorder.alive,
+    ):
+        sign()
+        yield
+
+
+def test_whatever_gets_on_is_a_sign_of_progress(tmp_path, monkeypatch):
+    clock = [1.8e9]
+    monkeypatch.setattr("grpo.prometheus.time.time", lambda: clock[0])
+    with make_recorder(tmp_path / "run") as recorder:
+        signs = every_sign(recorder)
+        for _ in range(7):
+            clock[0] += 1
+            next(signs)
+            found = recorder._prometheus.registry.get_sample_value("grpo_progress_timestamp_seconds", {"run": "fake"})
+            assert found == clock[0]
+
+
+@pytest.mark.parametrize(("address", "host"), [(None, "127.0.0.1"), ("auto", "0.0.0.0")])
+def test_only_in_a_cluster_others_can_reach_it(tmp_path, monkeypatch, address, host):
+    hosts = []
+    monkeypatch.setattr("grpo.recorder.serving", lambda host, *rest: hosts.append(host) or serving("127.0.0.1", *rest))
+    with make_recorder(tmp_path / "run", metrics={"port": 0}, cluster={"address": address}):
+        assert hosts == [host]
 
 
 def test_no_port_serves_nothing(tmp_path):

@@ -40,6 +40,7 @@ class RayTrainer:
         self.connected = False  # to the engines; see RayWeights
         self.ranks = [self.create(rank) for rank in range(self.config.train.ranks)]
         host, port = self.all([self.ranks[0].call("address")], self.config.deadlines.start, "start", pulse="")[0]
+        self.observer.workers("trainer", 0, len(self.ranks) if self.lost else 0)  # the first has a place
         self.starting = [rank.call("start", host, port) for rank in self.ranks]
 
     def ready(self) -> None:
