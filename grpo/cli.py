@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -143,15 +144,41 @@ def plan(
         float, typer.Option(min=1.0, help="Memory of one GPU, in GiB, that the run is planned for.")
     ] = 80.0,
 ) -> None:
-    """Estimate memory and traffic; no weights are loaded."""
+    """Estimate memory by role and traffic; no weights are loaded.
+
+    Ends with exit code 2 if the run cannot fit the device that cluster.device names.
+    """
     config = configfile.load(run_file, overrides or [])
+    from grpo.plan import cannot_fit
     from grpo.plan import plan as make_plan
-    from grpo.plan import table
+    from grpo.plantable import tables
 
     made = make_plan(config, gpu_gib=gpu_gib)
-    Console().print(table(made))
+    console = Console()
+    for table in tables(made, config):
+        console.print(table)
+    if cannot_fit(made):
+        raise ConfigError("\n".join(made.warnings))
     for warning in made.warnings:
         print(f"warning: {warning}")
+
+
+@app.command()
+def preflight(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Check that the cluster, or this machine, has what the run needs; name what is missing.
+
+    Exit code 2: something has to be changed. 10: it may come by itself, such as a node that is still starting.
+    """
+    config = configfile.load(run_file, overrides or [])
+    signal.signal(signal.SIGTERM, _terminated)
+    from grpo import cluster
+    from grpo.checks.verdict import conclude, lines
+
+    began = time.monotonic()
+    checks = cluster.preflight(config)
+    print("\n".join(lines(checks)))
+    print(f"preflight: {len(checks)} checks in {time.monotonic() - began:.1f} s", flush=True)
+    conclude(checks)
 
 
 @config_app.command()

@@ -44,7 +44,7 @@ class _Row(NamedTuple):
 
 def train_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Loaded:
     """All prompts of `data.source`. Raises: DataError, ConfigError."""
-    return load_prompts(_train_source(config), config, tokenizer)
+    return load_prompts(train_source(config), config, tokenizer)
 
 
 def eval_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Loaded:
@@ -52,10 +52,29 @@ def eval_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Loaded
 
     The whole split is checked all the same. Raises: DataError; ConfigError, also where training would see these rows.
     """
+    source = eval_source(config)
+    if source is None:
+        return Loaded((), 0)
+    loaded = load_prompts(source, config, tokenizer)
+    texts = [[prompt.question, prompt.answer] for prompt in loaded.prompts]
+    ranked = sorted(range(len(texts)), key=lambda index: (_digest(texts[index]), index))
+    chosen = sorted(ranked[: config.eval.prompts])
+    return Loaded(tuple(loaded.prompts[index] for index in chosen), loaded.skipped)
+
+
+def train_source(config: Config) -> Source:
+    """Where the prompts of the training come from."""
+    data = config.data
+    columns = (data.question_column, data.answer_column)
+    return Source("data", data.source, data.subset, data.revision, data.split, data.size, columns)
+
+
+def eval_source(config: Config) -> Source | None:
+    """Where the held-out prompts come from; None without an evaluation. Raises ConfigError if training sees them."""
     held_out = config.eval
     if held_out.prompts == 0:
-        return Loaded((), 0)
-    train = _train_source(config)
+        return None
+    train = train_source(config)
     source = replace(train, section="eval", split=held_out.split, size=min(held_out.prompts, MAX_ROWS))
     if held_out.source is not None:
         source = replace(source, name=held_out.source, subset=held_out.subset, revision=held_out.revision)
@@ -64,17 +83,7 @@ def eval_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Loaded
             f"eval.source: held-out prompts must not be those of the training, but both are {place(train)}; set "
             "eval.source or eval.split, write {split} in data.source, or evaluate nothing with eval.prompts: 0"
         )
-    loaded = load_prompts(source, config, tokenizer)
-    texts = [[prompt.question, prompt.answer] for prompt in loaded.prompts]
-    ranked = sorted(range(len(texts)), key=lambda index: (_digest(texts[index]), index))
-    chosen = sorted(ranked[: held_out.prompts])
-    return Loaded(tuple(loaded.prompts[index] for index in chosen), loaded.skipped)
-
-
-def _train_source(config: Config) -> Source:
-    data = config.data
-    columns = (data.question_column, data.answer_column)
-    return Source("data", data.source, data.subset, data.revision, data.split, data.size, columns)
+    return source
 
 
 def load_prompts(source: Source, config: Config, tokenizer: "PreTrainedTokenizerBase") -> Loaded:

@@ -2,65 +2,36 @@
 
 Sources: the states of mixed-precision AdamW and their sharding are from the ZeRO paper, arXiv 1910.02054, sections 3.1
 and 5 (K = 12 bytes a parameter of fp32 copy and moments; our gradients are accumulated in fp32). Activations are an
-estimate: what a Llama-like block keeps for its backward pass, 8h + 2kv + 4i numbers a token and layer.
+estimate: what a Llama-like block keeps for its backward pass, 8h + 2kv + 4i numbers a token and layer. What a process
+takes before it holds a model (PROCESS) was measured.
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from rich.table import Table
 
 from grpo.config import Config
-from grpo.errors import ConfigError
-from grpo.places import is_hub_model, unpinned
-from grpo.wording import first_line
+from grpo.placement import gpus_of
+from grpo.shapes import Shape, read_shape
 
 GIB = 2**30
 FP32 = 4
 HEAD_CHUNK = 1024  # completion positions whose logits the trainer holds at once, as in policy.py
-
-# model_type -> (biases of q, k and v; norms of q and k), as transformers builds these models
-FAMILIES = {"llama": (False, False), "mistral": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
+MASTER = 12  # bytes a parameter in a checkpoint beside the weights: fp32 weights and AdamW's two moments
+SAVED_AT_ONCE = 2 * GIB  # of them, that a rank copies to the host while it saves, as in trainer/state.py
+PROCESS = {"controller": 1.0 * GIB, "rollout": 1.5 * GIB, "trainer": 1.25 * GIB}
+CUDA_HOST = 4 * GIB  # of a process that holds a GPU: its context, libraries and pinned buffers
+TOKEN = 40  # bytes that a token of a step takes on its way: its id and logprob in samples, and once packed
+OBJECT_STORE = GIB // 4  # the least for Ray's objects
+QUEUE = 10 * 24 * 2**20  # shared memory of a queue between the processes of one vLLM engine
+NCCL_SHM = GIB // 8  # of each GPU
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """Sizes of a Llama-like decoder."""
+class Pod:
+    """Sizes in bytes for one actor of a role: `memory` without /dev/shm, and /dev/shm with Ray's objects."""
 
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    tied: bool
-    qkv_bias: bool
-    out_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
-
-    @property
-    def kv_width(self) -> int:
-        return self.kv_heads * self.head_dim
-
-    @property
-    def parameters(self) -> int:
-        """Numbers in the model; a tied head counts once."""
-        h, i, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_width
-        attention = 2 * h * q + 2 * h * kv + self.qkv_bias * (q + 2 * kv) + self.out_bias * h
-        mlp = 3 * h * i + self.mlp_bias * (2 * i + h)
-        norms = 2 * h + self.qk_norm * 2 * self.head_dim
-        embeddings = self.vocab * h * (1 if self.tied else 2)
-        return self.layers * (attention + mlp + norms) + embeddings + h
-
-    @property
-    def activations_per_layer(self) -> int:
-        """Numbers that one layer keeps for the backward pass, per token."""
-        return 8 * self.hidden + 2 * self.kv_width + 4 * self.intermediate
+    memory: int
+    shm: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +50,16 @@ class Plan:
     kv_per_token: int
     kv_tokens_cpu: int
     kv_tokens_gpu: int
+    engine_gpu: int
     rows: int
     tokens: int
     updates: int
     gpu_gib: float
+    checkpoint: int
+    volume: int
+    object_store: int
+    pods: dict[str, Pod]
+    device: str
     warnings: tuple[str, ...]
 
     @property
@@ -101,6 +78,8 @@ def plan(config: Config, gpu_gib: float = 80.0) -> Plan:
     kv_per_token = 2 * shape.layers * shape.kv_width * size
     gpu_budget = int(gpu_gib * GIB * rollout.memory_utilization) * rollout.tensor_parallel
     rows = rollout.prompts_per_step * rollout.samples_per_prompt
+    tokens = rows * config.model.max_length
+    checkpoint = weights + MASTER * shape.parameters
     made = Plan(
         parameters=shape.parameters,
         sync_bytes=weights,
@@ -114,13 +93,25 @@ def plan(config: Config, gpu_gib: float = 80.0) -> Plan:
         kv_per_token=kv_per_token,
         kv_tokens_cpu=int(rollout.kv_cache_gib * GIB) // kv_per_token,
         kv_tokens_gpu=max(0, gpu_budget - weights) // kv_per_token,
+        engine_gpu=gpu_budget // rollout.tensor_parallel,
         rows=rows,
-        tokens=rows * config.model.max_length,
+        tokens=tokens,
         updates=train.epochs * train.minibatches,
         gpu_gib=gpu_gib,
+        checkpoint=checkpoint,
+        volume=checkpoint * copies(config),
+        object_store=max(OBJECT_STORE, 2 * TOKEN * tokens),
+        pods={},
+        device=config.cluster.device,
         warnings=(),
     )
-    return _with_warnings(made, config)
+    made = dataclasses.replace(made, pods=pods(made, config))
+    return dataclasses.replace(made, warnings=tuple(gpu_problems(made, config) + cpu_problems(made, config)))
+
+
+def copies(config: Config) -> int:
+    """Checkpoints that lie in their folder at the worst moment: those kept, the best, and one that is being written."""
+    return config.checkpoint.keep + 2
 
 
 def activation_bytes(shape: Shape, tokens: int, size: int, checkpointing: bool) -> int:
@@ -135,97 +126,56 @@ def head_bytes(shape: Shape, tokens: int) -> int:
     return 2 * min(tokens, HEAD_CHUNK) * shape.vocab * FP32 + shape.vocab * shape.hidden * FP32
 
 
-def read_shape(config: Config) -> Shape:
-    """Sizes from config.json of `model.path`: a local folder, else the hub's cache, else the hub."""
-    path, raw = config.model.path, _read_model_config(config)
-    family = raw.get("model_type")
-    if family not in FAMILIES:
-        raise ConfigError(
-            f"{path}: plan knows the model types {', '.join(FAMILIES)}, not {family!r}; train may still work"
-        )
-    qkv_bias, qk_norm = FAMILIES[family]
-    bias = bool(raw.get("attention_bias", False))
-    try:
-        heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
-        shape = Shape(
-            layers=int(raw["num_hidden_layers"]),
-            hidden=hidden,
-            intermediate=int(raw["intermediate_size"]),
-            heads=heads,
-            kv_heads=int(raw.get("num_key_value_heads") or heads),
-            head_dim=int(raw.get("head_dim") or hidden // heads),
-            vocab=int(raw["vocab_size"]),
-            tied=bool(raw.get("tie_word_embeddings", False)),
-            qkv_bias=qkv_bias or bias,
-            out_bias=bias and not qkv_bias,
-            mlp_bias=bool(raw.get("mlp_bias", False)),
-            qk_norm=qk_norm,
-        )
-    except KeyError as error:
-        raise ConfigError(f"{path}/config.json: {error} is missing; is this a whole Hugging Face folder?") from None
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"{path}/config.json: a size is not a positive integer ({error}); repair the file") from None
-    if min(shape.layers, hidden, shape.intermediate, heads, shape.kv_heads, shape.head_dim, shape.vocab) < 1:
-        raise ConfigError(f"{path}/config.json: a size is below 1; repair the file")
-    return shape
+def pods(made: Plan, config: Config) -> dict[str, Pod]:
+    """Memory of the controller and of one actor of each role. For cluster.device auto: as on GPUs."""
+    split = config.rollout.tensor_parallel
+    queues = (split + 1) * QUEUE if split > 1 else 0
+    saving = min(SAVED_AT_ONCE, MASTER * made.parameters // config.train.ranks)
+    engine, rank = PROCESS["rollout"] * split, PROCESS["trainer"] + saving
+    shm = {"controller": 0, "rollout": queues, "trainer": 0}
+    if made.device != "cpu":
+        engine, rank = engine + CUDA_HOST * split, rank + CUDA_HOST
+        shm = {"controller": 0, "rollout": queues + split * NCCL_SHM, "trainer": NCCL_SHM}
+    else:
+        engine, rank = engine + made.sync_bytes + config.rollout.kv_cache_gib * GIB, rank + made.rank_bytes
+    memory = {"controller": PROCESS["controller"] + TOKEN * made.tokens, "rollout": engine, "trainer": rank}
+    return {role: Pod(int(memory[role]), shm[role] + made.object_store) for role in memory}
 
 
-def _read_model_config(config: Config) -> dict[str, Any]:
-    path, revision = config.model.path, config.model.revision
-    file = Path(path) / "config.json"
-    try:
-        if not Path(path).is_dir():
-            if revision is None and is_hub_model(path):
-                raise ConfigError(unpinned("model.path", path))
-            from huggingface_hub import hf_hub_download
-
-            file = Path(hf_hub_download(path, "config.json", revision=revision))
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = first_line(error)
-        raise ConfigError(
-            f"{path}: config.json cannot be read ({reason}); set model.path to a folder or a hub id"
-        ) from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}/config.json: must hold a JSON object; repair the file")
-    return raw
-
-
-def _with_warnings(made: Plan, config: Config) -> Plan:
-    found, longest = [], config.model.max_length
-    on_cpu, on_gpu = config.cluster.device != "cuda", config.cluster.device != "cpu"
-    if on_gpu and made.rank_bytes > made.gpu_gib * GIB:
+def gpu_problems(made: Plan, config: Config) -> list[str]:
+    """Why the run cannot fit its GPUs, with the way out; nothing for cluster.device cpu."""
+    if made.device == "cpu":
+        return []
+    found, limit = [], made.gpu_gib * GIB
+    if made.rank_bytes > limit:
         found.append(
             f"a trainer rank needs {gib(made.rank_bytes)} of a GPU's {made.gpu_gib:g} GiB: raise train.zero_stage or "
             "train.ranks, lower train.tokens_per_micro_batch or set train.gradient_checkpointing"
         )
-    if on_gpu and made.kv_tokens_gpu < longest:
-        found.append("an engine's GPU cannot hold one row beside the weights: raise rollout.tensor_parallel")
-    if on_cpu and made.kv_tokens_cpu < longest:
+    elif shares_gpu(config) and made.rank_bytes + made.engine_gpu > limit:
         found.append(
-            f"on a CPU, rollout.kv_cache_gib holds {made.kv_tokens_cpu} tokens, less than model.max_length: raise it"
+            f"a rank and an engine that share a GPU need {gib(made.rank_bytes + made.engine_gpu)} of its "
+            f"{made.gpu_gib:g} GiB: lower rollout.memory_utilization, or give each a GPU of its own"
         )
-    return dataclasses.replace(made, warnings=tuple(found))
+    if made.kv_tokens_gpu < config.model.max_length:
+        found.append("an engine's GPU cannot hold one row beside the weights: raise rollout.tensor_parallel")
+    return found
 
 
-def table(made: Plan) -> Table:
-    """The plan as people read it."""
-    out = Table(title="plan", show_header=False, title_justify="left")
-    out.add_column(style="bold")
-    out.add_column(justify="right")
-    out.add_row("parameters", f"{made.parameters:,}")
-    out.add_row("bytes of a weight sync", f"{made.sync_bytes:,}", end_section=True)
-    for name in ("weights", "reference", "gradients", "optimizer", "activations", "head"):
-        out.add_row(f"trainer rank: {name}", gib(getattr(made, name)))
-    out.add_row("trainer rank: sum", gib(made.rank_bytes), end_section=True)
-    out.add_row("engine: weights on each GPU", gib(made.engine_weights))
-    out.add_row("engine: KV cache of a token", f"{made.kv_per_token:,} B")
-    out.add_row("engine: tokens that fit, CPU", f"{made.kv_tokens_cpu:,}")
-    out.add_row(f"engine: tokens that fit, {made.gpu_gib:g} GiB GPU", f"{made.kv_tokens_gpu:,}", end_section=True)
-    out.add_row("step: completions", f"{made.rows:,}")
-    out.add_row("step: tokens, at most", f"{made.tokens:,}")
-    out.add_row("step: optimizer updates", f"{made.updates:,}")
-    return out
+def shares_gpu(config: Config) -> bool:
+    """Whether Ray may put a rank and an engine on one GPU."""
+    return gpus_of(config, "rollout") + gpus_of(config, "trainer") <= 1
+
+
+def cpu_problems(made: Plan, config: Config) -> list[str]:
+    if made.device == "cuda" or made.kv_tokens_cpu >= config.model.max_length:
+        return []
+    return [f"on a CPU, rollout.kv_cache_gib holds {made.kv_tokens_cpu} tokens, less than model.max_length: raise it"]
+
+
+def cannot_fit(made: Plan) -> bool:
+    """Whether the run would fail for want of memory on the device that it names; auto may still choose the other."""
+    return bool(made.warnings) and made.device != "auto"
 
 
 def gib(size: float) -> str:

@@ -8,7 +8,9 @@ import pytest
 
 from grpo.config import Config
 from grpo.errors import ConfigError
-from grpo.plan import GIB, HEAD_CHUNK, plan, read_shape, table
+from grpo.plan import GIB, HEAD_CHUNK, QUEUE, cannot_fit, plan
+from grpo.plantable import tables
+from grpo.shapes import read_shape
 
 # hidden, intermediate, layers, heads, kv heads, vocabulary, tied
 QWEN_0_5B: dict[str, Any] = dict(zip("hiLHKVt", (896, 4864, 24, 14, 2, 151936, True), strict=True), model_type="qwen2")
@@ -125,14 +127,69 @@ def test_what_does_not_fit_is_said_with_the_way_out(tmp_path: Path) -> None:
     assert warned("cpu") == [" raise it"]
 
 
-def test_the_table_shows_the_sums(tmp_path: Path) -> None:
+def printed(folder: Path, gpu_gib: float = 80.0, **sections: Any) -> str:
     from rich.console import Console
 
     console = Console(width=100, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    planned = config(folder, QWEN_1_5B, **sections)
+    for table in tables(plan(planned, gpu_gib), planned):
+        console.print(table)
+    return console.export_text()
+
+
+def test_the_tables_show_the_sums(tmp_path: Path) -> None:
+    text = printed(tmp_path)
     made = plan(config(tmp_path, QWEN_1_5B))
-    console.print(table(made))
-    text = console.export_text()
     assert "1,543,714,304" in text and "3,087,428,608" in text and f"{made.rank_bytes / GIB:.2f} GiB" in text
+
+
+def row(text: str, name: str) -> list[str]:
+    """The cells behind a row's name."""
+    line = next(line for line in text.splitlines() if name in line)
+    return [cell.strip() for cell in line.strip("│").split("│")][1:]
+
+
+@pytest.mark.parametrize(
+    ("gpu_gib", "sections", "verdict"),
+    [
+        (80, {}, ["fits", "fits (61%)"]),
+        (24, {}, ["fits", "does not fit"]),
+        (3, {}, ["does not fit", "does not fit"]),
+        (80, {"rollout": {"gpus_per_engine": 0.5}, "train": {"gpus_per_rank": 0.5}}, ["fits", "does not fit"]),
+        (
+            80,
+            {"rollout": {"gpus_per_engine": 0.5, "memory_utilization": 0.3}, "train": {"gpus_per_rank": 0.5}},
+            ["fits", "fits (91%)"],
+        ),
+        (80, {"rollout": {"kv_cache_gib": 0.01}, "cluster": {"device": "cpu"}}, ["does not fit", "-"]),
+    ],
+)
+def test_each_role_has_a_verdict(tmp_path: Path, gpu_gib: float, sections: dict[str, Any], verdict: list[str]) -> None:
+    assert row(printed(tmp_path, gpu_gib, **sections), "verdict") == verdict
+
+
+@pytest.mark.parametrize(("device", "gpu_gib", "refused"), [("cuda", 24, True), ("cuda", 80, False), ("auto", 24, False)])
+def test_only_a_named_device_makes_it_an_error(tmp_path: Path, device: str, gpu_gib: float, refused: bool) -> None:
+    made = plan(config(tmp_path, QWEN_1_5B, cluster={"device": device}), gpu_gib)
+    assert (cannot_fit(made), bool(made.warnings)) == (refused, gpu_gib == 24)
+
+
+def test_a_checkpoint_holds_the_weights_and_three_fp32_copies_and_the_volume_two_more_than_are_kept(
+    tmp_path: Path,
+) -> None:
+    made = plan(config(tmp_path, QWEN_1_5B, checkpoint={"keep": 3}))
+    assert made.checkpoint == (2 + 3 * 4) * 1_543_714_304
+    assert made.volume == 5 * made.checkpoint
+
+
+def test_a_pod_needs_room_for_weights_cache_and_queues(tmp_path: Path) -> None:
+    cpu = plan(config(tmp_path, QWEN_1_5B, cluster={"device": "cpu"}, rollout={"kv_cache_gib": 2}))
+    assert cpu.pods["rollout"].memory == 1.5 * GIB + cpu.sync_bytes + 2 * GIB
+    assert cpu.pods["trainer"].memory == 1.25 * GIB + cpu.rank_bytes + 2 * GIB  # which it copies while it saves
+    assert {role: pod.shm for role, pod in cpu.pods.items()} == dict.fromkeys(cpu.pods, cpu.object_store)
+    gpu = plan(config(tmp_path, QWEN_1_5B, cluster={"device": "cuda"}, rollout={"tensor_parallel": 2}))
+    assert gpu.pods["rollout"].shm == gpu.object_store + 3 * QUEUE + GIB // 4
+    assert gpu.pods["trainer"].memory == (1.25 + 4 + 2) * GIB
 
 
 @pytest.mark.parametrize(

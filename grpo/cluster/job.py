@@ -19,6 +19,7 @@ from grpo.evaluation import score_evaluation
 from grpo.fatal import check_fatal, write_fatal
 from grpo.lease import Lease
 from grpo.parts import Parts
+from grpo.placement import gpus_of
 from grpo.progress import RunProgress
 from grpo.recorder import RunRecorder
 from grpo.rewards import RewardScorer
@@ -137,10 +138,10 @@ class Teller:
 
 
 def engine(cluster: Session, config: Config, actors: Actors, index: int) -> Member:
-    gpus = config.rollout.gpus_per_engine or config.rollout.tensor_parallel
+    gpus = gpus_of(config, "rollout")
     return cluster.create(actors.rollout, "rollout", index, gpus, config, index, cluster.device)
 
 
 def rank(cluster: Session, config: Config, actors: Actors, rank: int) -> Member:
-    gpus = config.train.gpus_per_rank or 1
+    gpus = gpus_of(config, "trainer")
     return cluster.create(actors.trainer, "trainer", rank, gpus, config, rank, cluster.device)

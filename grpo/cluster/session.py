@@ -20,12 +20,12 @@ from grpo.cluster.waiting import HEALTH, Call, Member, RayPulse, Waiting
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, GrpoError, Interrupted
 from grpo.faults import publish_pids
+from grpo.placement import CPUS, OTHER_ROLE
 from grpo.rollout.watcher import watch
 from grpo.stopping import StopRequest
 
 GRACE_SECONDS = 10.0  # for an actor to end by itself before it is killed
 SHUTDOWN_SECONDS = 20.0  # for Ray to leave a cluster
-OTHER_ROLE = {"rollout": "trainer", "trainer": "rollout"}
 
 
 class Session:
@@ -80,7 +80,7 @@ class Session:
         Nothing retries a method (a second optimizer step would be silent), and a dead actor stays dead.
         """
         options = {
-            "num_cpus": 1,
+            "num_cpus": CPUS,
             "num_gpus": gpus if self.device == "cuda" else 0,
             "max_restarts": 0,
             "max_task_retries": 0,

@@ -1,0 +1,223 @@
+"""`grpo preflight`: every check, on every node side by side, so that what is missing has a name before actors wait.
+
+Without `cluster.address` nothing is started: this machine is looked at as the one node that it will be.
+"""
+
+import contextlib
+import logging
+import os
+import platform
+import secrets
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from grpo.checkpoint.commit import checkpoints_url
+from grpo.checks import inputs, links, nodes, sizes
+from grpo.checks.facts import Facts, look
+from grpo.checks.probe import Probe
+from grpo.checks.site import Site
+from grpo.checks.verdict import Check, Problem, judge
+from grpo.cluster.crew import HERE, Crew, OneMachine, OnNodes
+from grpo.config import Config
+from grpo.errors import ConfigError, GrpoError
+from grpo.placement import Node, place
+from grpo.plan import plan
+from grpo.store import Store
+from grpo.wording import short
+
+NODE_SECONDS = 30.0  # for nodes that are still joining
+LONGEST = 500  # characters of what Ray says
+
+def preflight(config: Config) -> list[Check]:
+    """All checks, in the order in which they are told. Raises nothing for what they find."""
+    if config.cluster.address is None:
+        driver = look(config)
+        cores = float(max(config.rollout.engines + config.train.ranks, os.cpu_count() or 1))
+        here = Node(HERE, platform.node(), "127.0.0.1", None, cores, float(len(driver.gpus)))
+        return _checks(config, driver, [here], OneMachine())
+    return _on_cluster(config, look(config, weights=False))
+
+
+def _on_cluster(config: Config, driver: Facts) -> list[Check]:
+    with contextlib.ExitStack() as ending:
+        try:
+            ending.enter_context(_connected(str(config.cluster.address)))
+        except Exception as error:  # as in session.py: Ray raises plain ones
+            lost = "failed" if "mismatch" in str(error) or "uthentication" in str(error) else "missing"
+            said = short(" ".join(str(error).split()), most=LONGEST)
+            text = f"cannot reach the cluster at {config.cluster.address!r}: {said}; check cluster.address"
+            return [Check("ray", lost, text), *_checks(config, driver, [], OneMachine())]  # type: ignore[arg-type]
+        found = _wait_for_nodes(config)
+        crew = OnNodes([node for node in found if node.cpus >= 1])
+        ending.callback(crew.close)
+        text = f"Ray {ray.__version__}, {len(found)} nodes: {', '.join(map(str, found[:4]))}"
+        return [Check("ray", "ok", text), *_checks(config, driver, found, crew)]
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        signal.signal(signal.SIGTERM, ours)  # Ray puts its own there
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _wait_for_nodes(config: Config) -> list[Node]:
+    """The nodes, once there is room for all actors or none has come for a while."""
+    until = time.monotonic() + min(NODE_SECONDS, config.deadlines.start)
+    told = False
+    while True:
+        found = ray_nodes(config)
+        missing = place(config, device_of(config, found), found).missing
+        lacking = " and ".join(f"{count} x {role}" for role, count in missing.items() if count)
+        if not lacking or time.monotonic() > until:
+            return found
+        if not told:
+            print(f"waiting for room for {lacking}: {NODE_SECONDS:g} s at most", flush=True)
+        told = True
+        time.sleep(1.0)
+
+
+def ray_nodes(config: Config) -> list[Node]:
+    """Nodes of the cluster that are alive, by name."""
+    entries: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    found = [
+        Node(
+            id=entry["NodeID"],
+            name=entry["NodeManagerHostname"],
+            address=entry["NodeManagerAddress"],
+            role=entry["Labels"].get(config.cluster.role_label),
+            cpus=entry["Resources"].get("CPU", 0.0),
+            gpus=entry["Resources"].get("GPU", 0.0),
+            object_store=int(entry["Resources"].get("object_store_memory", 0)),
+        )
+        for entry in entries
+        if entry["Alive"]
+    ]
+    return sorted(found, key=lambda node: (node.name, node.id))
+
+
+def device_of(config: Config, found: Sequence[Node]) -> str:
+    if config.cluster.device != "auto":
+        return config.cluster.device
+    return "cuda" if any(node.gpus for node in found) else "cpu"
+
+
+def _checks(config: Config, driver: Facts, found: Sequence[Node], crew: Crew) -> list[Check]:
+    device = device_of(config, found)
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"device": device})})
+    able = [node for node in found if node.cpus >= 1]
+    asked = time.time()
+    facts: dict[str, Facts] = crew.ask("look", config) if able else {}
+    site = Site(config, device, able, facts, driver)
+    skews = {node.name: _skew(seen.clock, asked) for node, seen in site.known()}
+    checks = [*nodes.room(site), nodes.labels(site), nodes.versions(site)] if found else []
+    checks += [*_against_plan(site), *_storage(site, crew), inputs.model(site), inputs.data(config)]
+    checks += [inputs.secrets(site), links.interfaces(site), _connections(site, crew), links.clocks(skews)]
+    return [_answers(site, crew), *checks] if len(able) > 1 else checks
+
+
+def _skew(clock: float, asked: float) -> float:
+    """Seconds that a node's clock lies outside of the time in which it was asked; the answer is here by now."""
+    return min(0.0, clock - asked) + max(0.0, clock - time.time())
+
+
+def _answers(site: Site, crew: Crew) -> Check:
+    problems = []
+    for node in site.nodes:
+        if text := crew.silent.get(node.id):
+            other = any(name in text for name in ("ModuleNotFoundError", "ImportError", "AttributeError"))
+            said = f"{text}; grpo is missing or another version there" if other else text
+            problems.append(Problem("failed" if other else "missing", node.name, said))
+    return judge("answers", problems, f"from all {len(site.nodes)} nodes", "look at the pod's log and events")
+
+
+def _against_plan(site: Site) -> list[Check]:
+    try:
+        made = plan(site.config)
+    except ConfigError as error:
+        return [Check("plan", "warning", f"{error}; memory and space are not checked")]
+    checks = [sizes.gpus(site)] if site.device == "cuda" else []
+    checks += [sizes.shared_memory(site, made), sizes.memory(site, made)] if site.facts else []
+    return [*checks, sizes.space(site, made, storage_url(site.config))]
+
+
+def storage_url(config: Config) -> str:
+    return Store(checkpoints_url(config.checkpoint.dir, Path(config.run.dir))).url
+
+
+def _storage(site: Site, crew: Crew) -> list[Check]:
+    """The driver and every node of the trainer write, and each reads what the other wrote."""
+    config, driver = site.config, Probe("driver")
+    url, folder = storage_url(config), f".preflight-{secrets.token_hex(8)}"
+    names = {node.id: node.name for node, _ in site.of("trainer")}
+    with _as_before(url, folder):
+        problems = [Problem("failed", "driver", text) for text in [driver.write(url, folder)] if text]
+        if not problems:
+            problems = list(_shared(crew, names, url, folder, driver))
+    way_out = "all need the same folder: a volume with ReadWriteMany, or checkpoint.dir: s3://bucket/prefix"
+    who = f"the driver and {len(names)} nodes of the trainer" if names else "the driver"
+    checks = [judge("checkpoints", problems, f"{url}: written, flushed, renamed and read by {who}", way_out)]
+    if config.checkpoint.dir is not None:
+        checks.append(_run_folder(config, driver, folder))
+    return checks
+
+
+def _shared(crew: Crew, names: Mapping[str, str], url: str, folder: str, driver: Probe) -> Iterator[Problem]:
+    """What is wrong on the nodes `names` (by id), after the driver has written."""
+    written = crew.ask("write", url, folder, only=list(names))
+    unseen = crew.ask("read", url, folder, ["driver"], only=list(names))
+    for node, name in names.items():
+        if text := written.get(node, "no answer"):
+            yield Problem("failed", name, text)
+        elif unseen.get(node):
+            yield Problem("failed", name, "does not see what the driver wrote")
+        elif driver.read(url, folder, [node]):
+            yield Problem("failed", "driver", f"does not see what {name} wrote")
+
+
+def _run_folder(config: Config, driver: Probe, folder: str) -> Check:
+    url = Store(config.run.dir).url
+    with _as_before(url, folder):
+        problems = [Problem("failed", "driver", text) for text in [driver.write(url, folder)] if text]
+    return judge("run.dir", problems, f"{url}: written and read by the driver", "set run.dir to a folder that lasts")
+
+
+@contextlib.contextmanager
+def _as_before(url: str, folder: str) -> Iterator[None]:
+    """Takes away `folder` and the folders above it that were not there."""
+    local = "://" not in url
+    new = [path for path in (Path(url), *Path(url).parents) if not path.exists()] if local else []
+    try:
+        yield
+    finally:
+        with contextlib.suppress(GrpoError):
+            Store(url).delete(folder)
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _connections(site: Site, crew: Crew) -> Check:
+    """Every node connects to every other, as NCCL's and gloo's rings may."""
+    if len(site.facts) < 2:
+        return links.connections({}, 0)
+    known = {node.id: node for node, _ in site.known()}
+    ports: Mapping[str, int] = crew.ask("listen")
+    places = [(known[node].address, port) for node, port in ports.items()]
+    errors = {}
+    for node, answers in crew.ask("connect", places).items():
+        for target, text in zip(ports, answers, strict=True):
+            if text and target != node:
+                errors[known[node].name, known[target].name] = text
+    crew.ask("close")
+    return links.connections(errors, len(ports) * (len(ports) - 1))
