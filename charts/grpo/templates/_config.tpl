@@ -78,3 +78,11 @@
 {{- end -}}
 {{- $gpus -}}
 {{- end }}
+
+{{/* What the configuration fetches from the hub: a name without a leading slash that is no file; empty: nothing. */}}
+{{- define "grpo.usesHub" -}}
+{{- $source := include "grpo.config.get" (list . "data" "source" "openai/gsm8k") -}}
+{{- range $place := list .Values.config.model.path $source -}}
+{{- if not (or (eq $place "arithmetic") (regexMatch "^[/.]|\\.(jsonl|json|parquet)$" $place)) }}the hub{{ break }}{{ end -}}
+{{- end -}}
+{{- end }}
