@@ -168,7 +168,9 @@ def test_each_role_has_a_verdict(tmp_path: Path, gpu_gib: float, sections: dict[
     assert row(printed(tmp_path, gpu_gib, **sections), "verdict") == verdict
 
 
-@pytest.mark.parametrize(("device", "gpu_gib", "refused"), [("cuda", 24, True), ("cuda", 80, False), ("auto", 24, False)])
+@pytest.mark.parametrize(
+    ("device", "gpu_gib", "refused"), [("cuda", 24, True), ("cuda", 80, False), ("auto", 24, False)]
+)
 def test_only_a_named_device_makes_it_an_error(tmp_path: Path, device: str, gpu_gib: float, refused: bool) -> None:
     made = plan(config(tmp_path, QWEN_1_5B, cluster={"device": device}), gpu_gib)
     assert (cannot_fit(made), bool(made.warnings)) == (refused, gpu_gib == 24)
