@@ -16,7 +16,7 @@ BENCH_STAMP := .venv-bench/setup-$(shell cat requirements/bench.lock | cksum | c
 SMOLLM2 := models/smollm2-135m-instruct
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
 
-.PHONY: help setup quickstart test lint typecheck audit lock generate schema manifests chart-docs bench chaos soak clean
+.PHONY: help setup quickstart test lint typecheck audit lock generate schema manifests chart-docs bench chaos soak e2e clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /  \1\t/' | expand -t 14
@@ -66,6 +66,9 @@ chaos: setup  ## some hundred kills and freezes of every role at every point: is
 
 soak: setup  ## half an hour of the real stack with a kill every few minutes: does anything grow?
 	$(BIN)/python -m tests.chaos.soak
+
+e2e: setup  ## the chart on a real Kubernetes: the cluster in KUBECONFIG, or one that is made for it
+	tests/e2e/run
 
 clean:  ## remove environments and caches; runs stay
 	rm -rf .venv .venv-* .build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
