@@ -57,6 +57,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes to it, such as train.learning_rate=2e-6."),
 ]
+POD_FILE = Path("/etc/grpo/run.yaml")
+"""Where the configuration of its run is in a pod."""
+WORKER_SECONDS = 110.0
+"""What `grpo drain` takes in a pod without one: the pods' grace period of two minutes, less what Ray needs to end."""
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run (run.dir).")]
 
 
@@ -179,6 +183,27 @@ def preflight(run_file: RunFile, overrides: Overrides = None) -> None:
     print("\n".join(lines(checks)))
     print(f"preflight: {len(checks)} checks in {time.monotonic() - began:.1f} s", flush=True)
     conclude(checks)
+
+
+@app.command()
+def drain(
+    run_file: Annotated[
+        Path, typer.Argument(metavar="[RUN.yaml]", help="The configuration of the run, beside its driver.")
+    ] = POD_FILE,
+    overrides: Overrides = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=1.0, help="Time that there is; run.grace_seconds if not given.")
+    ] = None,
+) -> None:
+    """End in order what a run has on this machine or in this pod, because that is about to go away.
+
+    Beside the driver: SIGTERM, and a wait for its commit and end. In a pod of workers: they move elsewhere first.
+    """
+    known = run_file != POD_FILE or run_file.exists()  # a pod of workers needs none
+    config = configfile.load(run_file, overrides or []) if known else None
+    from grpo.cluster.drain import drain as drain_here
+
+    print(drain_here(config, seconds or (config.run.grace_seconds if config else WORKER_SECONDS)))
 
 
 @config_app.command()

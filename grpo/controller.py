@@ -91,6 +91,8 @@ class Controller:
                 )
                 self.check_versions(groups)
             fault_point("generate.done", step)
+            if parts.trainer.leaving and self.committed < step - 1:  # its node may not last for the rest of the step
+                self.commit()
             fault_point("reward.dispatched", step)
             with record.phase("reward"), parts.stop.abortable():
                 groups = parts.rewards.score(groups)
@@ -109,8 +111,11 @@ class Controller:
         self.progress = Progress(parts.prompts.state(), step, silent, self.progress.evaluated, score)
         self.training = False
         self.evaluate()
-        if due(step, config.checkpoint.every) or step == config.run.steps:
+        last, leaving = step == config.run.steps, parts.trainer.leaving
+        if due(step, config.checkpoint.every) or last or leaving:
             self.commit()
+        if leaving and not last:
+            parts.trainer.leave()
 
     def sync(self, version: int) -> None:
         weights, record = self.parts.weights, self.parts.recorder

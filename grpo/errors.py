@@ -8,8 +8,9 @@ GrpoError
 ├── RewardError           6   reward code that fails too often
 ├── ClusterError         10   an actor or the Ray cluster died; a retry may help
 │   ├── DeadlineExceeded 10   a wait that took longer than `deadlines.*` allows
-│   ├── EngineLost       10   a rollout engine died or froze
-│   ├── TrainerLost      10   a trainer rank died or froze
+│   ├── EngineLost       10   a rollout engine died or froze, or leaves a node that drains
+│   ├── TrainerLost      10   a trainer rank died or froze, or leaves a node that drains
+│   ├── NoNode           10   an actor found no node within `deadlines.start`
 │   └── StoreLost        10   a bucket does not answer
 ├── Interrupted          11   SIGTERM or Ctrl-C; every finished step is in a checkpoint
 │   └── InterruptedEarly 16   the same, but steps after the last checkpoint are lost; that checkpoint is whole
@@ -54,7 +55,13 @@ class RewardError(GrpoError):
 
 
 class ClusterError(GrpoError):
+    """`counts` says whether run.max_recoveries counts it: not where a node was taken away and nothing failed."""
+
     exit_code = 10
+
+    def __init__(self, message: str = "", counts: bool = True) -> None:
+        super().__init__(message)
+        self.counts = counts
 
 
 class DeadlineExceeded(ClusterError):
@@ -66,6 +73,10 @@ class EngineLost(ClusterError):
 
 
 class TrainerLost(ClusterError):
+    pass
+
+
+class NoNode(ClusterError):
     pass
 
 

@@ -7,16 +7,21 @@ start takes the next number
 - at once if the newest attempt has ended, or if its process is gone from this very machine;
 - else after it has watched the newest file for lease_seconds and the file has not changed. It never compares clocks.
 
+A file that changes belongs to a living start, and the new one is refused, unless the file says that its holder was told
+to stop: Kubernetes may start the next pod while the one before still commits. That one is waited for.
+
 A holder that was frozen for so long finds a newer number when it wakes up: `check` raises Fenced, before every commit.
 It only ever writes its own file, so it cannot disturb the newer start.
 """
 
+import contextlib
 import json
 import os
 import socket
 import threading
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +29,7 @@ from typing import Any
 import psutil
 
 from grpo.errors import CheckpointError, Fenced
+from grpo.stopping import StopRequest
 from grpo.store import Store
 
 FOLDER = "attempts"
@@ -34,14 +40,16 @@ BEATS = 3
 class Lease:
     """`with Lease(run_dir, seconds) as lease:` holds the folder; `lease.attempt` counts the starts of the run from 1.
 
-    Entering raises Fenced while another start holds the folder (after at most about lease_seconds), CheckpointError if
-    the folder cannot be written.
+    Entering raises Fenced while another start holds the folder (after at most about lease_seconds, or what is left of
+    the other's grace period and lease_seconds if that one is stopping), CheckpointError if the folder cannot be
+    written, Interrupted after a request to `stop`, which also makes the holder say that it is stopping.
     """
 
-    def __init__(self, run_dir: Path, seconds: float) -> None:
+    def __init__(self, run_dir: Path, seconds: float, stop: StopRequest | None = None) -> None:
         self.run_dir = run_dir
         self.seconds = seconds
         self.attempt = 0
+        self._request = stop
         self._store = Store(str(run_dir / FOLDER))
         self._token = uuid.uuid4().hex
         self._count = 0
@@ -121,34 +129,74 @@ class Lease:
         return _holder(self._read(self.attempt)).get("token") == self._token
 
     def _wait_for(self, attempt: int) -> None:
-        """Returns once the attempt is dead. Raises Fenced when it shows that it lives."""
-        seen, since = self._read(attempt), time.monotonic()
+        """Returns once the attempt is dead. Raises Fenced when it shows that it lives on."""
+        seen, since, patience = self._read(attempt), time.monotonic(), 0.0
         while time.monotonic() - since <= self.seconds:
+            if self._request:
+                self._request.check()
             content = self._read(attempt)
             holder = _holder(content)
             if holder.get("ended") or _is_gone(holder):
                 return
-            if content != seen and seen:
+            if not patience and (grace := holder.get("stopping")) is not None:
+                patience = time.monotonic() + grace + self.seconds
+                print(f"waiting for attempt {attempt} on host {holder.get('host')}, which is stopping", flush=True)
+            if content != seen and seen and time.monotonic() > patience:
                 raise Fenced(
                     f"run.dir: one run at a time may write to {self.run_dir}, but attempt {attempt} is alive (process "
                     f"{holder.get('pid')} on host {holder.get('host')}); wait for it, stop it or choose another run.dir"
                 )
-            if content != seen:  # it was just made and is only now written
+            if content != seen:  # it was just made and is only now written, or it is stopping
                 seen, since = content, time.monotonic()
             time.sleep(min(0.2, self.seconds / 20))
 
     def _newest(self) -> int:
-        numbers = [name.removesuffix(".json") for name in self._store.names()]
-        return max((int(number) for number in numbers if number.isdecimal()), default=0)
+        return _newest(self._store)
 
     def _read(self, attempt: int) -> bytes:
-        return self._store.read(_name(attempt)) if self._store.exists(_name(attempt)) else b""
+        return _read(self._store, attempt)
 
     def _content(self, ended: bool = False) -> bytes:
         process = psutil.Process()
         holder = {"attempt": self.attempt, "host": socket.gethostname(), "machine": _machine(), "pid": process.pid}
         state = {"created": process.create_time(), "token": self._token, "beat": self._count, "ended": ended}
+        if self._request and self._request.requested:
+            state["stopping"] = max(0.0, self._request.seconds_left)
         return json.dumps(holder | state).encode()
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A start that holds a run's folder and whose process is on this machine."""
+
+    attempt: int
+    process: psutil.Process
+
+    @property
+    def ended(self) -> bool:
+        return not self.process.is_running() or _is_zombie(self.process)
+
+
+def holder_here(run_dir: Path) -> Holder | None:
+    """The start that holds the folder, if it runs on this very machine (in this container)."""
+    store = Store(str(run_dir / FOLDER))
+    attempt = _newest(store)
+    holder = _holder(_read(store, attempt)) if attempt else {}
+    if not holder or holder.get("ended") or holder.get("machine") != _machine() or _is_gone(holder):
+        return None
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return Holder(attempt, psutil.Process(holder["pid"]))
+    return None
+
+
+def _newest(store: Store) -> int:
+    """The number of the newest attempt; 0 before the first."""
+    numbers = [name.removesuffix(".json") for name in store.names()]
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
+def _read(store: Store, attempt: int) -> bytes:
+    return store.read(_name(attempt)) if store.exists(_name(attempt)) else b""
 
 
 def _name(attempt: int) -> str:
@@ -176,6 +224,13 @@ def _is_gone(holder: dict[str, Any]) -> bool:
         return False
     try:
         process = psutil.Process(holder["pid"])
-        return process.status() == psutil.STATUS_ZOMBIE or process.create_time() != holder["created"]
+        return _is_zombie(process) or process.create_time() != holder["created"]
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True

@@ -55,6 +55,15 @@ class Trainer(Protocol):
         """Takes over the state that `save` wrote, whatever the number of ranks was."""
         ...
 
+    @property
+    def leaving(self) -> bool:
+        """Whether the node of a rank is about to go away."""
+        ...
+
+    def leave(self) -> None:
+        """Ends the ranks, so that `rebuild` makes them elsewhere. Raises a TrainerLost that does not count."""
+        ...
+
     def rebuild(self) -> None:
         """New ranks with the model as it was before the first step. Raises ClusterError if they are lost too often."""
         ...

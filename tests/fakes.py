@@ -111,12 +111,17 @@ class FakeRewards:
 
 @dataclass
 class FakeTrainer:
-    """Counts its updates; `lost_at` are the events ("step 3", "save 2", "load 2") at which a rank dies, once each."""
+    """Counts its updates; `lost_at` are the events ("step 3", "save 2", "load 2") at which a rank dies, once each.
+
+    `drained_at` are steps after which the node of a rank is about to go away, until the ranks are elsewhere.
+    """
 
     events: list[str]
     batches: list[list[Sample]] = field(default_factory=list)
     updates: int = 0
     lost_at: list[str] = field(default_factory=list)
+    drained_at: list[int] = field(default_factory=list)
+    leaving: bool = False
     rebuilds: int = 3
 
     def _event(self, event: str) -> None:
@@ -129,6 +134,7 @@ class FakeTrainer:
         self._event(f"step {step}")
         self.batches.append(list(batch))
         self.updates += 1
+        self.leaving |= step in self.drained_at
         return {"loss": float(self.updates)}
 
     def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
@@ -140,8 +146,13 @@ class FakeTrainer:
         self._event(f"load {commit.step}")
         self.updates = int(commit.read("trainer.json"))
 
+    def leave(self) -> None:
+        self.events.append("leave")
+        raise TrainerLost("their node drains", counts=False)
+
     def rebuild(self) -> None:
         self.events.append("rebuild")
+        self.leaving = False
         self.updates = 0
         self.rebuilds -= 1
         if self.rebuilds < 0:

@@ -2,16 +2,16 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 
 from grpo.checkpoint import Commit
-from grpo.cluster.fleet import Fleet, Recoveries, State
+from grpo.cluster.fleet import Fleet, Recoveries, Slot, State
 from grpo.cluster.session import Session
 from grpo.cluster.waiting import Call, Member
 from grpo.config import Config
-from grpo.errors import ClusterError, EngineLost, GrpoError, StoreLost, TrainerLost
+from grpo.errors import ClusterError, EngineLost, GrpoError, NoNode, StoreLost, TrainerLost
 from grpo.faults import fault_point
 from grpo.parts import Observer
 from grpo.types import FileRecord, Group, Prompt, Sample, Sampling, Stats
@@ -30,7 +30,7 @@ class RayTrainer:
     ) -> None:
         self.session, self.config, self.create = session, config, create
         self.recoveries, self.observer = recoveries, observer
-        self.lost: GrpoError | None = None
+        self.lost: TrainerLost | None = None
         self.launch()
 
     def launch(self) -> None:
@@ -80,6 +80,15 @@ class RayTrainer:
         self.all(calls, self.config.deadlines.save, "load")
         self._at(commit.step)
 
+    @property
+    def leaving(self) -> bool:
+        return bool(self.session.leaving(self.ranks))
+
+    def leave(self) -> NoReturn:
+        lost = TrainerLost("trainer ranks move: the node of one is about to go away", counts=False)
+        self.end(lost)
+        raise lost
+
     def all(self, calls: Sequence[Call], seconds: float, what: str, **options: Any) -> list[Any]:
         """Results of all ranks. Raises TrainerLost once the others are ended too: they may wait for the lost one.
 
@@ -88,7 +97,7 @@ class RayTrainer:
         try:
             return self.session.get(calls, seconds, what, **options)
         except ClusterError as error:
-            if isinstance(error, StoreLost) or self.session.headless:
+            if isinstance(error, StoreLost | NoNode) or self.session.headless:
                 raise
             lost = error if isinstance(error, TrainerLost) else TrainerLost(f"{what}: a trainer rank failed: {error}")
             self.end(lost)
@@ -119,8 +128,8 @@ class RayRollouts:
         version = self.ensure()
         while missing := [place for place in range(len(requests)) if place not in groups]:
             groups |= self._share_out(missing, requests, sampling, step)
-            if self.ensure() != version:  # all engines were lost, and the new ones hold newer weights
-                version, groups = self.ensure(), {}
+            if len(groups) < len(requests) and (newer := self.ensure()) != version:  # all were lost; new ones are newer
+                version, groups = newer, {}
         return [groups[place] for place in range(len(requests))]
 
     def _share_out(
@@ -135,14 +144,16 @@ class RayRollouts:
         ]
         fault_point("generate.dispatched", step)
         groups: dict[int, Group] = {}
+        lost: dict[Slot, ClusterError] = {}
         results = self.session.outcomes(calls, self.config.deadlines.rollout, "rollout", pulse="health")
         for slot, share, result in zip(slots, shares, results, strict=True):
             if isinstance(result, EngineLost):
-                self.fleet.lose([slot], result)
+                lost[slot] = result
             elif isinstance(result, GrpoError):
                 raise result
             else:
                 groups |= zip(share, result, strict=True)
+        self.fleet.lose(lost)
         return groups
 
 

@@ -7,7 +7,7 @@ model is never served.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -40,9 +40,9 @@ class Recoveries:
         self.limit = limit
         self.spent = 0
 
-    def spend(self, lost: GrpoError) -> None:
+    def spend(self, lost: ClusterError) -> None:
         """Raises ClusterError if that was once too often."""
-        self.spent += 1
+        self.spent += lost.counts
         if self.spent > self.limit:
             raise ClusterError(
                 f"{lost}; engines or ranks were replaced {self.limit} times since the last checkpoint "
@@ -61,7 +61,7 @@ class Slot:
     member: Member
     state: State = State.DEAD
     starting: Call | None = None
-    lost: GrpoError | None = None
+    lost: ClusterError | None = None
     lost_at: float = 0.0
 
     def to(self, state: State) -> None:
@@ -89,21 +89,29 @@ class Fleet:
     def of(self, *states: State) -> list[Slot]:
         return [slot for slot in self.slots if slot.state in states]
 
-    def lose(self, slots: Sequence[Slot], error: GrpoError) -> None:
-        """Ends these engines and lets new ones start. Raises ClusterError if that happened too often."""
-        for slot in slots:
+    def lose(self, lost: Mapping[Slot, ClusterError]) -> None:
+        """Ends these engines and lets new ones start: one loss, however many. Raises ClusterError at one too many."""
+        for slot, error in lost.items():
             self.session.discard(slot.member, error, False)
             slot.to(State.DEAD)
             slot.lost, slot.lost_at = error, time.monotonic()
-        if slots:
-            self.recoveries.spend(error)
-        for slot in slots:
+        if lost:
+            self.recoveries.spend(max(lost.values(), key=lambda error: error.counts))
+        for slot in lost:
             slot.member = self.create(slot.index)
             self._start(slot)
         self._report()
 
+    def retire(self) -> None:
+        """Replaces engines whose node is about to go away; the new ones wait for another node."""
+        serving = self.of(State.STALE, State.HEALTHY)
+        leaving = self.session.leaving([slot.member for slot in serving])
+        error = EngineLost("engines move: their node is about to go away", counts=False)
+        self.lose({slot: error for slot in serving if slot.member in leaving})
+
     def gather(self, wait: bool) -> None:
         """Takes in the engines that have started since; with `wait` those that are still starting too."""
+        self.retire()
         starting = self.of(State.RESTARTING)
         if not wait:
             starting = [slot for slot in starting if slot.starting and self.session.has_answered(slot.starting)]
@@ -111,7 +119,7 @@ class Fleet:
         outcomes = self.session.outcomes(calls, self.config.deadlines.start, "start", pulse="")
         for slot, outcome in zip(starting, outcomes, strict=True):
             if isinstance(outcome, EngineLost):
-                self.lose([slot], outcome)
+                self.lose({slot: outcome})
             elif isinstance(outcome, GrpoError):
                 raise outcome
             else:

@@ -41,7 +41,7 @@ def train(config: Config, actors: Actors = Actors()) -> Path:
     Raises: GrpoError; actors, engines and a local Ray are gone when it returns or raises.
     """
     run_dir = Path(config.run.dir)
-    with StopRequest(config.run.grace_seconds) as stop, Lease(run_dir, config.run.lease_seconds) as lease:
+    with StopRequest(config.run.grace_seconds) as stop, Lease(run_dir, config.run.lease_seconds, stop) as lease:
         check_fatal(run_dir, config)
         try:
             _train(config, run_dir, actors, stop, lease)

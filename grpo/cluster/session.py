@@ -90,7 +90,9 @@ class Session:
         if role == "trainer":  # its verbs block their thread, so signs of life need one of their own
             make = make(concurrency_groups={HEALTH: 1})
         remote = make(actor_class)
-        self._members.append(Member(role, index, remote.options(**options).remote(*args)))
+        label = f"{self.config.cluster.role_label}={OTHER_ROLE[role]}"
+        needs = f"{CPUS} CPU, {options['num_gpus']:g} GPU, no label {label}"
+        self._members.append(Member(role, index, remote.options(**options).remote(*args), needs))
         return self._members[-1]
 
     def get(self, calls: Sequence[Call], seconds: float, what: str, **options: Any) -> list[Any]:
@@ -113,6 +115,11 @@ class Session:
     def headless(self) -> bool:
         """Whether Ray's head is lost, or was never there."""
         return self.head is None or self.head.lost
+
+    def leaving(self, members: Sequence[Member]) -> list[Member]:
+        """Those whose node is about to go away."""
+        draining = self.head.draining if self.head else frozenset()
+        return [member for member in members if member.node_id in draining]
 
     def alive(self, role: str) -> list[Member]:
         """Started actors of a role that are not lost."""

@@ -8,7 +8,7 @@ from typing import Any
 from grpo.cluster.adapters import RayTrainer
 from grpo.cluster.fleet import Fleet, Slot, State
 from grpo.cluster.session import Session
-from grpo.cluster.waiting import Call
+from grpo.cluster.waiting import Call, Member
 from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, GrpoError, TrainerLost
 from grpo.faults import fault_point
@@ -33,15 +33,17 @@ class RayWeights:
         self.version = -1
         self.digest = ""
         self.last: Manifest | None = None
+        self.connected: list[Member] = []  # engines of the transfer group
 
     def sync(self, version: int) -> Stats:
         """Until all engines that are there have the weights; those that are lost meanwhile are started again."""
         began = time.perf_counter()
         self.trainer.ready()
         while True:
-            self.fleet.gather(wait=not self.fleet.of(State.HEALTHY) or not self.trainer.connected)
+            self.fleet.gather(wait=not self._slots())
+            members = [slot.member for slot in self._slots()]
             try:
-                stats = self._connect() if self.fleet.of(State.STALE) or not self.trainer.connected else {}
+                stats = self._connect() if members != self.connected or not self.trainer.connected else {}
                 sent = self._send(version)
                 self._call("commit_weights", version)
                 break
@@ -58,6 +60,7 @@ class RayWeights:
 
     def ensure(self) -> int:
         """The version that engines sample from; where none is healthy, once new ones have the trainer's weights."""
+        self.fleet.retire()
         if not self.fleet.of(State.HEALTHY):
             self.sync(self.trainer.version)
         return self.version
@@ -76,6 +79,7 @@ class RayWeights:
         self.last = None
         difference = self._self_test()
         self.trainer.connected = True
+        self.connected = [slot.member for slot in self._slots()]
         return {"sync/self_test_diff": difference}
 
     def _self_test(self) -> float:
@@ -137,8 +141,9 @@ class RayWeights:
         self.fleet.observer.alive()
         ended = zip((call.member for call in calls), results, strict=True)
         errors = {member: result for member, result in ended if isinstance(result, GrpoError)}
+        losses = {member: error for member, error in errors.items() if isinstance(error, ClusterError)}
         trainer = [error for error in errors.values() if isinstance(error, TrainerLost)]
-        broken = [slot for slot in self._slots() if isinstance(errors.get(slot.member), ClusterError)]
+        broken = [slot for slot in self._slots() if slot.member in losses]
         other = [error for error in errors.values() if not isinstance(error, ClusterError)]
         if other:
             raise other[0]
@@ -146,7 +151,8 @@ class RayWeights:
             self.trainer.end(trainer[0])
         if broken:
             self.trainer.connected = False
-            self.fleet.lose(broken, next((errors[s.member] for s in broken if s.member.lost), errors[broken[0].member]))
+            cause = next((losses[slot.member] for slot in broken if slot.member.lost), losses[broken[0].member])
+            self.fleet.lose(dict.fromkeys(broken, cause))
         for error in errors.values():
             raise trainer[0] if trainer else EngineLost(str(error)) if broken else error
         return results

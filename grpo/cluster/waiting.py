@@ -4,6 +4,7 @@ While calls are pending every actor is asked for a sign of life; one that gives 
 lost like one that has died: its stacks are written down and it is killed. So is one that misses the deadline itself.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,8 +15,9 @@ import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from grpo.cluster.nodes import describe_nodes, has_place, node_is_lost
 from grpo.config import Config
-from grpo.errors import ClusterError, EngineLost, GrpoError, TrainerLost
+from grpo.errors import ClusterError, EngineLost, GrpoError, NoNode, TrainerLost
 from grpo.stopping import StopRequest
 
 SLICE_SECONDS = 0.25  # ray.wait looks at signals only when it returns
@@ -25,11 +27,15 @@ LOST = {"rollout": EngineLost, "trainer": TrainerLost}
 
 @dataclass(eq=False)
 class Member:
-    """An actor and where it runs; `pids` are its process and those below it, once it has told."""
+    """An actor and where it runs; `pids` are its process and those below it, once it has told.
+
+    `needs` says what a node must have to host it.
+    """
 
     role: str
     index: int
     actor: Any
+    needs: str = ""
     node_id: str = ""
     pids: list[int] = field(default_factory=list)
     lost: GrpoError | None = None
@@ -142,15 +148,27 @@ class Waiting:
                 self.discard(call.member, cause, True)
             return cause
         except RayActorError as error:
-            died = LOST[call.member.role](f"{what}: {call.member} died: {last_line(error)}")
-            self.discard(call.member, died, False)
+            member = call.member
+            counts = member.node_id not in self.head.draining and not self._went_with_its_node(member)
+            died = LOST[member.role](f"{what}: {member} died: {last_line(error)}", counts)
+            self.discard(member, died, False)
             return died
+
+    def _went_with_its_node(self, member: Member) -> bool:
+        """Whether its node was lost before the actor had started; Ray may pick a lost node until it notices."""
+        return not member.pids and node_is_lost(member.actor)
 
     def _frozen(self, member: Member, what: str) -> GrpoError:
         limit = self.config.deadlines.health
         return LOST[member.role](f"{what}: {member} is frozen: no sign of life for deadlines.health = {limit:g} s")
 
     def _too_late(self, member: Member, seconds: float, what: str) -> GrpoError:
+        if not member.pids and not has_place(member.actor):
+            nodes = describe_nodes(self.config.cluster.role_label, self.head.draining)
+            return NoNode(
+                f"{what}: no node for {member} came within {seconds:g} s (deadlines.start): it needs {member.needs}; "
+                f"nodes: {'; '.join(nodes)}"
+            )
         return LOST[member.role](
             f"{what} must end within {seconds:g} s (deadlines.*), but {member} has not answered; raise the deadline or "
             f"look at its stacks and at its log in {log_folder()}"
@@ -161,6 +179,7 @@ class RayPulse:
     """Asks Ray's head (the GCS) for a sign of life in the background; a frozen one is reported by nobody else.
 
     Like Pulse it counts only time that it has watched. The death of `process`, if it runs here, is noticed at once.
+    `draining` are the ids of all nodes that were ever about to go away.
     """
 
     def __init__(self, seconds: float, process: psutil.Process | None = None) -> None:
@@ -168,6 +187,7 @@ class RayPulse:
         self.pause, self.patience = min(1.0, seconds / 4), seconds / 4
         self.silent = 0.0
         self.error = ""
+        self.draining: frozenset[str] = frozenset()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._ask, name="ray-pulse", daemon=True)
         self._thread.start()
@@ -202,6 +222,8 @@ class RayPulse:
             except (RayError, GetTimeoutError, RuntimeError) as error:
                 self.error = str(error)
                 self.silent += min(time.monotonic() - asked, self.pause + self.patience)
+            with contextlib.suppress(RayError, GetTimeoutError, RuntimeError):  # a head that is silent tells nothing
+                self.draining |= worker.gcs_client.get_draining_nodes(timeout=self.patience).keys()
             asked = time.monotonic()
 
 
