@@ -16,10 +16,10 @@ BENCH_STAMP := .venv-bench/setup-$(shell cat requirements/bench.lock | cksum | c
 SMOLLM2 := models/smollm2-135m-instruct
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
 
-.PHONY: help setup quickstart test lint typecheck audit lock generate schema manifests chart-docs bench chaos soak e2e clean
+.PHONY: help setup quickstart test lint typecheck audit lock generate schema manifests dashboards chart-docs bench chaos soak e2e clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /  \1\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*  ## /  \1\t/' | expand -t 14
 
 setup: $(STAMP)  ## Python environment in .venv: every package pinned and hashed, for the CPU
 
@@ -47,13 +47,16 @@ lock: $(UV)  ## resolve the dependencies again into requirements/*.lock
 	$(COMPILE) requirements/bench.in -o requirements/bench.lock
 	$(COMPILE) requirements/uv.in -c requirements/cpu.lock -o requirements/uv.lock
 
-generate: schema manifests chart-docs  ## all that is generated around the chart; the tests compare it
+generate: schema manifests dashboards chart-docs  ## all that is generated around the chart; the tests compare it
 
 schema: setup  ## charts/grpo/values.schema.json, from grpo/config.py and charts/grpo/values.yaml
 	$(BIN)/python -m charts.generate.schema
 
 manifests: setup  ## manifests/*.yaml, from the chart's value profiles
 	$(BIN)/python -m charts.generate.manifests
+
+dashboards: setup  ## charts/grpo/dashboards/*.json, from charts/generate/boards
+	$(BIN)/python -m charts.generate.dashboards
 
 chart-docs: setup  ## charts/grpo/README.md, from the comments of values.yaml; needs Go
 	$(BIN)/python -m charts.generate.docs
