@@ -56,7 +56,7 @@ def metric_labels(expression: str) -> list[tuple[str, list[str]]]:
     without_strings = re.sub(r'"(\\.|[^"\\])*"', '""', expression)
     without_groups = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", without_strings)
     without_ranges = re.sub(r"\[[^\]]*\]", " ", without_groups)
-    found = re.finditer(r"([a-zA-Z_:][\w:]*)\s*(\(|\{([^}]*)\})?", re.sub(r"\$\w+", "1", without_ranges))
+    found = re.finditer(r"(?<![\w.])([a-zA-Z_:][\w:]*)\s*(\(|\{([^}]*)\})?", re.sub(r"\$\w+", "1", without_ranges))
     return [
         (match[1], re.findall(r"(\w+)\s*[=!]~?", match[3] or ""))
         for match in found

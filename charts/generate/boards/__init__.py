@@ -1,0 +1,1 @@
+"""The four dashboards: each module has BOARD, its rows of panels."""

@@ -1,0 +1,131 @@
+"""The rows of the pipeline dashboard about samples, weights and checkpoints."""
+
+from charts.generate.panels import heat, lines, mean, quantile
+
+SAMPLES = [
+    lines(
+        "Tokens sampled",
+        "Tokens per second, averaged over whole steps; each prompt counts once.",
+        "none",
+        {"{{kind}} {{run}}": "sum by (run, kind) (rate(grpo_rollout_tokens_total{<run>}[$__rate_interval]))"},
+        low=0,
+        alerts=["GrpoThroughputDrop"],
+    ),
+    lines(
+        "Tokens trained",
+        "Tokens per second that went through the trainer, prompts included.",
+        "none",
+        {"{{run}}": "sum by (run) (rate(grpo_train_tokens_total{<run>}[$__rate_interval]))"},
+        low=0,
+    ),
+    lines(
+        "Updates",
+        "Optimizer updates per minute, and those skipped because they were not finite.",
+        "none",
+        {
+            "made {{run}}": "sum by (run) (rate(grpo_train_updates_total{<run>}[$__rate_interval])) * 60",
+            "skipped {{run}}": "sum by (run) (rate(grpo_train_skipped_updates_total{<run>}[$__rate_interval])) * 60",
+        },
+        low=0,
+        alerts=["GrpoNonFinite"],
+    ),
+    heat(
+        "Staleness",
+        "Weight versions between the trainer and the samples that it learns from. All in the lowest row: on policy.",
+        "none",
+        "sum by (le) (increase(grpo_sample_staleness_steps_bucket{<run>}[$__rate_interval]))",
+        alerts=["GrpoStaleness"],
+    ),
+    lines(
+        "Mean staleness",
+        "Mean lag of the last step's samples, in weight versions.",
+        "none",
+        {"{{run}}": "max by (run) (grpo_sample_staleness_mean_steps{<run>})"},
+        low=0,
+        alerts=["GrpoStaleness"],
+    ),
+    lines(
+        "Sampler and trainer",
+        "How far vLLM and the trainer differ about the same tokens, in nats: mean difference, and at the self-test.",
+        "none",
+        {
+            "difference {{run}}": "max by (run) (grpo_rollout_train_abs_diff{<run>})",
+            "self-test {{run}}": "max by (run) (grpo_self_test_diff_nats{<run>})",
+        },
+        low=0,
+        alerts=["GrpoSamplerMismatch"],
+    ),
+]
+WEIGHTS = [
+    lines(
+        "Weight sync",
+        "Mean and 99th percentile of a sync.",
+        "s",
+        {
+            "mean {{run}}": mean("grpo_weight_sync_duration_seconds"),
+            "p99 {{run}}": quantile(0.99, "grpo_weight_sync_duration_seconds"),
+        },
+        low=0,
+        alerts=["GrpoWeightSyncSlow"],
+    ),
+    lines(
+        "Bytes of a sync",
+        "Bytes sent by syncs, per second; divided by the time of a sync it is what the network carries.",
+        "Bps",
+        {
+            "mean {{run}}": "sum by (run) (rate(grpo_weight_sync_bytes_total{<run>}[$__rate_interval]))",
+            "while syncing {{run}}": "sum by (run) (rate(grpo_weight_sync_bytes_total{<run>}[$__rate_interval])) /"
+            " (sum by (run) (rate(grpo_weight_sync_duration_seconds_sum{<run>}[$__rate_interval])) > 0)",
+        },
+        low=0,
+        log=True,
+        alerts=["GrpoWeightSyncSlow"],
+    ),
+    lines(
+        "Policy version",
+        "Step whose weights each role holds. The lines lie on each other but for the time of a step.",
+        "none",
+        {"{{role}} {{run}}": "max by (run, role) (grpo_policy_version{<run>})"},
+        low=0,
+        alerts=["GrpoPolicyVersionSkew"],
+    ),
+    lines(
+        "Syncs",
+        "Weight syncs per hour by result.",
+        "none",
+        {"{{result}} {{run}}": "sum by (run, result) (rate(grpo_weight_sync_total{<run>}[$__rate_interval])) * 3600"},
+        low=0,
+        alerts=["GrpoWeightSyncFailing"],
+    ),
+    lines(
+        "Checkpoints",
+        "Finished step and newest checkpoint. Their distance should not exceed checkpoint.every.",
+        "none",
+        {
+            "step {{run}}": "max by (run) (grpo_step{<run>})",
+            "checkpoint {{run}}": "max by (run) (grpo_checkpoint_step{<run>})",
+            "every {{run}}": "max by (run) (grpo_checkpoint_every_steps{<run>})",
+        },
+        low=0,
+        alerts=["GrpoCheckpointStale"],
+    ),
+    lines(
+        "Checkpoints in trouble",
+        "Saves that failed and damaged checkpoints that were passed over, since the start of the controller.",
+        "none",
+        {
+            "failed {{run}}": "sum by (run) (grpo_checkpoint_failures_total{<run>})",
+            "damaged {{run}}": "sum by (run) (grpo_checkpoint_skipped_total{<run>})",
+        },
+        low=0,
+        alerts=["GrpoCheckpointFailing"],
+    ),
+    lines(
+        "Size of a checkpoint",
+        "Bytes of the last checkpoint that was saved.",
+        "bytes",
+        {"{{run}}": "max by (run) (grpo_checkpoint_size_bytes{<run>})"},
+        low=0,
+        alerts=["GrpoVolumeFilling"],
+    ),
+]
