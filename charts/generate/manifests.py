@@ -1,6 +1,7 @@
 """manifests/*.yaml: the chart's three value profiles as plain files, for clusters that are not handled with Helm.
 
-`python -m charts.generate.manifests` writes them. What only Helm reads is left out, and so is `helm test`.
+`python -m charts.generate.manifests` writes them. What only Helm reads is left out, and so are `helm test` and
+the dashboards, which are files anyway.
 """
 
 import subprocess
@@ -18,7 +19,8 @@ HEAD = """\
 #
 #   kubectl apply -n NAMESPACE -f manifests/{profile}.yaml
 #
-# A changed configuration or pod template needs a new name of the RayJob (KubeRay runs a job once); the chart gives one.
+# Monitors, alerts and dashboards come with the chart. A changed configuration or pod template needs a new name of the
+# RayJob, as KubeRay runs a job once; the chart gives one.
 """
 RELEASE = "grpo"
 PROFILES = ("cpu-smoke", "rdma-ondemand", "spot-kueue")
@@ -28,7 +30,7 @@ def manifests(profile: str) -> str:
     """The objects of a profile as one YAML text; as release RELEASE."""
     values = CHART / "ci" / f"{profile}-values.yaml"
     command = [helm(), "template", RELEASE, str(CHART), "--values", str(values), "--skip-tests"]
-    command += ["--kube-version", KUBERNETES]
+    command += ["--kube-version", KUBERNETES, "--set", "monitoring.dashboards.enabled=false"]
     rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     objects = [_plain(item) for item in yaml.safe_load_all(rendered) if item]
     texts = [yaml.dump(item, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True) for item in objects]

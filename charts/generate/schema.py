@@ -21,7 +21,8 @@ KUBERNETES = "1.34.0"
 CORE, NETWORKING = "io.k8s.api.core.v1.", "io.k8s.api.networking.v1."
 TEXTS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 QUANTITY: Schema = {"type": ["string", "integer"], "pattern": "^[0-9]+(\\.[0-9]+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"}
-RESOURCE_NAMES: Schema = {"pattern": "^(cpu|memory|ephemeral-storage|hugepages-[0-9]+[KMG]i|[a-z0-9.-]+/[A-Za-z0-9._-]+)$"}
+_PLAIN, _EXTENDED = "cpu|memory|ephemeral-storage|hugepages-[0-9]+[KMG]i", "[a-z0-9.-]+/[A-Za-z0-9._-]+"
+RESOURCE_NAMES: Schema = {"pattern": f"^({_PLAIN}|{_EXTENDED})$"}
 SECONDS: Schema = {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}
 COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": 10_000}
 
@@ -138,12 +139,14 @@ def values_schema() -> Schema:
     """The schema of the chart's values. Raises KeyError for a value whose type nothing tells."""
     text = (CHART / "values.yaml").read_text()
     schema = _object("", yaml.safe_load(text), descriptions(text))
-    schema["properties"]["global"] = {"type": "object", "description": "Helm sets it where the chart is part of another."}
+    schema["properties"]["global"] = {"type": "object", "description": "Helm's, where the chart is part of another."}
     config = config_schema()
     definitions = config.pop("$defs") | {"Config": config}
     _take_kubernetes(schema, definitions)
-    tree = {"$schema": "http://json-schema.org/draft-07/schema#", **schema, "definitions": definitions}
-    return {key: _draft7(value) for key, value in tree.items()}
+    named = {"definitions": dict(sorted(definitions.items()))}
+    tree = {"$schema": "http://json-schema.org/draft-07/schema#", **schema, **named}
+    closed: Schema = _draft7(tree)
+    return closed
 
 
 def _object(path: str, defaults: dict[str, Any], texts: dict[str, str]) -> Schema:
