@@ -160,6 +160,16 @@ def test_the_user_wins_where_both_make_sense() -> None:
     assert one(objects, "RayJob")["metadata"]["labels"]["grpo.dev/run"] == "mine"
 
 
+def test_null_is_the_default() -> None:
+    nothing = {"metrics": {"port": None}, "checkpoint": {"dir": None}, "rollout": {"gpus_per_engine": None}}
+    values = on_gpus()
+    values["config"]["rollout"]["gpus_per_engine"] = None
+    assert yaml.safe_load(run_yaml(template({"config": nothing})))["metrics"]["port"] == 9400
+    template(values)
+    values["config"]["rollout"]["engines"] = 2
+    assert "need 1 GPUs each" in refusal(values)
+
+
 # Names
 
 
@@ -336,6 +346,7 @@ def rules(*pairs: tuple[str, int]) -> dict[str, Any]:
         ({"head": {"objectStoreMemory": "1Gi"}}, "must fit head.shmSize (256Mi)"),
         ({"rollout": {"shmSize": "3Gi"}}, "rollout.shmSize (3Gi) counts as memory of the pod"),
         ({"head": {"env": [{"name": "RAY_ADDRESS", "value": "x"}]}}, "head.env sets RAY_ADDRESS"),
+        ({"trainer": {"env": [{"name": "RAY_AUTH_MODE", "value": "x"}]}}, "trainer.env sets RAY_AUTH_MODE"),
         ({"head": {"resources": GPU}}, "head.resources asks for a GPU"),
     ],
 )
@@ -786,6 +797,7 @@ def test_helm_refuses_a_typo_at_any_depth(program: str) -> None:
         ({"job": {"activeDeadlineSeconds": 0}}, "/job/activeDeadlineSeconds"),
         ({"storage": {"size": "10 GB"}}, "/storage/size"),
         ({"job": {"deletionStrategy": {"deletionRules": [{"policy": "DeleteSelf", "condition": {}}]}}}, "/condition"),
+        ({"trainer": {"labels": {"app.kubernetes.io/name": "x"}}}, "app.kubernetes.io/name"),
         ({"monitoring": {"rules": {"thresholds": {"zeroVarianceRatio": "high"}}}}, "zeroVarianceRatio"),
     ],
 )

@@ -20,6 +20,7 @@ CHART = ROOT / "charts" / "grpo"
 KUBERNETES = "1.34.0"
 CORE, NETWORKING = "io.k8s.api.core.v1.", "io.k8s.api.networking.v1."
 TEXTS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
+OWN_LABELS: Schema = TEXTS | {"propertyNames": {"not": {"pattern": "^(app\\.kubernetes\\.io|ray\\.io|grpo\\.dev)/"}}}
 QUANTITY: Schema = {"type": ["string", "integer"], "pattern": "^[0-9]+(\\.[0-9]+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"}
 _PLAIN, _EXTENDED = "cpu|memory|ephemeral-storage|hugepages-[0-9]+[KMG]i", "[a-z0-9.-]+/[A-Za-z0-9._-]+"
 RESOURCE_NAMES: Schema = {"pattern": f"^({_PLAIN}|{_EXTENDED})$"}
@@ -47,7 +48,6 @@ def _or_null(schema: Schema) -> Schema:
     return schema | {"type": [schema["type"], "null"]}
 
 
-LABEL = "([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 NAME = "[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
 ENDED = _choice("SUCCEEDED", "FAILED")
 _CONDITION: Schema = {
@@ -78,7 +78,7 @@ GROUP: dict[str, Schema] = {
     "priorityClassName": _text(NAME),
     "runtimeClassName": _text(NAME),
     "annotations": TEXTS,
-    "labels": TEXTS,
+    "labels": OWN_LABELS,
     "env": _list(_kubernetes(f"{CORE}EnvVar")),
     "envFrom": _list(_kubernetes(f"{CORE}EnvFromSource")),
     "volumes": _list(_kubernetes(f"{CORE}Volume")),
@@ -107,7 +107,7 @@ KINDS: dict[str, Schema] = {
     "job.ttlSecondsAfterFinished": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
     "job.deletionStrategy": {"type": "object", "properties": {"deletionRules": _list(_RULE) | {"minItems": 1}}},
     "job.rayVersion": {"type": "string", "pattern": "^[0-9]+\\.[0-9]+\\.[0-9]+$"},
-    "job.labels": TEXTS,
+    "job.labels": OWN_LABELS,
     "job.annotations": TEXTS,
     "storage.existingClaim": _text(NAME),
     "storage.storageClassName": _text(NAME),

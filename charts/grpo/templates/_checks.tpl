@@ -139,8 +139,10 @@
 {{- fail (printf "\n\n%s.shmSize (%v) counts as memory of the pod and must stay below its limit (%v). Raise %s.resources.limits.memory." $role $group.shmSize $memory $role) -}}
 {{- end -}}
 {{- end -}}
+{{- $own := list -}}
+{{- range include "grpo.ownEnv" (dict "root" .root "role" .role) | fromYamlArray }}{{ $own = append $own .name }}{{ end -}}
 {{- range $group.env -}}
-{{- if has .name (list "RAY_AUTH_MODE" "RAY_AUTH_TOKEN" "RAY_ADDRESS" "RAY_IP" "FQ_RAY_IP" "RAY_REDIS_ADDRESS" "REDIS_USERNAME" "REDIS_PASSWORD" "RAY_enable_autoscaler_v2") -}}
+{{- if has .name (concat $own (list "RAY_AUTH_TOKEN" "RAY_ADDRESS" "RAY_IP" "FQ_RAY_IP" "RAY_REDIS_ADDRESS" "REDIS_USERNAME" "REDIS_PASSWORD" "RAY_enable_autoscaler_v2")) -}}
 {{- fail (printf "\n\n%s.env sets %s, which belongs to KubeRay or to this chart. Remove it." $role .name) -}}
 {{- end -}}
 {{- end -}}

@@ -1,10 +1,10 @@
 {{/* The run's configuration and what the chart reads of it. */}}
 
-{{/* A key of the configuration, or a default: (list $ "rollout" "engines" 1). */}}
+{{/* A key of the configuration, or a default where it is missing or null: (list $ "rollout" "engines" 1). */}}
 {{- define "grpo.config.get" -}}
 {{- $section := get (index . 0).Values.config (index . 1) | default dict -}}
-{{- $value := get $section (index . 2) -}}
-{{- hasKey $section (index . 2) | ternary $value (index . 3) -}}
+{{- $value := index $section (index . 2) -}}
+{{- kindIs "invalid" $value | ternary (index . 3) $value -}}
 {{- end }}
 
 {{- define "grpo.runName" -}}
@@ -34,9 +34,9 @@
 {{- $run := merge (dict) (get $config "run" | default dict) -}}
 {{- $grace := max 1 (sub (int .Values.head.terminationGracePeriodSeconds) 10) -}}
 {{- $defaults := dict "name" (include "grpo.runName" .) "dir" (include "grpo.runDir" .) "grace_seconds" $grace -}}
-{{- range $key, $value := $defaults }}{{ if not (hasKey $run $key) }}{{ $_ := set $run $key $value }}{{ end }}{{ end -}}
+{{- range $key, $value := $defaults }}{{ if kindIs "invalid" (index $run $key) }}{{ $_ := set $run $key $value }}{{ end }}{{ end -}}
 {{- $metrics := get $config "metrics" | default dict -}}
-{{- if not (hasKey $metrics "port") }}{{ $_ := set $metrics "port" (include "grpo.metricsPort" . | int) }}{{ end -}}
+{{- $_ := set $metrics "port" (include "grpo.metricsPort" . | int) -}}
 {{- $cluster := get $config "cluster" | default dict -}}
 {{- $_ := set $cluster "address" "auto" -}}
 {{- $_ := set $config "run" $run -}}

@@ -46,7 +46,8 @@ driver=$(status {{ include "grpo.metricsPort" . }} /healthz) || exit 0
 {{- $mounts | toJson -}}
 {{- end }}
 
-{{- define "grpo.env" -}}
+{{/* The chart's own variables; the group's come after them. */}}
+{{- define "grpo.ownEnv" -}}
 {{- $values := .root.Values -}}
 - name: RAY_AUTH_MODE
   value: token
@@ -70,9 +71,6 @@ driver=$(status {{ include "grpo.metricsPort" . }} /healthz) || exit 0
   value: {{ $values.rdma.interface | quote }}
 - name: GLOO_SOCKET_IFNAME
   value: {{ $values.rdma.interface | quote }}
-{{- end }}
-{{- with .group.env }}
-{{ toYaml . }}
 {{- end }}
 {{- end }}
 
@@ -128,7 +126,7 @@ driver=$(status {{ include "grpo.metricsPort" . }} /healthz) || exit 0
 - name: dshm
   emptyDir:
     medium: Memory
-    sizeLimit: {{ .group.shmSize }}
+    sizeLimit: {{ toYaml .group.shmSize }}
 {{- if ne .role "rollout" }}
 - name: runs
   {{- if and $storage.enabled (or $shared (eq .role "head")) }}
@@ -223,7 +221,10 @@ spec:
       ports:
         {{- include "grpo.ports" . | nindent 8 }}
       env:
-        {{- include "grpo.env" . | nindent 8 }}
+        {{- include "grpo.ownEnv" . | nindent 8 }}
+        {{- with .group.env }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
       {{- with .group.envFrom }}
       envFrom:
         {{- toYaml . | nindent 8 }}
