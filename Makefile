@@ -16,7 +16,7 @@ BENCH_STAMP := .venv-bench/setup-$(shell cat requirements/bench.lock | cksum | c
 SMOLLM2 := models/smollm2-135m-instruct
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
 
-.PHONY: help setup quickstart test lint typecheck audit lock generate schema manifests dashboards chart-docs bench chaos soak e2e clean
+.PHONY: help setup quickstart test lint typecheck audit lock images generate schema manifests dashboards chart-docs bench chaos soak e2e clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*  ## /  \1\t/' | expand -t 14
@@ -60,6 +60,9 @@ dashboards: setup  ## charts/grpo/dashboards/*.json, from charts/generate/boards
 
 chart-docs: setup  ## charts/grpo/README.md, from the comments of values.yaml; needs Go
 	$(BIN)/python -m charts.generate.docs
+
+images:  ## container images with docker, podman or buildah: IMAGE_PREFIX=registry/team/ TAG= BASE= TARGETS="controller cpu gpu"
+	IMAGE_PREFIX="$(IMAGE_PREFIX)" TAG="$(TAG)" BASE="$(BASE)" TARGETS="$(TARGETS)" docker/build.sh
 
 bench: setup $(BENCH_STAMP) $(SMOLLM2)  ## the same work side by side: TRL's GRPOTrainer and grpo (not part of the tests)
 	$(BIN)/python benchmarks/bench.py --trl-python .venv-bench/bin/python
