@@ -7,6 +7,7 @@ import asyncio
 import multiprocessing
 import os
 import threading
+import types
 from collections.abc import Sequence
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
@@ -25,13 +26,14 @@ EOS = 1
 class EngineProcess:
     """Calls verbs of a `RolloutEngine` that lives in a child process; its exceptions are raised here.
 
-    `receiver` is the class that is mixed into vLLM's worker instead of ours.
+    `receiver` is the class that is mixed into vLLM's worker instead of ours. With `counted` the engine tells its own
+    metrics; "counted" returns them.
     """
 
-    def __init__(self, config: Config, receiver: str | None = None) -> None:
+    def __init__(self, config: Config, receiver: str | None = None, counted: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(config, theirs, receiver), daemon=False)
+        self.process = context.Process(target=serve, args=(config, theirs, receiver, counted), daemon=False)
         self.process.start()
         theirs.close()
         self.pending: dict[int, Future[Any]] = {}
@@ -68,8 +70,28 @@ class EngineProcess:
             self.process.join()
 
 
-def serve(config: Config, pipe: Connection, receiver: str | None) -> None:
-    asyncio.run(answer(RolloutEngine(config, 0, "cpu"), pipe, receiver))
+class Told:
+    """In the place of the classes of `ray.util.metrics`: the last value, the sum or the number of what was observed."""
+
+    values: dict[str, float] = {}
+
+    def __init__(self, name: str, description: str, tag_keys: tuple[str, ...], boundaries: Any = None) -> None:
+        self.name, self._tag_keys = name, tag_keys
+
+    def set(self, value: float, tags: dict[str, str]) -> None:
+        assert set(tags) == set(self._tag_keys), tags
+        self.values[self.name] = value
+
+    def inc(self, value: float, tags: dict[str, str]) -> None:
+        self.set(self.values.get(self.name, 0) + value, tags)
+
+    def observe(self, value: float, tags: dict[str, str]) -> None:
+        self.inc(1, tags)
+
+
+def serve(config: Config, pipe: Connection, receiver: str | None, counted: bool) -> None:
+    metrics: Any = types.SimpleNamespace(Gauge=Told, Counter=Told, Histogram=Told) if counted else None
+    asyncio.run(answer(RolloutEngine(config, 0, "cpu", metrics), pipe, receiver))
 
 
 async def answer(engine: RolloutEngine, pipe: Connection, receiver: str | None) -> None:
@@ -119,6 +141,8 @@ async def do(engine: RolloutEngine, verb: str, args: tuple[Any, ...]) -> Any:
     if verb == "cached_tokens":
         output = await engine.complete(args[0], greedy(engine))
         return output.num_cached_tokens
+    if verb == "counted":
+        return Told.values
     if verb == "environment":
         return {name: os.environ.get(name) for name in args}
     if verb == "attack":

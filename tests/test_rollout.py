@@ -410,7 +410,7 @@ def drawn(groups: list[Group]) -> Drawn:
 @pytest.mark.slow
 def test_samples_are_the_same_to_the_bit_whatever_else_the_engine_does(tmp_path: Path) -> None:
     """bf16: batch order and size, a warm prefix cache, a core that was killed, an engine with less memory and threads,
-    whose requests wait for KV memory and are preempted, and whose health is then "busy"."""
+    whose requests wait for KV memory and are preempted, whose health is then "busy", and which tells its metrics."""
     make_model(tmp_path, "qwen2", seed=0, dtype="bfloat16")
     config = make_config(str(tmp_path), "bfloat16")
     requests = exact_requests()
@@ -424,13 +424,14 @@ def test_samples_are_the_same_to_the_bit_whatever_else_the_engine_does(tmp_path:
         for request in requests[:6]:
             alone |= draw(engine, [request])
         assert alone == {name: expected[name] for name in alone}
+        assert engine.call("counted") == {}
         engine.call("commit_weights", 0)
         engine.begin("generate", requests, EXACT)
         os.kill(engine.pids[0], signal.SIGKILL)  # in the middle of it
     finally:
         engine.close()
     small = config.rollout.model_copy(update={"kv_cache_gib": 0.0004, "engines": 2})
-    engine = EngineProcess(config.model_copy(update={"rollout": small}))
+    engine = EngineProcess(config.model_copy(update={"rollout": small}), counted=True)
     try:
         engine.call("commit_weights", 0)
         generating = engine.begin("generate", requests, EXACT)
@@ -439,5 +440,11 @@ def test_samples_are_the_same_to_the_bit_whatever_else_the_engine_does(tmp_path:
             answers.append(engine.call("health", 0.2))
         assert drawn(generating.result()) == expected
         assert "busy" in answers
+        told = engine.call("counted")
+        samples = sum(len(samples) for samples in expected.values())
+        assert told["vllm_generation_tokens"] >= sum(len(ids) for rows in expected.values() for ids, _ in rows)
+        assert told["vllm_request_success"] == told["vllm_e2e_request_latency_seconds"] >= samples
+        assert told["vllm_num_preemptions"] > 0
+        assert told["vllm_num_requests_running"] == 0
     finally:
         engine.close()

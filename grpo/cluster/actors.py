@@ -22,9 +22,13 @@ class VLLMActor:
 
     async def start(self) -> tuple[str, list[int]]:
         """Builds the engine; returns the node's id and the pids of its processes, this one first."""
+        from ray.util import metrics
+
         from grpo.rollout.engine import RolloutEngine
 
-        self.engine = RolloutEngine(self.config, self.index, self.device)
+        # A Ray of our own on this machine has nobody who collects metrics.
+        wanted = metrics if self.config.cluster.address is not None else None
+        self.engine = RolloutEngine(self.config, self.index, self.device, wanted)
         await self.engine.start()
         return node_id(), [os.getpid(), *self.engine.pids()]
 

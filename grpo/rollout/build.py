@@ -1,6 +1,7 @@
 """How vLLM is set up: engine arguments, the engine's processes, sampling parameters. Loads vLLM."""
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from multiprocessing import get_context
 from types import ModuleType
@@ -14,6 +15,7 @@ from vllm.model_executor.models import registry
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.loggers import StatLoggerFactory
 
 from grpo.config import Config
 from grpo.rollout.guard import GuardedMultiprocExecutor, GuardedUniProcExecutor
@@ -57,8 +59,11 @@ def engine_args(config: Config, device: str) -> AsyncEngineArgs:
     return args
 
 
-def start_engine(config: Config, device: str, fork: bool) -> AsyncLLM:
-    """Starts the engine core and waits until it has loaded the model. The core ends with this process."""
+def start_engine(config: Config, device: str, fork: bool, metrics: ModuleType | None) -> AsyncLLM:
+    """Starts the engine core and waits until it has loaded the model. The core ends with this process.
+
+    `metrics`: see `stat_loggers`.
+    """
     executor = GuardedMultiprocExecutor if config.rollout.tensor_parallel > 1 else GuardedUniProcExecutor
     with contextlib.ExitStack() as shortcuts:
         if device == "cpu":
@@ -68,7 +73,23 @@ def start_engine(config: Config, device: str, fork: bool) -> AsyncLLM:
             # vLLM spawns on the CPU and inside a Ray actor; a forked core does not load everything a second time.
             shortcuts.enter_context(replaced(engine_utils, "get_mp_context", lambda: get_context("fork")))
         vllm_config = engine_args(config, device).create_engine_config()
-        return AsyncLLM(vllm_config, executor, log_stats=False, log_requests=False)
+        loggers = stat_loggers(metrics)
+        return AsyncLLM(vllm_config, executor, log_stats=False, log_requests=False, stat_loggers=loggers)
+
+
+def stat_loggers(metrics: ModuleType | None) -> list[StatLoggerFactory]:
+    """Where the engine's own metrics go: with `ray.util.metrics` to Ray's agent on the node, as ray_vllm_*.
+
+    Without it nobody collects them, and the engine counts nothing.
+    """
+    if metrics is None:
+        return []
+    # vLLM reaches for that module through Ray Serve, which takes 1.7 s and 75 MB to load and needs more packages.
+    sys.modules.setdefault("ray.serve", None)  # type: ignore[arg-type]
+    from vllm.v1.metrics import ray_wrappers
+
+    ray_wrappers.ray_metrics = metrics
+    return [ray_wrappers.RayPrometheusStatLogger]
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import psutil
@@ -29,10 +30,13 @@ Answer = TypeVar("Answer")
 
 
 class EngineCore:
-    """One core on `device` ("cpu" or "cuda"). `start` builds it; all verbs belong to the event loop it ran on."""
+    """One core on `device` ("cpu" or "cuda"). `start` builds it; all verbs belong to the event loop it ran on.
 
-    def __init__(self, config: Config, index: int, device: str) -> None:
-        self.config, self.index, self.device = config, index, device
+    `metrics` is `ray.util.metrics` where vLLM's own metrics are wanted.
+    """
+
+    def __init__(self, config: Config, index: int, device: str, metrics: ModuleType | None = None) -> None:
+        self.config, self.index, self.device, self.metrics = config, index, device, metrics
         self.requests = 0
         self.stale: str | None = None  # why the model is in pieces: nothing may be generated from it
         self.exclusive = 0  # transfers and commits under way: nothing else may be asked of the core
@@ -64,7 +68,7 @@ class EngineCore:
     def _start_core(self, fork: bool) -> "AsyncLLM":
         """The watcher of a core removes the folder of its sockets; for one that does not come up it is done here."""
         try:
-            return self.build.start_engine(self.config, self.device, fork)
+            return self.build.start_engine(self.config, self.device, fork, self.metrics)
         except BaseException:
             shutil.rmtree(os.environ[SOCKETS], ignore_errors=True)
             raise

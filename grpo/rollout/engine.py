@@ -6,6 +6,7 @@ until `commit_weights` has dropped the prefix cache, proved it, and stamped thei
 
 import asyncio
 from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from grpo.config import Config
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 class RolloutEngine(EngineCore):
     """One engine on `device` ("cpu" or "cuda"). `start` builds it; all verbs belong to the event loop it ran on."""
 
-    def __init__(self, config: Config, index: int, device: str) -> None:
-        super().__init__(config, index, device)
+    def __init__(self, config: Config, index: int, device: str, metrics: ModuleType | None = None) -> None:
+        super().__init__(config, index, device, metrics)
         self.received: int | None = None
         self.committed: int | None = None
 
