@@ -4,6 +4,10 @@ from charts.generate.boards.kubernetes import GPUS, KUBERNETES, either, gpu
 from charts.generate.layout import Board
 from charts.generate.panels import limits, lines, number
 
+# Ray names a worker by the actor and the method that it runs; the method comes and goes
+ACTORS = """
+label_replace(ray_component_uss_bytes{<pod>,Component=~"ray::.+|raylet|gcs"}, "actor", "$1", "Component", "([^.]*).*")
+"""
 NOW = [
     number(
         "RayJob",
@@ -112,9 +116,9 @@ PODS = [
     ),
     lines(
         "Memory by component",
-        "Memory that only this component uses: engines and ranks are named by their actor.",
+        "Memory that only this component uses: the controller, engines and ranks and Ray's own processes.",
         "bytes",
-        {"{{Component}}": "sum by (Component) (ray_component_uss_bytes{<pod>})"},
+        {"{{actor}}": f"sum by (actor) ({ACTORS})"},
         stack=True,
         low=0,
         alerts=["GrpoMemoryHigh"],

@@ -88,7 +88,7 @@ HEALTH = [
     ),
     lines(
         "Reward code",
-        "Failed calls by kind, and samples and groups that were dropped for lack of a reward; per minute.",
+        "Failed calls by kind, dropped samples and dropped groups; per minute. Empty with built-in rewards only.",
         "none",
         {
             "failed: {{kind}} {{run}}": "sum by (run, kind)"

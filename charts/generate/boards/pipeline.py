@@ -4,7 +4,23 @@ from charts.generate.boards.flow import SAMPLES, WEIGHTS
 from charts.generate.layout import Board
 from charts.generate.panels import limits, lines, mean, number, quantile, states
 
-BUSY = 'sum by (run) (rate(grpo_phase_duration_seconds_sum{<run>,phase=~"%s"}[$__rate_interval]))'
+
+def idle(phase: str, window: str = "$__rate_interval") -> str:
+    """Share of the steps' time outside of a phase."""
+    busy = f'sum by (run) (rate(grpo_phase_duration_seconds_sum{{<run>,phase="{phase}"}}[{window}]))'
+    steps = f"sum by (run) (rate(grpo_step_duration_seconds_sum{{<run>}}[{window}]))"
+    return f"clamp_min(1 - {busy} / ({steps} > 0), 0)"
+
+
+# The deadlines under the names of their phases
+DEADLINES = """
+max by (run, phase) (
+  label_replace(
+    label_replace(grpo_deadline_seconds{<run>}, "phase", "weight_sync", "phase", "sync"),
+    "phase", "checkpoint", "phase", "save"
+  )
+)
+"""
 NOW = [
     number(
         "Step takes",
@@ -16,17 +32,17 @@ NOW = [
     ),
     number(
         "Engines idle",
-        "Share of the last 15 minutes in which no rollout or evaluation was under way.",
+        "Share of the steps' time in which nothing is sampled; last 15 minutes.",
         "percentunit",
-        {"{{run}}": f"clamp_min(1 - {BUSY % 'rollout|eval'}, 0)".replace("$__rate_interval", "15m")},
+        {"{{run}}": idle("rollout", "15m")},
         decimals=0,
         width=4,
     ),
     number(
         "Trainer idle",
-        "Share of the last 15 minutes in which the trainer did not train.",
+        "Share of the steps' time in which nothing is trained; last 15 minutes.",
         "percentunit",
-        {"{{run}}": f"clamp_min(1 - {BUSY % 'train'}, 0)".replace("$__rate_interval", "15m")},
+        {"{{run}}": idle("train", "15m")},
         decimals=0,
         width=4,
     ),
@@ -78,20 +94,22 @@ TIME = [
         },
         stack=True,
         low=0,
-        high=1,
-        width=12,
         alerts=["GrpoThroughputDrop"],
     ),
     lines(
         "Duration of a phase",
-        "Mean of each phase on a logarithmic axis, and the deadlines (deadlines.*).",
+        "Mean of each phase, on a logarithmic axis.",
         "s",
-        {
-            "{{phase}} {{run}}": mean("grpo_phase_duration_seconds", "run, phase"),
-            "limit {{phase}}": 'max by (phase) (grpo_deadline_seconds{<run>,phase=~"rollout|reward|train|sync|save"})',
-        },
+        {"{{phase}} {{run}}": mean("grpo_phase_duration_seconds", "run, phase")},
         log=True,
-        width=12,
+        alerts=["GrpoThroughputDrop"],
+    ),
+    lines(
+        "Deadline used",
+        "Mean of each phase as a share of its deadline (deadlines.*); at 1 the run gives the phase up.",
+        "percentunit",
+        {"{{phase}} {{run}}": f"{mean('grpo_phase_duration_seconds', 'run, phase')} / on (run, phase) {DEADLINES}"},
+        low=0,
         alerts=["GrpoStepStalled"],
     ),
     lines(
@@ -107,11 +125,11 @@ TIME = [
     ),
     lines(
         "Idle",
-        "Share of the time in which the engines sample nothing and the trainer trains nothing: the bubble.",
+        "Share of the steps' time in which the engines sample nothing and the trainer trains nothing: the bubble.",
         "percentunit",
         {
-            "engines {{run}}": f"clamp_min(1 - {BUSY % 'rollout|eval'}, 0)",
-            "trainer {{run}}": f"clamp_min(1 - {BUSY % 'train'}, 0)",
+            "engines {{run}}": idle("rollout"),
+            "trainer {{run}}": idle("train"),
         },
         low=0,
         high=1,
