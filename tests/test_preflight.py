@@ -88,6 +88,7 @@ def statuses(checks: list[Check]) -> dict[str, str]:
         ([node("r", "rollout"), node("t", "trainer")], {"rollout": {"engines": 9}}, (1, 0)),
         ([node("t", "trainer")], {}, (1, 0)),
         ([node("t", "trainer", cpus=1), node("any", None, cpus=1)], {}, (0, 0)),
+        ([node("any", None, cpus=1), node("r", "rollout", cpus=1)], {}, (0, 0)),
         ([node("x", "typo", cpus=2)], {}, (0, 0)),
     ],
 )
@@ -103,6 +104,7 @@ def test_every_actor_takes_a_cpu_of_a_node_that_is_not_the_other_roles(
         ((4, 0), {"tensor_parallel": 2}, {"ranks": 2}, {"rollout": 0, "trainer": 0}),
         ((4, 0), {"tensor_parallel": 4}, {}, {"rollout": 0, "trainer": 1}),
         ((2, 2), {"tensor_parallel": 4}, {}, {"rollout": 1, "trainer": 0}),
+        ((2, 1), {}, {"gpus_per_rank": 2}, {"rollout": 0, "trainer": 0}),
         ((1, 0), {"gpus_per_engine": 0.5}, {"gpus_per_rank": 0.5}, {"rollout": 0, "trainer": 0}),
         ((1, 0), {"gpus_per_engine": 0.6}, {"gpus_per_rank": 0.5}, {"rollout": 0, "trainer": 1}),
         (
@@ -241,7 +243,8 @@ def test_a_models_files_must_be_there_and_the_same(model_folder: Path) -> None:
     assert seen().identity != whole.identity
     index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
     (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "b.safetensors" in seen().problem and seen(weights=False).problem == ""
+    assert "b.safetensors" in seen().problem 
+    assert seen(weights=False) == ModelFiles(f"{model_folder}: configuration and tokenizer")
     (model_folder / "config.json").unlink()
     assert "config.json" in seen(weights=False).problem
     unequal = inputs.model(two("cpu", "trainer", model=ModelFiles("another", identity="other")))
@@ -362,6 +365,8 @@ def test_probes_see_each_others_files_only_in_one_folder(tmp_path: Path) -> None
     a, b = Probe("a"), Probe("b")
     assert [a.write(str(tmp_path / "x"), "t"), b.write(str(tmp_path / "y"), "t")] == ["", ""]
     assert b.read(str(tmp_path / "x"), "t", ["a", "b"]) == ["b"]
+    (tmp_path / "x" / "t" / "a").write_text("of another start")
+    assert b.read(str(tmp_path / "x"), "t", ["a"]) == ["a"]
     (tmp_path / "file").write_text("")
     assert "must write t/a" in a.write(str(tmp_path / "file"), "t")
 

@@ -130,11 +130,17 @@ def gpu_memory() -> tuple[int, ...]:
     return tuple(int(line) << 20 for line in answer.split() if line.isdigit())
 
 
+def _set(variable: str) -> bool:
+    """Whether it holds something; of a variable that names a file, whether that is there."""
+    value = os.environ.get(variable, "")
+    return os.path.isfile(value) if variable.endswith("_FILE") else bool(value)
+
+
 def secrets() -> frozenset[str]:
     """Names of those that are there: huggingface, wandb, s3."""
     from huggingface_hub import get_token
 
-    found = {name for name, variables in SECRETS.items() if any(os.environ.get(variable) for variable in variables)}
+    found = {name for name, variables in SECRETS.items() if any(_set(variable) for variable in variables)}
     if get_token():  # from HF_TOKEN, or the file that HF_TOKEN_PATH or HF_HOME names
         found.add("huggingface")
     netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")

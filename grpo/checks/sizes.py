@@ -53,13 +53,18 @@ def memory(site: Site, made: Plan) -> Check:
     states = made.weights + made.reference + made.gradients + made.optimizer
     for node, facts, counts in _hosts(site):
         certain = on_cpu * (counts["rollout"] * engine + counts["trainer"] * states)
-        need = made.object_store + sum(count * made.pods[role].memory for role, count in counts.items())
+        need = node.object_store + sum(count * _needs(made, role) for role, count in counts.items())
         if sum(counts.values()) and need > facts.memory:
             actors = " and ".join(f"{count} x {role}" for role, count in counts.items() if count)
             text = f"{gib(facts.memory)} of memory, the plan for {actors} is {gib(need)}"
             problems.append(Problem("failed" if certain > facts.memory else "warning", node.name, text))
     least = min((facts.memory for _, facts in site.known()), default=0)
     return judge("memory", problems, f"{gib(least)} or more on each node", "raise the group's limit; see grpo plan")
+
+
+def _needs(made: Plan, role: Role) -> int:
+    """Memory of an actor with its part of /dev/shm, which counts as the pod's; Ray's objects come once a node."""
+    return made.pods[role].memory + made.pods[role].shm - made.object_store
 
 
 def _hosts(site: Site) -> Iterator[tuple[Node, Facts, dict[Role, int]]]:

@@ -12,7 +12,7 @@ from grpo.checks.probe import Probe
 from grpo.cluster.waiting import last_line
 from grpo.placement import Node
 
-ANSWER_SECONDS = 45.0  # a node has to start a worker first
+ANSWER_SECONDS = 90.0  # a node has to start a worker first
 HERE = "here"
 
 

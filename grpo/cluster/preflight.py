@@ -12,7 +12,6 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -23,8 +22,9 @@ from grpo.checks.probe import Probe
 from grpo.checks.site import Site
 from grpo.checks.verdict import Check, Problem, judge
 from grpo.cluster.crew import HERE, Crew, OneMachine, OnNodes
+from grpo.cluster.nodes import living_nodes
 from grpo.config import Config
-from grpo.errors import ConfigError, GrpoError
+from grpo.errors import ConfigError, GrpoError, Interrupted
 from grpo.placement import Node, place
 from grpo.plan import plan
 from grpo.store import Store
@@ -47,6 +47,8 @@ def _on_cluster(config: Config, driver: Facts) -> list[Check]:
     with contextlib.ExitStack() as ending:
         try:
             ending.enter_context(_connected(str(config.cluster.address)))
+        except Interrupted:
+            raise
         except Exception as error:  # as in session.py: Ray raises plain ones
             lost = "failed" if "mismatch" in str(error) or "uthentication" in str(error) else "missing"
             said = short(" ".join(str(error).split()), most=LONGEST)
@@ -67,6 +69,10 @@ def _connected(address: str) -> Iterator[None]:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         signal.signal(signal.SIGTERM, ours)  # Ray puts its own there
         yield
+    except SystemError as error:  # how a waiting ray.wait reports what a signal handler raised
+        if isinstance(error.__cause__, Interrupted):
+            raise error.__cause__ from None
+        raise
     finally:
         ray.shutdown()
 
@@ -89,7 +95,6 @@ def _wait_for_nodes(config: Config) -> list[Node]:
 
 def ray_nodes(config: Config) -> list[Node]:
     """Nodes of the cluster that are alive, by name."""
-    entries: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     found = [
         Node(
             id=entry["NodeID"],
@@ -100,8 +105,7 @@ def ray_nodes(config: Config) -> list[Node]:
             gpus=entry["Resources"].get("GPU", 0.0),
             object_store=int(entry["Resources"].get("object_store_memory", 0)),
         )
-        for entry in entries
-        if entry["Alive"]
+        for entry in living_nodes()
     ]
     return sorted(found, key=lambda node: (node.name, node.id))
 
