@@ -2,8 +2,8 @@
 
     buildah inspect --type image IMAGE | rootfs.py CACHE IMAGE
 
-Files are hard links to those of the layers, so that nothing is copied: the folder must lie on the store's filesystem and
-is for reading only. Prints the image's name, the folder, and the image's settings as options of load-image.
+Files are hard links to those of the layers, so that nothing is copied: the folder must lie on the store's filesystem,
+and is for reading only. Prints the image's name, the folder, and the image's settings as options of load-image.
 """
 
 import json
