@@ -76,6 +76,12 @@ def pods(rayjob: Object) -> dict[str, Object]:
     return {"head": cluster["headGroupSpec"]["template"], **groups}
 
 
+def rules(*pairs: tuple[str, int]) -> Object:
+    """Values with deletion rules for a failed job."""
+    entries = [{"policy": policy, "condition": {"jobStatus": "FAILED", "ttlSeconds": ttl}} for policy, ttl in pairs]
+    return {"job": {"deletionStrategy": {"deletionRules": entries}}}
+
+
 def container(pod: Object) -> Object:
     return pod["spec"]["containers"][0]
 

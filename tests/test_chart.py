@@ -1,8 +1,6 @@
-"""charts/grpo, rendered: names, placement, fences, and what it refuses with a sentence."""
+"""charts/grpo, rendered: names, placement, the job, fences, volumes."""
 
-import copy
 import http.server
-import json
 import re
 import socket
 import subprocess
@@ -14,81 +12,15 @@ import jsonschema
 import pytest
 import yaml
 
-from charts.generate import docs, manifests, schema
-from charts.generate.comments import descriptions
+from charts.generate import manifests, schema
 from charts.generate.schema import CHART
 from charts.generate.tools import ROOT
 from grpo import configfile
 from tests import charts
-from tests.charts import HELMS, RDMA, SMOKE, SPOT, container, env, helm, job, one, pods, refusal, run_yaml, template
+from tests.charts import HELMS, RDMA, SMOKE, SPOT, container, env, helm, job, one, pods, rules, run_yaml, template
 
 PROFILES = manifests.PROFILES
 needs_definitions = pytest.mark.skipif(not charts.DEFINITIONS.is_dir(), reason=f"no {charts.DEFINITIONS}")
-GPU = {"limits": {"nvidia.com/gpu": 1}}
-EVERY_API = "apiregistration.k8s.io/v1", "ray.io/v1/RayJob"
-
-
-def apis(*versions: str) -> list[str]:
-    return [part for version in versions for part in ("--api-versions", version)]
-
-
-# What is generated
-
-
-def test_schema_is_fresh() -> None:
-    assert json.loads((CHART / "values.schema.json").read_text()) == schema.values_schema(), "make schema"
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_manifests_are_fresh(profile: str) -> None:
-    assert (ROOT / "manifests" / f"{profile}.yaml").read_text() == manifests.manifests(profile), "make manifests"
-
-
-@pytest.mark.skipif(docs.go() is None, reason="helm-docs is a Go program, and there is no Go")
-def test_readme_is_fresh() -> None:
-    try:
-        fresh = docs.readme()
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"helm-docs cannot be had: {error.stderr[-200:]}")
-    assert (CHART / "README.md").read_text() == fresh, "make chart-docs"
-
-
-def test_every_value_is_described() -> None:
-    text = (CHART / "values.yaml").read_text()
-    described = descriptions(text)
-
-    def missing(tree: dict[str, Any], path: str = "") -> list[str]:
-        names = {key: f"{path}{key}" for key in tree}
-        return [
-            leaf
-            for key, value in tree.items()
-            if names[key] not in described
-            for leaf in (missing(value, f"{names[key]}.") if isinstance(value, dict) and value else [names[key]])
-        ]
-
-    assert missing(yaml.safe_load(text)) == []
-
-
-def test_a_default_without_a_type_is_an_error() -> None:
-    with pytest.raises(KeyError, match="storage.new: its default \\[\\] tells no type"):
-        schema._object("storage", {"new": []}, {})
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_plain_manifests_hold_nothing_of_helm_and_no_namespace(profile: str) -> None:
-    text = (ROOT / "manifests" / f"{profile}.yaml").read_text()
-    assert "helm.sh/" not in text and "managed-by" not in text
-    objects = list(yaml.safe_load_all(text))
-    assert all("namespace" not in item["metadata"] for item in objects)
-    assert {item["kind"] for item in objects} >= {"RayJob", "ConfigMap", "NetworkPolicy", "ServiceAccount", "Service"}
-    assert one(objects, "RayJob")["metadata"]["name"] == job(profile=profile)["metadata"]["name"]
-
-
-def test_the_package_holds_the_schema(tmp_path: Path) -> None:
-    subprocess.run([HELMS[0], "package", str(CHART), "-d", str(tmp_path)], check=True, capture_output=True)
-    names = charts.package_names(next(tmp_path.glob("*.tgz")))
-    assert {"grpo/values.schema.json", "grpo/README.md", "grpo/templates/NOTES.txt"} <= set(names)
-
 
 # What is rendered
 
@@ -158,16 +90,6 @@ def test_the_user_wins_where_both_make_sense() -> None:
     ports = {port["name"]: port["containerPort"] for port in container(pods(one(objects, "RayJob"))["head"])["ports"]}
     assert ports["grpo-metrics"] == 9500
     assert one(objects, "RayJob")["metadata"]["labels"]["grpo.dev/run"] == "mine"
-
-
-def test_null_is_the_default() -> None:
-    nothing = {"metrics": {"port": None}, "checkpoint": {"dir": None}, "rollout": {"gpus_per_engine": None}}
-    values = on_gpus()
-    values["config"]["rollout"]["gpus_per_engine"] = None
-    assert yaml.safe_load(run_yaml(template({"config": nothing})))["metrics"]["port"] == 9400
-    template(values)
-    values["config"]["rollout"]["engines"] = 2
-    assert "need 1 GPUs each" in refusal(values)
 
 
 # Names
@@ -267,126 +189,6 @@ def test_groups_have_their_own_nodes() -> None:
     assert found["trainer"]["spec"]["nodeSelector"] == {"pool": "trainer"}
     assert "runtimeClassName" not in found["trainer"]["spec"]
     assert {pod["spec"]["restartPolicy"] for pod in found.values()} == {"Never"}
-
-
-def on_gpus(engines: int = 1, ranks: int = 1, **more: Any) -> dict[str, Any]:
-    config = {"cluster": {"device": "auto"}, "rollout": {"engines": engines}, "train": {"ranks": ranks}}
-    return {"config": config, "rollout": {"resources": GPU}, "trainer": {"resources": GPU}} | more
-
-
-def test_gpus_that_fit() -> None:
-    template(on_gpus())
-    template(on_gpus(2, 2, rollout={"replicas": 2, "resources": GPU}, trainer={"replicas": 2, "resources": GPU}))
-    shared = on_gpus(2)
-    shared["config"]["rollout"]["gpus_per_engine"] = 0.5
-    template(shared)
-    slices = {"resources": {"limits": {"nvidia.com/mig-1g.10gb": 1}}}
-    template(on_gpus() | {"rollout": slices, "trainer": slices})
-
-
-@pytest.mark.parametrize(
-    "values, sentence",
-    [
-        (on_gpus(2), "2 of the 2 engines share a pod and need 1 GPUs each"),
-        (on_gpus(1, 3, trainer={"replicas": 2, "resources": {"limits": {"nvidia.com/gpu": 1}}}), "2 of the 3 ranks"),
-        ({"config": {"cluster": {"device": "auto"}}, "rollout": {"resources": GPU}}, "a pod of trainer has 0"),
-        ({"config": {"cluster": {"device": "cuda"}}}, "a pod of rollout has 0"),
-        ({"rollout": {"replicas": 2}}, "rollout.replicas is 2, but config.rollout.engines is 1"),
-        ({"trainer": {"replicas": 3}}, "trainer.replicas is 3, but config.train.ranks is 1"),
-    ],
-)
-def test_what_does_not_fit_is_refused(values: dict[str, Any], sentence: str) -> None:
-    assert sentence in refusal(values)
-
-
-def test_a_tensor_parallel_engine_needs_all_its_gpus_in_one_pod() -> None:
-    values = on_gpus()
-    values["config"]["rollout"]["tensor_parallel"] = 2
-    assert "need 2 GPUs each (config.rollout.tensor_parallel, gpus_per_engine)" in refusal(values)
-
-
-# Refusals
-
-
-RULES = {"deletionRules": [{"policy": "DeleteCluster", "condition": {"jobStatus": "FAILED", "ttlSeconds": 60}}]}
-
-
-def rules(*pairs: tuple[str, int]) -> dict[str, Any]:
-    entries = [{"policy": policy, "condition": {"jobStatus": "FAILED", "ttlSeconds": ttl}} for policy, ttl in pairs]
-    return {"job": {"shutdownAfterJobFinishes": False, "deletionStrategy": {"deletionRules": entries}}}
-
-
-@pytest.mark.parametrize(
-    "values, sentence",
-    [
-        ({"image": {"registry": ""}}, "image.registry is empty"),
-        ({"job": {"submissionMode": "SidecarMode"}}, "SidecarMode does not go with podSecurity restricted"),
-        ({"job": {"submissionMode": "K8sJobMode"}, "scheduler": {"name": "kai", "queue": "q"}}, "does not go with"),
-        ({"queue": {"name": "q"}, "scheduler": {"name": "volcano", "queue": "q"}}, "would both hold the gang back"),
-        ({"queue": {"priorityClass": "p"}}, "queue.priorityClass is set without queue.name"),
-        ({"scheduler": {"name": "volcano"}}, "scheduler.queue is empty"),
-        ({"scheduler": {"networkTopologyMode": "hard"}}, "are Volcano's"),
-        ({"job": {"rayVersion": "2.52.1"}}, "job.rayVersion 2.52.1 is too old"),
-        ({"job": {"deletionStrategy": RULES}}, "exclude each other"),
-        ({"queue": {"name": "q"}, **rules(("DeleteSelf", 1))}, "Kueue takes only jobs with job.shutdownAfterJob"),
-        (rules(("DeleteSelf", 1), ("DeleteSelf", 2)), "has DeleteSelf twice"),
-        (rules(("DeleteCluster", 1), ("DeleteWorkers", 2)), "DeleteCluster must not come before DeleteWorkers"),
-        ({"rdma": {"enabled": True, "resources": {"rdma/hca": 1}}}, "IPC_LOCK, which podSecurity restricted"),
-        ({"podSecurity": "baseline", "rdma": {"enabled": True, "resources": {"rdma/hca": 1}}}, "podSecurity baseline"),
-        ({"rdma": {"enabled": True, "ipcLock": False}}, "rdma.resources names none"),
-        ({"trainer": {"volumes": [{"name": "d", "hostPath": {"path": "/d"}}]}}, "trainer.volumes: d is a hostPath"),
-        ({"config": {"cluster": {"address": "ray://other:10001"}}}, "config.cluster.address is ray://other:10001"),
-        ({"config": {"metrics": {"port": 0}}}, "config.metrics.port is 0"),
-        ({"config": {"metrics": {"port": 8080}}}, "config.metrics.port is 8080"),
-        ({"storage": {"enabled": False}}, "storage.enabled is false"),
-        ({"storage": {"accessModes": ["ReadWriteOnce"]}}, "head and trainer write checkpoints from different nodes"),
-        ({"config": {"run": {"dir": "/data/run"}}}, "config.run.dir is /data/run, which is on no volume"),
-        ({"config": {"checkpoint": {"dir": "/c"}}}, "config.checkpoint.dir is /c, which is on no volume"),
-        ({"head": {"objectStoreMemory": "10Mi"}}, "Ray needs at least 75Mi"),
-        ({"head": {"objectStoreMemory": "1Gi"}}, "must fit head.shmSize (256Mi)"),
-        ({"rollout": {"shmSize": "3Gi"}}, "rollout.shmSize (3Gi) counts as memory of the pod"),
-        ({"head": {"env": [{"name": "RAY_ADDRESS", "value": "x"}]}}, "head.env sets RAY_ADDRESS"),
-        ({"trainer": {"env": [{"name": "RAY_AUTH_MODE", "value": "x"}]}}, "trainer.env sets RAY_AUTH_MODE"),
-        ({"head": {"resources": GPU}}, "head.resources asks for a GPU"),
-    ],
-)
-def test_refused_with_a_sentence(values: dict[str, Any], sentence: str) -> None:
-    said = refusal(values)
-    assert sentence in said and "Use --debug" not in said.split(sentence)[0]
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        rules(("DeleteWorkers", 0), ("DeleteCluster", 60), ("DeleteSelf", 60)),
-        {"storage": {"accessModes": ["ReadWriteOnce"]}, "config": {"checkpoint": {"dir": "s3://bucket/run"}}},
-        {"storage": {"enabled": False}, "config": {"checkpoint": {"dir": "s3://bucket/run"}}},
-        {"rdma": {"enabled": True, "ipcLock": False, "resources": {"vpc.amazonaws.com/efa": 1}}},
-        {"podSecurity": "baseline", "job": {"submissionMode": "SidecarMode"}},
-        {
-            "config": {"run": {"dir": "/data/run"}},
-            "head": {"volumes": [{"name": "d", "nfs": {"server": "s", "path": "/"}}],
-                     "volumeMounts": [{"name": "d", "mountPath": "/data"}]},
-        },
-    ],
-)  # fmt: skip
-def test_taken(values: dict[str, Any]) -> None:
-    template(values)
-
-
-@pytest.mark.parametrize("program", HELMS)
-def test_a_cluster_without_kuberay_gets_the_command_that_installs_it(program: str) -> None:
-    said = refusal({}, *apis("apiregistration.k8s.io/v1"), program=program)
-    assert "the KubeRay operator is missing" in said
-    assert re.search(r"^  helm install kuberay-operator .*--version \S+ --namespace kuberay-system", said, re.MULTILINE)
-    template({}, *apis(*EVERY_API), program=program)
-
-
-def test_a_queue_needs_kueue() -> None:
-    queue = {"queue": {"name": "q"}}
-    assert "this cluster has no Kueue" in refusal(queue, *apis(*EVERY_API))
-    template(queue, *apis(*EVERY_API, "kueue.x-k8s.io/v1beta1"))
-    template(queue)
 
 
 # The job
@@ -679,140 +481,13 @@ def test_the_heads_service_selects_the_head() -> None:
     assert [role for role, own in labels.items() if selector.items() <= own.items()] == ["head"]
 
 
+def test_the_tests_of_helm_are_programs() -> None:
+    scripts = [container(item)["command"] for item in template() if item["kind"] == "Pod"]
+    assert [command[:2] for command in scripts] == [["python", "-c"]] * 2
+    for *_, script in scripts:
+        compile(script, "test", "exec")
+
+
 def test_extra_objects_are_templates() -> None:
     more = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": '{{ include "grpo.fullname" . }}-more'}}
     assert one(template({"extraObjects": [more]}), "Secret")["metadata"]["name"] == "grpo-more"
-
-
-# Typos
-
-
-FREE = {"labels", "annotations", "nodeSelector", "matchLabels", "limits", "requests", "extraObjects"}
-"""Mappings whose keys are the user's."""
-
-VALUES: dict[str, Any] = {
-    "nameOverride": "n",
-    "config": {
-        "model": {"path": "m", "dtype": "float32"},
-        "run": {"steps": 3},
-        "rewards": [{"function": "gsm8k", "weight": 1}],
-        "train": {"betas": [0.9, 0.95]},
-        "deadlines": {"start": 3},
-    },
-    "image": {"registry": "r", "controller": {"tag": "t"}, "pullSecrets": [{"name": "s"}]},
-    "job": {"labels": {"a": "b"}, **rules(("DeleteCluster", 3))["job"]},
-    "head": {"resources": {"limits": {"cpu": 1}, "claims": [{"name": "c"}]}, "nodeSelector": {"a": "b"}},
-    "rollout": {
-        "tolerations": [{"key": "k", "operator": "Exists"}],
-        "affinity": {
-            "podAntiAffinity": {
-                "preferredDuringSchedulingIgnoredDuringExecution": [
-                    {
-                        "weight": 1,
-                        "podAffinityTerm": {
-                            "topologyKey": "zone",
-                            "labelSelector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]},
-                        },
-                    }
-                ]
-            }
-        },
-        "topologySpreadConstraints": [
-            {"maxSkew": 1, "topologyKey": "z", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
-        ],
-        "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
-        "envFrom": [{"configMapRef": {"name": "c"}}],
-        "volumes": [{"name": "v", "projected": {"sources": [{"secret": {"items": [{"key": "k", "path": "p"}]}}]}}],
-        "volumeMounts": [{"name": "v", "mountPath": "/v"}],
-        "initContainers": [{"name": "i", "image": "i", "securityContext": {"seLinuxOptions": {"level": "l"}}}],
-    },
-    "trainer": {"annotations": {"a": "b"}},
-    "storage": {"size": "1Gi"},
-    "secrets": {"s3": {"name": "s"}},
-    "queue": {"name": ""},
-    "scheduler": {"name": "none"},
-    "networkPolicy": {
-        "extraEgress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 443}]}],
-        "extraIngress": [{"from": [{"podSelector": {"matchLabels": {"a": "b"}}}]}],
-    },
-    "serviceAccount": {"annotations": {"a": "b"}},
-    "rdma": {"enabled": False},
-    "monitoring": {
-        "podMonitor": {"interval": "5s"},
-        "rules": {"thresholds": {"stepStalledSeconds": 3}},
-        "dashboards": {"labels": {"a": "b"}},
-    },
-    "extraObjects": [{"kind": "x"}],
-}
-
-
-def closed_places() -> list[tuple[str | int, ...]]:
-    return [path for path, _ in charts.places(VALUES) if not FREE & {str(key) for key in path}]
-
-
-def with_typo(path: tuple[str | int, ...]) -> dict[str, Any]:
-    values = copy.deepcopy(VALUES)
-    here: Any = values
-    for key in path:
-        here = here[key]
-    here["tpyo"] = 1
-    return values
-
-
-@pytest.fixture(scope="module")
-def validator() -> jsonschema.Draft7Validator:
-    return jsonschema.Draft7Validator(json.loads((CHART / "values.schema.json").read_text()))
-
-
-def test_good_values_pass(validator: jsonschema.Draft7Validator) -> None:
-    assert list(validator.iter_errors(VALUES)) == []
-
-
-def test_a_typo_at_any_depth_is_refused(validator: jsonschema.Draft7Validator) -> None:
-    paths = closed_places()
-    assert len(paths) > 60 and max(len(path) for path in paths) >= 8
-    assert [path for path in paths if validator.is_valid(with_typo(path))] == []
-
-
-@pytest.mark.parametrize("program", HELMS)
-def test_helm_refuses_a_typo_at_any_depth(program: str) -> None:
-    template(VALUES, profile=None, program=program)
-    by_depth = {len(path): path for path in closed_places()}
-    for path in by_depth.values():
-        assert "'tpyo' not allowed" in refusal(with_typo(path), profile=None, program=program), path
-
-
-@pytest.mark.parametrize(
-    "values, where",
-    [
-        ({"config": {"run": {"steps": "many"}}}, "/config/run/steps"),
-        ({"config": {"algorithm": {"loss": "ppo"}}}, "/config/algorithm/loss"),
-        ({"config": {"run": {"name": "UPPER"}}}, "/config/run/name"),
-        ({"config": {"train": {"betas": [0.9]}}}, "/config/train/betas"),
-        ({"head": {"resources": {"limits": {"memroy": "1Gi"}}}}, "memroy"),
-        ({"rollout": {"nodeSelector": {"pool": 1}}}, "/rollout/nodeSelector/pool"),
-        ({"rollout": {"replicas": 0}}, "/rollout/replicas"),
-        ({"fullnameOverride": "a" * 39}, "/fullnameOverride"),
-        ({"podSecurity": "strict"}, "/podSecurity"),
-        ({"job": {"activeDeadlineSeconds": 0}}, "/job/activeDeadlineSeconds"),
-        ({"storage": {"size": "10 GB"}}, "/storage/size"),
-        ({"job": {"deletionStrategy": {"deletionRules": [{"policy": "DeleteSelf", "condition": {}}]}}}, "/condition"),
-        ({"trainer": {"labels": {"app.kubernetes.io/name": "x"}}}, "app.kubernetes.io/name"),
-        ({"monitoring": {"rules": {"thresholds": {"zeroVarianceRatio": "high"}}}}, "zeroVarianceRatio"),
-    ],
-)
-def test_wrong_values_are_refused(values: dict[str, Any], where: str) -> None:
-    assert where in refusal(values)
-
-
-def test_the_model_is_the_only_key_that_must_be_there() -> None:
-    least = {"image": {"registry": "r"}, "config": {"model": {"path": "m"}}}
-    template(least, profile=None)
-    assert "missing property 'model'" in refusal({"image": {"registry": "r"}}, profile=None)
-
-
-# What is said
-
-
-def test_no_template_asks_a_cluster() -> None:
-    assert "lookup" not in "".join(path.read_text() for path in (CHART / "templates").rglob("*.*"))
