@@ -34,7 +34,7 @@ def _room(site: Site, role: Role, missing: int) -> Check:
         return Check(role, "failed", text)
     able = [node for node in site.nodes if node.may_host(role)]
     if not missing:
-        return Check(role, "ok", f"{rule}: found on {_names(able)}")
+        return Check(role, "ok", f"{rule}: there is room, nodes for them: {len(able)}")
     label = f"{config.cluster.role_label}={role}"
     text = f"{rule}: {missing} without a place"
     if not able:

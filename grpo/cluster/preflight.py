@@ -169,7 +169,7 @@ def _storage(site: Site, crew: Crew) -> list[Check]:
         if not problems:
             problems = list(_shared(crew, names, url, folder, driver))
     way_out = "all need the same folder: a volume with ReadWriteMany, or checkpoint.dir: s3://bucket/prefix"
-    who = f"the driver and {len(names)} nodes of the trainer" if names else "the driver"
+    who = f"the driver and every node of the trainer ({len(names)})" if names else "the driver"
     checks = [judge("checkpoints", problems, f"{url}: written, flushed, renamed and read by {who}", way_out)]
     if config.checkpoint.dir is not None:
         checks.append(_run_folder(config, driver, folder))
