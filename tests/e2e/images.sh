@@ -46,17 +46,17 @@ mkdir -p "$wheels"
 mounts=(-v "$settings/pip.conf:/etc/pip.conf:ro" -v "$settings/uv.toml:/etc/uv/uv.toml:ro" -v "$wheels:/srv")
 [ ! -e /etc/ssl/certs ] || mounts+=(-v /etc/ssl/certs:/etc/ssl/certs:ro)
 
-buildah inspect --type image "$base" >/dev/null 2>&1 || docker/debian-base.sh "$base"
-# A constant date: the labels come last, but a new one would still be a new image of the same content.
-IMAGE_PREFIX=localhost/ TAG=e2e BASE=$base TARGETS=$targets CREATED=${CREATED:-1970-01-01T00:00:00Z} \
-    docker/build.sh --network host "${mounts[@]}"
-
-# After a change of the dependencies the old layers are of no more use.
+# Before dependencies change, layers that no image has any more go.
 key=$(cat requirements/*.lock docker/* | sha256sum)
 if [ "$key" != "$(cat "$cache/key" 2>/dev/null)" ]; then
     buildah rmi --prune --force >/dev/null || true
     echo "$key" >"$cache/key"
 fi
+
+buildah inspect --type image "$base" >/dev/null 2>&1 || docker/debian-base.sh "$base"
+# A constant date: the labels come last, but a new one would still be a new image of the same content.
+IMAGE_PREFIX=localhost/ TAG=e2e BASE=$base TARGETS=$targets CREATED=${CREATED:-1970-01-01T00:00:00Z} \
+    docker/build.sh --network host "${mounts[@]}"
 
 for target in $targets; do
     case $target in
