@@ -225,7 +225,7 @@ class FakeRecorder:
         pass
 
     def log_commit(self, step: int, size: int) -> None:
-        assert self.open == ["checkpoint"]
+        assert self.open[-1] == "checkpoint"
         self.commits.append((step, size))
 
     def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None:

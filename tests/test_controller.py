@@ -254,6 +254,42 @@ def test_a_lost_trainer_is_rebuilt_from_the_last_checkpoint_and_the_run_is_the_s
     assert job.recorder.open == []
 
 
+def test_ranks_on_a_node_that_drains_are_committed_and_move_without_losing_a_step(tmp_path: Path) -> None:
+    whole = Job(config(steps=5, checkpoint={"every": 4}), tmp_path / "whole")
+    whole.run()
+    job = Job(config(steps=5, checkpoint={"every": 4}), tmp_path / "drained")
+    job.trainer.drained_at = [2]
+    events = job.run()
+    assert events[events.index("log_step 2") + 1 :][:6] == ["save 2", "leave", "rebuild", "load 2", "rewind 2", "sync 2"]
+    assert [event for event in events if event.startswith("step")] == [f"step {step}" for step in range(1, 6)]
+    assert job.recorder.steps == whole.recorder.steps and job.prompts.taken == whole.prompts.taken
+    assert "recovered trainer" in events
+
+
+def test_a_node_that_drains_during_the_rollout_may_be_gone_before_the_end_of_the_step(tmp_path: Path) -> None:
+    whole = Job(config(steps=5, checkpoint={"every": 4}), tmp_path / "whole")
+    whole.run()
+    job = Job(config(steps=5, checkpoint={"every": 4}), tmp_path / "drained")
+    generate = job.rollouts.generate
+
+    def draining(*args: object) -> object:
+        job.trainer.leaving |= args[2] == 3
+        return generate(*args)
+
+    job.rollouts.generate = draining  # type: ignore[assignment, method-assign]
+    job.trainer.lost_at = ["step 3"]
+    events = job.run()
+    assert events[events.index("generate 3") + 1] == "save 2", "before the step that the node may not outlive"
+    assert events[events.index("rebuild") + 1] == "load 2"
+    assert job.recorder.steps == whole.recorder.steps and job.prompts.taken == whole.prompts.taken
+
+
+def test_nothing_moves_after_the_last_step(tmp_path: Path) -> None:
+    job = Job(config(steps=2), tmp_path)
+    job.trainer.drained_at = [2]
+    assert job.run()[-1] == "save 2"
+
+
 def interrupt(job: Job, part: object, verb: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM arrives during the n-th call of a verb; training is waited for, the others break off."""
     original, calls = getattr(part, verb), []

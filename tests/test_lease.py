@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from grpo import lease as module
-from grpo.errors import CheckpointError, Fenced
-from grpo.lease import Lease
+from grpo.errors import CheckpointError, Fenced, Interrupted
+from grpo.lease import Lease, holder_here
+from grpo.stopping import StopRequest
 from tests.checkpoints import checkpoints, save
 
 HOLDER = """
@@ -238,3 +240,64 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError), Lease(tmp_path / "file", 30):
         pass
+
+
+def test_a_holder_elsewhere_that_is_stopping_is_waited_for(tmp_path, monkeypatch, capsys):
+    """Kubernetes starts the next pod while the one before still commits within its grace period."""
+    with StopRequest(60) as stop, Lease(tmp_path, 0.9, stop) as old:
+        os.kill(os.getpid(), signal.SIGTERM)
+        old._beat()
+        monkeypatch.setattr(module, "_machine", lambda: "another")
+        threading.Timer(3.0, old.__exit__, (None, None, None)).start()
+        begin = time.monotonic()
+        with Lease(tmp_path, 0.9) as new:
+            assert new.attempt == 2
+            assert time.monotonic() - begin >= 2.5, "it lived for more than lease_seconds after it was seen"
+    assert capsys.readouterr().out.startswith("waiting for attempt 1 on host ")
+
+
+def test_a_holder_that_outlives_its_grace_period_is_not_waited_for_any_longer(tmp_path, monkeypatch):
+    with StopRequest(0.5) as stop, Lease(tmp_path, 0.6, stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(module, "_machine", lambda: "another")
+        begin = time.monotonic()
+        with pytest.raises(Fenced, match="attempt 1 is alive"), Lease(tmp_path, 0.6):
+            pass
+        assert time.monotonic() - begin >= 0.6
+
+
+def test_a_stopping_holder_that_is_killed_is_followed_after_lease_seconds(tmp_path):
+    (tmp_path / "attempts").mkdir()
+    (tmp_path / "attempts/000001.json").write_text('{"machine": "other", "pid": 1, "ended": false, "stopping": 3600}')
+    begin = time.monotonic()
+    with Lease(tmp_path, 0.6) as lease:
+        assert lease.attempt == 2
+    assert 0.6 <= time.monotonic() - begin < 60
+
+
+def test_a_start_that_waits_can_be_stopped(tmp_path):
+    (tmp_path / "attempts").mkdir()
+    (tmp_path / "attempts/000001.json").write_text('{"machine": "other", "pid": 1, "ended": false}')
+    with StopRequest(30) as stop:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(Interrupted, match="SIGTERM"), Lease(tmp_path, 60, stop):
+            pass
+    assert list(attempts(tmp_path)) == ["000001.json"]
+
+
+def test_who_holds_the_folder_on_this_machine(tmp_path, monkeypatch):
+    assert holder_here(tmp_path) is None
+    with holder(tmp_path, 30) as process:
+        assert line(process) == "1"
+        found = holder_here(tmp_path)
+        assert (found.attempt, found.process.pid, found.ended) == (1, process.pid, False)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_machine", lambda: "another")
+            assert holder_here(tmp_path) is None, "the same pid elsewhere is another process"
+        os.kill(process.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert found.ended, "a zombie has ended"
+        assert holder_here(tmp_path) is None
+    with Lease(tmp_path, 30):
+        assert holder_here(tmp_path).process.pid == os.getpid()
+    assert holder_here(tmp_path) is None
