@@ -401,6 +401,18 @@ def test_on_one_machine_nothing_is_started_and_nothing_is_left(tmp_path: Path) -
     assert statuses(other)["run.dir"] == "ok" and list(tmp_path.iterdir()) == []
 
 
+def test_without_the_model_there_is_no_plan_and_a_bucket_out_of_reach_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed_port()}")
+    lost = {"model": {"path": str(tmp_path / "gone")}, "checkpoint": {"dir": "s3://bucket/x"}}
+    checks = {check.name: check for check in cluster.preflight(config(run={"dir": str(tmp_path / "x")}, **lost))}
+    assert [checks[name].status for name in ("model", "plan", "checkpoints")] == ["failed", "warning", "failed"]
+    assert checks["plan"].text == "not made without the model, so memory and space are not checked"
+    assert "driver: 127.0.0.1 cannot be reached" in checks["checkpoints"].text
+    assert "networkPolicy.extraEgress" in checks["checkpoints"].text
+
+
 def test_a_cluster_that_is_not_there_is_named_and_all_else_is_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

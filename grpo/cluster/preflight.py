@@ -146,6 +146,8 @@ def _answers(site: Site, crew: Crew) -> Check:
 
 
 def _against_plan(site: Site) -> list[Check]:
+    if site.driver.model.problem:  # the check of the model says so; the hub would be asked again and again
+        return [Check("plan", "warning", "not made without the model, so memory and space are not checked")]
     try:
         made = plan(site.config)
     except ConfigError as error:
@@ -169,6 +171,8 @@ def _storage(site: Site, crew: Crew) -> list[Check]:
         if not problems:
             problems = list(_shared(crew, names, url, folder, driver))
     way_out = "all need the same folder: a volume with ReadWriteMany, or checkpoint.dir: s3://bucket/prefix"
+    if url.startswith("s3://"):
+        way_out = "look at the bucket's name, endpoint and credentials, and at networkPolicy.extraEgress"
     who = f"the driver and every node of the trainer ({len(names)})" if names else "the driver"
     checks = [judge("checkpoints", problems, f"{url}: written, flushed, renamed and read by {who}", way_out)]
     if config.checkpoint.dir is not None:
