@@ -212,12 +212,26 @@ def test_submission_mode(level: str, asked: str, mode: str) -> None:
 
 def test_retries_and_deadlines() -> None:
     spec = job(profile=SPOT)["spec"]
-    keys = ("backoffLimit", "activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished")
-    assert [spec[key] for key in keys] == [20, 604800, 1800, 3600]
-    assert spec["shutdownAfterJobFinishes"] is True
-    kept = job(rules(("DeleteCluster", 5)) | {"podSecurity": "baseline"})["spec"]
-    assert kept["shutdownAfterJobFinishes"] is False and "ttlSecondsAfterFinished" not in kept
+    keys = ("backoffLimit", "activeDeadlineSeconds", "preRunningDeadlineSeconds")
+    assert [spec[key] for key in keys] == [20, 604800, 1800]
     assert "activeDeadlineSeconds" not in job({"job": {"activeDeadlineSeconds": None}})["spec"]
+
+
+def test_workers_go_when_the_job_ends_and_the_head_stays_for_its_logs() -> None:
+    spec = job({"job": {"ttlSecondsAfterFinished": 900}})["spec"]
+    assert "shutdownAfterJobFinishes" not in spec and "ttlSecondsAfterFinished" not in spec
+    found = [(rule["policy"], rule["condition"]) for rule in spec["deletionStrategy"]["deletionRules"]]
+    ends = {"jobStatus": "SUCCEEDED"}, {"jobDeploymentStatus": "Failed"}
+    steps = ("DeleteWorkers", {"ttlSeconds": 0}), ("DeleteCluster", {"ttlSeconds": 900})
+    assert found == [(policy, end | ttl) for end in ends for policy, ttl in steps]
+    own = rules(("DeleteCluster", 5))
+    assert job(own)["spec"]["deletionStrategy"] == own["job"]["deletionStrategy"]
+
+
+def test_kueue_gets_the_only_end_that_it_takes() -> None:
+    spec = job(profile=SPOT)["spec"]
+    assert spec["shutdownAfterJobFinishes"] is True and spec["ttlSecondsAfterFinished"] == 3600
+    assert "deletionStrategy" not in spec
 
 
 @pytest.mark.parametrize("preflight, calls", [(True, ["preflight", "train"]), (False, ["train"])])

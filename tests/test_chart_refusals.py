@@ -15,7 +15,6 @@ from tests.charts import HELMS, refusal, rules, run_yaml, template
 
 GPU = {"limits": {"nvidia.com/gpu": 1}}
 EVERY_API = "apiregistration.k8s.io/v1", "ray.io/v1/RayJob"
-RULES = {"deletionRules": [{"policy": "DeleteCluster", "condition": {"jobStatus": "FAILED", "ttlSeconds": 60}}]}
 
 
 def apis(*versions: str) -> list[str]:
@@ -85,8 +84,7 @@ def test_null_is_the_default() -> None:
         ({"scheduler": {"name": "volcano"}}, "scheduler.queue is empty"),
         ({"scheduler": {"networkTopologyMode": "hard"}}, "are Volcano's"),
         ({"job": {"rayVersion": "2.52.1"}}, "job.rayVersion 2.52.1 is too old"),
-        ({"job": {"deletionStrategy": RULES}}, "exclude each other"),
-        ({"queue": {"name": "q"}, **rules(("DeleteSelf", 1))}, "Kueue takes only jobs with job.shutdownAfterJob"),
+        ({"queue": {"name": "q"}, **rules(("DeleteSelf", 1))}, "does not go with queue.name"),
         (rules(("DeleteSelf", 1), ("DeleteSelf", 2)), "has DeleteSelf twice"),
         (rules(("DeleteCluster", 1), ("DeleteWorkers", 2)), "DeleteCluster must not come before DeleteWorkers"),
         ({"rdma": {"enabled": True, "resources": {"rdma/hca": 1}}}, "IPC_LOCK, which podSecurity restricted"),

@@ -53,11 +53,8 @@
 
 {{- define "grpo.checks.deletion" -}}
 {{- $rules := .Values.job.deletionStrategy.deletionRules -}}
-{{- if and $rules .Values.job.shutdownAfterJobFinishes -}}
-{{- fail "\n\njob.deletionStrategy.deletionRules and job.shutdownAfterJobFinishes exclude each other. Set job.shutdownAfterJobFinishes to false." -}}
-{{- end -}}
-{{- if and .Values.queue.name (not .Values.job.shutdownAfterJobFinishes) -}}
-{{- fail "\n\nqueue.name is set, and Kueue takes only jobs with job.shutdownAfterJobFinishes (so none with deletionRules). Set it to true and leave job.deletionStrategy empty." -}}
+{{- if and .Values.queue.name $rules -}}
+{{- fail "\n\njob.deletionStrategy.deletionRules does not go with queue.name: Kueue takes only jobs that are deleted as a whole. Leave the rules empty; job.ttlSecondsAfterFinished says when." -}}
 {{- end -}}
 {{- $order := dict "DeleteWorkers" 1 "DeleteCluster" 2 "DeleteSelf" 3 "DeleteNone" 4 -}}
 {{- range $i, $rule := $rules -}}

@@ -44,6 +44,20 @@ template:
   {{- include "grpo.pod" . | nindent 2 }}
 {{- end }}
 
+{{/* Workers hold the GPUs and go at once; the head stays for its logs. A job that never ran has no status but Failed. */}}
+{{- define "grpo.deletionRules" -}}
+{{- range $end := list (dict "jobStatus" "SUCCEEDED") (dict "jobDeploymentStatus" "Failed") }}
+- policy: DeleteWorkers
+  condition:
+    {{- toYaml $end | nindent 4 }}
+    ttlSeconds: 0
+- policy: DeleteCluster
+  condition:
+    {{- toYaml $end | nindent 4 }}
+    ttlSeconds: {{ int $.Values.job.ttlSecondsAfterFinished }}
+{{- end }}
+{{- end }}
+
 {{- define "grpo.jobSpec" -}}
 {{- $job := .Values.job -}}
 {{- $mode := include "grpo.submissionMode" . -}}
@@ -58,13 +72,13 @@ activeDeadlineSeconds: {{ int . }}
 {{- with $job.preRunningDeadlineSeconds }}
 preRunningDeadlineSeconds: {{ int . }}
 {{- end }}
-shutdownAfterJobFinishes: {{ $job.shutdownAfterJobFinishes }}
-{{- if $job.shutdownAfterJobFinishes }}
+{{- if .Values.queue.name }}
+shutdownAfterJobFinishes: true
 ttlSecondsAfterFinished: {{ int $job.ttlSecondsAfterFinished }}
-{{- end }}
-{{- with $job.deletionStrategy }}
+{{- else }}
 deletionStrategy:
-  {{- toYaml . | nindent 2 }}
+  deletionRules:
+    {{- $job.deletionStrategy.deletionRules | default (include "grpo.deletionRules" . | fromYamlArray) | toYaml | nindent 4 }}
 {{- end }}
 {{- if eq $mode "K8sJobMode" }}
 submitterPodTemplate:
