@@ -30,15 +30,16 @@ FROM runtime AS cpu
 # libnuma is what vLLM's CPU build links to.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
-# What only a GPU would load goes: CUDA's compiler of kernels and most of cuDNN. The rest torch links to.
+# What only a GPU loads goes, as far as torch does not link to it and no `import` asks for it.
 COPY docker/install.sh requirements/uv.lock requirements/worker-cpu.lock /opt/grpo/requirements/
 RUN --mount=type=cache,target=/root/.cache \
     /opt/grpo/requirements/install.sh /opt/grpo/requirements/worker-cpu.lock && \
-    rm -r /opt/grpo/lib/python3*/site-packages/triton /opt/grpo/lib/python3*/site-packages/nvidia/cudnn/lib/libcudnn_*
+    rm -r /opt/grpo/lib/python3*/site-packages/triton/backends/nvidia/bin \
+        /opt/grpo/lib/python3*/site-packages/nvidia/cudnn/lib/libcudnn_*
 USER 1000:0
 WORKDIR /home/grpo
 RUN ray --version && \
-    python -c "import ray.dashboard.agent, deepspeed, torch, transformers, vllm; print(vllm.__version__)" && \
+    python -c "import ray.dashboard.agent, deepspeed, torch, transformers, triton, vllm; print(vllm.__version__)" && \
     rm -rf /tmp/*
 
 COPY --from=product /opt/grpo /opt/grpo
@@ -72,7 +73,7 @@ RUN --mount=type=cache,target=/root/.cache \
 USER 1000:0
 WORKDIR /home/grpo
 RUN ray --version && \
-    python -c "import ray.dashboard.agent, deepspeed, torch, transformers, vllm; print(vllm.__version__)" && \
+    python -c "import ray.dashboard.agent, deepspeed, torch, transformers, triton, vllm; print(vllm.__version__)" && \
     rm -rf /tmp/*
 
 COPY --from=product /opt/grpo /opt/grpo
