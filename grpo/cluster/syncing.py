@@ -41,6 +41,8 @@ class RayWeights:
         self.trainer.ready()
         while True:
             self.fleet.gather(wait=not self._slots())
+            if not self._slots():  # all that were there had to leave their nodes
+                continue
             members = [slot.member for slot in self._slots()]
             try:
                 stats = self._connect() if members != self.connected or not self.trainer.connected else {}
