@@ -446,5 +446,8 @@ def test_samples_are_the_same_to_the_bit_whatever_else_the_engine_does(tmp_path:
         assert told["vllm_request_success"] == told["vllm_e2e_request_latency_seconds"] >= samples
         assert told["vllm_num_preemptions"] > 0
         assert told["vllm_num_requests_running"] == 0
+        gaps, iterations = told["vllm_inter_token_latency_seconds"], told["vllm_iteration_tokens_total"]
+        assert 0 < gaps <= 8 * iterations
+        assert gaps < told["vllm_generation_tokens"] - told["vllm_request_success"]  # that would be all of them
     finally:
         engine.close()

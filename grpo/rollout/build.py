@@ -1,7 +1,6 @@
 """How vLLM is set up: engine arguments, the engine's processes, sampling parameters. Loads vLLM."""
 
 import contextlib
-import sys
 from collections.abc import Iterator, Sequence
 from multiprocessing import get_context
 from types import ModuleType
@@ -84,12 +83,9 @@ def stat_loggers(metrics: ModuleType | None) -> list[StatLoggerFactory]:
     """
     if metrics is None:
         return []
-    # vLLM reaches for that module through Ray Serve, which takes 1.7 s and 75 MB to load and needs more packages.
-    sys.modules.setdefault("ray.serve", None)  # type: ignore[arg-type]
-    from vllm.v1.metrics import ray_wrappers
+    from grpo.rollout import telemetry
 
-    ray_wrappers.ray_metrics = metrics
-    return [ray_wrappers.RayPrometheusStatLogger]
+    return [telemetry.tell(metrics)]
 
 
 @contextlib.contextmanager
