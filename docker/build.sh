@@ -15,15 +15,17 @@ if [ -z "$builder" ]; then
     elif works podman info; then builder=podman
     elif works buildah info; then builder=buildah
     else
-        echo "error: images are built with docker (and buildx), podman or buildah, and none of them works here. Install one" >&2
+        echo "error: images need docker (and buildx), podman or buildah, and none of them works here. Install one" >&2
         exit 1
     fi
 fi
 case $builder in
     docker) build=(docker buildx build --load) ;;
     podman | buildah) build=("$builder" build --layers --format docker) ;; # the other format forgets SHELL
-    *) echo "error: BUILDER must be docker, podman or buildah, and is \"$builder\". Leave it out to take the first that works" >&2
-       exit 1 ;;
+    *)
+        echo "error: BUILDER must be docker, podman or buildah, and is \"$builder\". Without it the first that works is taken" >&2
+        exit 1
+        ;;
 esac
 [ "$builder" != docker ] || [ -z "${PUSH:-}" ] || build=(docker buildx build --push --sbom=true --provenance=mode=max)
 
@@ -37,6 +39,7 @@ for target in ${TARGETS:-controller cpu gpu}; do
         gpu) file=worker image=grpo-worker:$tag ;;
         *) echo "error: TARGETS holds controller, cpu and gpu, and not \"$target\"" >&2; exit 1 ;;
     esac
-    "${build[@]}" "${args[@]}" "$@" --file "docker/$file.Dockerfile" --target "$target" --tag "${IMAGE_PREFIX:-}$image" .
-    echo "built ${IMAGE_PREFIX:-}$image" >&2
+    image=${IMAGE_PREFIX:-}$image
+    "${build[@]}" "${args[@]}" "$@" --file "docker/$file.Dockerfile" --target "$target" --tag "$image" .
+    echo "built $image" >&2
 done

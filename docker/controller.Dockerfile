@@ -32,7 +32,7 @@ RUN --mount=type=cache,target=/root/.cache \
 USER 1000:0
 WORKDIR /home/grpo
 RUN ray --version && \
-    python -c "import ray.dashboard.agent, ray.job_submission, prometheus_client, datasets, transformers, tensorboard" && \
+    python -c "import datasets, prometheus_client, ray.dashboard.agent, ray.job_submission, tensorboard, transformers" && \
     rm -rf /tmp/*
 
 COPY --from=product /opt/grpo /opt/grpo

@@ -10,10 +10,11 @@ mirror=${DEBIAN_MIRROR:-$(sed -nE 's/^(URIs: *|deb (\[[^]]*\] )?)(https?:[^ ]*\/
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
-debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$folder/root" "${mirror:-http://deb.debian.org/debian}" >&2
+debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$folder/root" \
+    "${mirror:-http://deb.debian.org/debian}" >&2
 cp /etc/apt/sources.list.d/debian.sources "$folder/root/etc/apt/sources.list.d/" 2>/dev/null &&
     rm -f "$folder/root/etc/apt/sources.list"
-rm -rf "$folder"/root/var/{cache/apt/*.bin,cache/apt/archives/*.deb,cache/debconf/*-old,lib/apt/lists/*,log/*} \
+rm -rf "$folder"/root/var/{cache/apt/{*.bin,archives/*.deb},cache/debconf/*-old,lib/apt/lists/*,log/*} \
     "$folder"/root/usr/share/{doc,info,locale,man}/* "$folder/root/etc/resolv.conf"
 container=$(buildah "$@" from scratch)
 buildah "$@" copy -q "$container" "$folder/root" / >&2

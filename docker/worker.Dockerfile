@@ -57,6 +57,8 @@ LABEL org.opencontainers.image.title="grpo-worker" \
       org.opencontainers.image.created="${CREATED}"
 
 FROM runtime AS gpu
+# FlashInfer's sampler is compiled by nvcc when it is first used: a slow start at best, so vLLM takes its own.
+ENV VLLM_USE_FLASHINFER_SAMPLER=0
 # Triton compiles a small C file per kernel, with Python's headers.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev libnuma1 && \

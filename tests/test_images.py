@@ -189,7 +189,7 @@ def test_names_labels_and_base_reach_the_builder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("builders", "variables", "message"),
     [
-        ({"docker": "false"}, {}, "docker (and buildx), podman or buildah, and none of them works here"),
+        ({"docker": "false"}, {}, "images need docker (and buildx), podman or buildah, and none of them works here"),
         ({"podman": "true"}, {"BUILDER": "kaniko"}, 'BUILDER must be docker, podman or buildah, and is "kaniko"'),
         ({"podman": "true"}, {"TARGETS": "worker"}, 'TARGETS holds controller, cpu and gpu, and not "worker"'),
     ],

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the images with buildah over a base made by debootstrap, and lays each out as a folder that a node can use as a
-# root filesystem. Needs root. Prints a line per image: its name, the folder, then its settings as options of load-image.
+# Builds the images with buildah over a base made by debootstrap, and lays each out as a folder that a node can take for
+# a root filesystem. Needs root. Prints a line per image: name, folder, and the image's settings as options of load-image.
 #   tests/e2e/images.sh [controller] [cpu] [gpu]
 # E2E_CACHE (default ~/.cache/grpo-e2e) keeps layers: a second run redoes only what changed, mostly the source.
 # A folder is named after its image and never changes; those of the last three builds stay.
@@ -18,7 +18,8 @@ flock 4 # one build at a time
 missing=()
 for program in buildah debootstrap; do command -v $program >/dev/null || missing+=($program); done
 if [ ${#missing[@]} -gt 0 ]; then
-    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${missing[@]}"
+    apt-get update -q
+    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${missing[@]}"
 fi
 
 # A store of its own; chroot and the host's network, since a sandbox often allows no more.
@@ -27,6 +28,7 @@ export CONTAINERS_STORAGE_CONF=$cache/storage.conf BUILDAH_ISOLATION=chroot BUIL
 
 # What pip and uv need on this machine to reach their index goes in beside the build, never into a layer.
 settings=$cache/settings
+chmod 700 "$settings"
 uv=.venv/bin/uv
 {
     echo '[global]'
