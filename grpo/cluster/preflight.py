@@ -30,8 +30,9 @@ from grpo.plan import plan
 from grpo.store import Store
 from grpo.wording import short
 
-NODE_SECONDS = 30.0  # for nodes that are still joining
+NODE_SECONDS = 30.0  # for one more node, after the last that has joined
 LONGEST = 500  # characters of what Ray says
+
 
 def preflight(config: Config) -> list[Check]:
     """All checks, in the order in which they are told. Raises nothing for what they find."""
@@ -78,18 +79,28 @@ def _connected(address: str) -> Iterator[None]:
 
 
 def _wait_for_nodes(config: Config) -> list[Node]:
-    """The nodes, once there is room for all actors or none has come for a while."""
-    until = time.monotonic() + min(NODE_SECONDS, config.deadlines.start)
-    told = False
+    """The nodes, once there is room for all actors.
+
+    A role without any node gets `deadlines.start`: its pods are still on their way, as in SidecarMode and after the loss
+    of a head. Where nodes are there and too small, one that helps must join within NODE_SECONDS of the last.
+    """
+    began = changed = time.monotonic()
+    known: set[str] = set()
+    told = ""
     while True:
-        found = ray_nodes(config)
-        missing = place(config, device_of(config, found), found).missing
-        lacking = " and ".join(f"{count} x {role}" for role, count in missing.items() if count)
-        if not lacking or time.monotonic() > until:
+        found, now = ray_nodes(config), time.monotonic()
+        if {node.id for node in found} != known:
+            known, changed = {node.id for node in found}, now
+        placed = place(config, device_of(config, found), found)
+        missing = {role: count for role, count in placed.missing.items() if count}
+        absent = [role for role in missing if not any(node.may_host(role) for node in found)]
+        patience = began + config.deadlines.start if absent else changed + min(NODE_SECONDS, config.deadlines.start)
+        if not missing or now > patience:
             return found
-        if not told:
-            print(f"waiting for room for {lacking}: {NODE_SECONDS:g} s at most", flush=True)
-        told = True
+        lacking = " and ".join(f"{count} x {role}" for role, count in missing.items())
+        if lacking != told:
+            told = lacking
+            print(f"waiting {patience - now:.0f} s at most for room for {lacking}", flush=True)
         time.sleep(1.0)
 
 
