@@ -1,6 +1,7 @@
 """Preflight: what each check says of facts that are made up here, then of a real Ray of two nodes."""
 
 import dataclasses
+import importlib
 import json
 import os
 import socket
@@ -486,7 +487,7 @@ def test_on_a_ray_of_two_nodes_all_is_well_or_the_missing_thing_is_named(address
 def test_how_long_nodes_are_waited_for(
     joining: dict[int, list[str]], waited: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from grpo.cluster import preflight as module
+    module = importlib.import_module("grpo.cluster.preflight")  # the package has a function of that name
 
     clock = [0.0]
     sizes_of = {"r": 2.0, "small": 1.0, "small2": 1.0, "t": 1.0}

@@ -81,7 +81,7 @@ def _connected(address: str) -> Iterator[None]:
 def _wait_for_nodes(config: Config) -> list[Node]:
     """The nodes, once there is room for all actors.
 
-    A role without any node gets `deadlines.start`: its pods are still on their way, as in SidecarMode and after the loss
+    A role without any node gets `deadlines.start`: its pods are still on their way, in SidecarMode or after the loss
     of a head. Where nodes are there and too small, one that helps must join within NODE_SECONDS of the last.
     """
     began = changed = time.monotonic()
