@@ -61,14 +61,14 @@ def label(series: Series, legend: str) -> str:
     return re.sub(r"{{(\w+)}}", lambda match: series["metric"].get(match[1], ""), legend).strip()
 
 
-def worded(value: float, unit: str) -> str:
+def worded(value: float, unit: str, now: float) -> str:
     """A value as Grafana shows it, roughly."""
     if not math.isfinite(value):
         return str(value)
     if unit == "percentunit":
         return f"{value:.0%}"
     if unit == "dateTimeFromNow":
-        return f"{time.time() - value / 1000:.0f} s ago"
+        return f"{now - value / 1000:.0f} s ago"
     if unit == "s":
         minutes = value / 60
         return f"{value:.3g} s" if value < 120 else f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
@@ -80,12 +80,12 @@ def color_of(value: float, panel: dict[str, Any]) -> str:
     return COLORS[[step["color"] for step in steps if step["value"] is None or value >= step["value"]][-1]]
 
 
-def draw_stat(panel: dict[str, Any], found: list[tuple[str, Series]]) -> str:
+def draw_stat(panel: dict[str, Any], found: list[tuple[str, Series]], now: float) -> str:
     names, unit = panel["options"]["textMode"] == "name", panel["fieldConfig"]["defaults"]["unit"]
     parts = []
     for legend, series in found:
         value = float(series["value"][1])
-        text = legend if names else worded(value, unit)
+        text = legend if names else worded(value, unit, now)
         below = "" if names or len(found) == 1 else legend
         parts.append(f'<div class=s style="background:{color_of(value, panel)};width:{100 / len(found)}%">')
         parts.append(f"<div class=v>{escape(text)}</div>{escape(below)}</div>")
@@ -166,7 +166,7 @@ def draw(panel: dict[str, Any], source: Source) -> tuple[str, list[str]]:
     if not found:
         return "<div class=e>no data</div>", empty
     if stat:
-        return draw_stat(panel, found), empty
+        return draw_stat(panel, found, source.end), empty
     kinds = {"heatmap": lambda: draw_heat(found), "state-timeline": lambda: draw_states(found)}
     figure = kinds.get(panel["type"], lambda: draw_lines(panel, found, source.step))()
     figure.update_layout(

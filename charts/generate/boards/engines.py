@@ -3,6 +3,8 @@
 from charts.generate.layout import Board
 from charts.generate.panels import heat, limits, lines, mean, number, quantile
 
+# vLLM's counters through Ray appear with their first count; until then it is 0 where the engine counts anything
+NOTHING = "0 * sum by (pod) (vllm:prompt_tokens_total{<pod>})"
 NOW = [
     number(
         "Engines ready",
@@ -99,9 +101,9 @@ LOAD = [
     ),
     lines(
         "Preemptions",
-        "Requests per minute that lost their place in the cache and are computed again. Empty if none ever was.",
+        "Requests per minute that lost their place in the cache and are computed again.",
         "none",
-        {"{{pod}}": "sum by (pod) (rate(vllm:num_preemptions_total{<pod>}[$__rate_interval])) * 60"},
+        {"{{pod}}": f"sum by (pod) (rate(vllm:num_preemptions_total{{<pod>}}[$__rate_interval])) * 60 or {NOTHING}"},
         low=0,
         alerts=["GrpoKVCacheSaturated"],
     ),
@@ -110,7 +112,7 @@ LOAD = [
         "Share of prompt tokens found in the prefix cache, which every sync empties; near 1 - 1/G for G samples.",
         "percentunit",
         {
-            "{{pod}}": "sum by (pod) (rate(vllm:prefix_cache_hits_total{<pod>}[$__rate_interval]))"
+            "{{pod}}": f"(sum by (pod) (rate(vllm:prefix_cache_hits_total{{<pod>}}[$__rate_interval])) or {NOTHING})"
             " / (sum by (pod) (rate(vllm:prefix_cache_queries_total{<pod>}[$__rate_interval])) > 0)"
         },
         low=0,
@@ -160,7 +162,7 @@ LATENCY = [
     ),
     lines(
         "Time in the queue",
-        "Mean time that a request waits before it is first computed.",
+        "Mean time that a request waits before it is first computed, as fine as Ray keeps it: by buckets.",
         "s",
         {"{{pod}}": mean("vllm:request_queue_time_seconds", "pod", "<pod>")},
         low=0,
@@ -168,7 +170,7 @@ LATENCY = [
     ),
     lines(
         "Tokens of a request",
-        "Mean length of a generated text, as vLLM counts it.",
+        "Mean length of a generated text, as vLLM counts it and as fine as Ray keeps it: by buckets.",
         "none",
         {"{{pod}}": mean("vllm:request_generation_tokens", "pod", "<pod>")},
         low=0,
