@@ -52,9 +52,14 @@ def add_layer(layer: Path, target: Path) -> None:
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in files + links:
             source, wanted = os.path.join(folder, name), here / name
-            remove(wanted)
             status = os.lstat(source)
-            if not (stat.S_ISCHR(status.st_mode) and status.st_rdev == 0):
+            if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+                remove(wanted)
+                continue
+            try:
+                os.link(source, wanted, follow_symlinks=False)
+            except FileExistsError:
+                remove(wanted)
                 os.link(source, wanted, follow_symlinks=False)
 
 
