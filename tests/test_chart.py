@@ -230,7 +230,7 @@ def test_workers_go_when_the_job_ends_and_the_head_stays_for_its_logs() -> None:
 
 def test_kueue_gets_the_only_end_that_it_takes() -> None:
     spec = job(profile=SPOT)["spec"]
-    assert spec["shutdownAfterJobFinishes"] is True and spec["ttlSecondsAfterFinished"] == 3600
+    assert spec["shutdownAfterJobFinishes"] is True and spec["ttlSecondsAfterFinished"] == 60
     assert "deletionStrategy" not in spec
 
 

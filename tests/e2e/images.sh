@@ -8,6 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 cache=${E2E_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/grpo-e2e}
 targets=${*:-controller cpu}
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 base=localhost/grpo-base:bookworm
 mkdir -p "$cache/rootfs" "$cache/settings" "$cache/uv"
 cache=$(realpath "$cache")
@@ -57,14 +58,14 @@ fi
 
 buildah inspect --type image "$base" >/dev/null 2>&1 || docker/debian-base.sh "$base"
 # A constant date: the labels come last, but a new one would still be a new image of the same content.
-IMAGE_PREFIX=localhost/ TAG=e2e BASE=$base TARGETS=$targets CREATED=${CREATED:-1970-01-01T00:00:00Z} \
+IMAGE_PREFIX=localhost/ BASE=$base TARGETS=$targets CREATED=${CREATED:-1970-01-01T00:00:00Z} \
     docker/build.sh --network host "${mounts[@]}"
 
 for target in $targets; do
     case $target in
-        controller) image=grpo-controller:e2e ;;
-        cpu) image=grpo-worker:e2e-cpu ;;
-        gpu) image=grpo-worker:e2e ;;
+        controller) image=grpo-controller:$version ;;
+        cpu) image=grpo-worker:$version-cpu ;;
+        gpu) image=grpo-worker:$version ;;
     esac
     # buildah mounts its store over itself, and no hard link leads out of a mount; here it is taken away for this command.
     buildah inspect --type image "localhost/$image" | unshare --mount bash -c \

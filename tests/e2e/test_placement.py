@@ -1,0 +1,77 @@
+"""What the scheduler and the API server say of the chart, with GPUs that do not exist; nothing is trained."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import namespace
+from tests.e2e.kube import CHART, ROOT, Namespace, eventually, fails, nodes
+from tests.e2e.runs import SMOKE, install
+
+pytestmark = pytest.mark.timeout(600)
+PROFILES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*-values.yaml"))
+
+
+@pytest.fixture
+def space() -> Iterator[Namespace]:
+    yield from namespace("grpo-placement")
+
+
+def test_there_are_three_profiles() -> None:
+    assert PROFILES == ["cpu-smoke", "rdma-ondemand", "spot-kueue"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_api_server_takes_the_profile(profile: str, space: Namespace) -> None:
+    values, manifest = str(CHART / "ci" / f"{profile}-values.yaml"), str(ROOT / "manifests" / f"{profile}.yaml")
+    rendered = space.helm("template", "grpo", str(CHART), "-f", values, "--skip-tests", "--kube-version", "1.34.0")
+    for text in (rendered, Path(manifest).read_text()):
+        space.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text)
+
+
+def test_a_typo_fails_at_install(space: Namespace) -> None:
+    command = ["helm", "-n", space.name, "install", "grpo", str(CHART), "-f", str(SMOKE)]
+    assert "learning_rat" in fails([*command, "--set", "config.train.learning_rat=1e-6"])
+    assert space.job() == {}
+
+
+def gpus(pool_size: str, *more: str) -> list[str]:
+    wanted = {"requests": {"cpu": "50m", "memory": "256Mi", "nvidia.com/gpu": 2}}
+    wanted["limits"] = wanted["requests"] | {"memory": "2Gi"}
+    resources = [f"--set-json={group}.resources={json.dumps(wanted)}" for group in ("rollout", "trainer")]
+    engines = [f"--set-json=rollout.replicas={pool_size}", f"--set-json=config.rollout.engines={2 * int(pool_size)}"]
+    device = ["--set", "config.cluster.device=cuda", "--set", "config.train.ranks=2", "--set", "trainer.replicas=1"]
+    return [*resources, *engines, *device, *more]
+
+
+def test_every_gpu_pod_lands_in_its_pool(space: Namespace) -> None:
+    install(space, *gpus("2"))
+    eventually(lambda: len([pod for pod in space.pods() if pod["spec"].get("nodeName")]) == 4, "four placed pods", 120)
+    pools = {name: node["metadata"]["labels"].get("pool") for name, node in nodes().items()}
+    placed = sorted((pod["metadata"]["labels"]["ray.io/group"], pools[pod["spec"]["nodeName"]]) for pod in space.pods())
+    assert placed == [("headgroup", "system"), ("rollout", "rollout"), ("rollout", "rollout"), ("trainer", "trainer")]
+
+
+def test_a_pool_that_is_too_small_leaves_nothing_half_placed(space: Namespace) -> None:
+    deadline = ["--set", "job.preRunningDeadlineSeconds=40", "--set", "job.backoffLimit=0"]
+    install(space, *gpus("3", *deadline))
+
+    def unschedulable() -> str:
+        for pod in space.pods("rollout"):
+            for condition in pod.get("status", {}).get("conditions", []):
+                if condition.get("reason") == "Unschedulable":
+                    return str(condition["message"])
+        return ""
+
+    assert "Insufficient nvidia.com/gpu" in eventually(unschedulable, "a pod that cannot be placed", 60)
+    assert space.job_status("jobDeploymentStatus") in ("Initializing", "Waiting")
+    over = eventually(lambda: space.job_status("jobDeploymentStatus") == "Failed", "the deadline", 120, space.describe)
+    assert over and space.job_status("reason") == "PreRunningDeadlineExceeded"
+    eventually(lambda: not json.loads(space.kubectl("get", "pods", "-o", "json"))["items"], "no pod left", 150)
+
+
+def test_without_the_operator_one_sentence_says_how_to_install_it() -> None:
+    told = fails(["helm", "template", "grpo", str(CHART), "-f", str(SMOKE)])
+    assert "KubeRay" in told and "helm install kuberay-operator" in told
