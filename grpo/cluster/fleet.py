@@ -91,12 +91,13 @@ class Fleet:
 
     def lose(self, lost: Mapping[Slot, ClusterError]) -> None:
         """Ends these engines and lets new ones start: one loss, however many. Raises ClusterError at one too many."""
+        if not lost:
+            return
         for slot, error in lost.items():
             self.session.discard(slot.member, error, False)
             slot.to(State.DEAD)
             slot.lost, slot.lost_at = error, time.monotonic()
-        if lost:
-            self.recoveries.spend(max(lost.values(), key=lambda error: error.counts))
+        self.recoveries.spend(max(lost.values(), key=lambda error: error.counts))
         for slot in lost:
             slot.member = self.create(slot.index)
             self._start(slot)
