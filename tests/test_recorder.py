@@ -340,6 +340,8 @@ def test_a_run_is_healthy_while_it_gets_on_and_ready_after_its_first_sync(tmp_pa
         look()
         with recorder.phase("weight_sync"):
             recorder.log_sync({}, "digest")
+            assert recorder.health.health()[1].startswith("weight_sync: ")
+        assert recorder.health.health()[1].startswith("between phases: ")
         look()
         with recorder.step(1), recorder.phase("reward"):
             now[0] += 300 + 900 + 60 + 1

@@ -128,6 +128,9 @@ def test_head_is_get_without_the_body(port: int, path: str) -> None:
     got_status, got_body, got_headers = ask(port, path)
     assert (status, body, headers["Content-Length"]) == (got_status, b"", got_headers["Content-Length"])
     assert int(headers["Content-Length"]) == len(got_body) > 0
+    with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as client:  # http.client does not look
+        client.sendall(f"HEAD {path} HTTP/1.0\r\n\r\n".encode())
+        assert client.makefile("rb").read().endswith(b"\r\n\r\n")
 
 
 def test_hanging_clients_keep_nobody_waiting(port: int) -> None:
