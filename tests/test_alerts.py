@@ -10,7 +10,7 @@ import yaml
 
 from grpo.config import Config
 from grpo.metrics import CATALOGUE
-from tests.rules import CHART, ROOT, alerts, kind, promtool, render
+from tests.rules import CHART, ROOT, alerts, kind, metric_labels, promtool, render
 
 CASES: dict[str, dict[str, list[dict[str, Any]]]] = yaml.safe_load((ROOT / "tests/alerts/cases.yaml").read_text())
 RUNBOOKS = ROOT / "docs/runbooks.md"
@@ -102,6 +102,13 @@ def test_alerts_ignore_another_release(tmp_path: Path, release: str, namespace: 
         labels["VOLUME"] = f'namespace="{namespace}",persistentvolumeclaim="another"'
     tests = {name: [unit_test(name, case, labels, []) for case in own["fires"]] for name, own in CASES.items()}
     check_rules(tmp_path, documents(), tests, "1m")
+
+
+def test_every_selector_is_of_this_release() -> None:
+    for name, alert in alerts(documents()).items():
+        for metric, labels in metric_labels(alert["expr"]):
+            assert {"namespace", "exported_namespace"} & set(labels), f"{name}: {metric}"
+            assert {"run", "pod", "exported_pod", "name", "persistentvolumeclaim"} & set(labels), f"{name}: {metric}"
 
 
 def test_a_stalled_loop_is_seen_in_seconds_where_asked_for(tmp_path: Path) -> None:
