@@ -1,8 +1,14 @@
 """What Ray knows about nodes and who is on them. It asks Ray's head, which must be there."""
 
+import contextlib
+import socket
 from typing import Any
 
+import ray
 from ray._private.state import state
+
+KNOCK_SECONDS = 3.0
+"""How long a node's port may take to open; far longer than it does."""
 
 
 def has_place(actor: Any) -> bool:
@@ -13,6 +19,16 @@ def has_place(actor: Any) -> bool:
 def node_is_lost(actor: Any) -> bool:
     """Whether the node that Ray chose for an actor is gone."""
     return _known(actor)["Address"]["NodeID"] not in {node["NodeID"] for node in living_nodes()}
+
+
+def answers(node_id: str, seconds: float) -> bool:
+    """Whether a node's port can be reached. Ray itself takes a minute to notice that a node is gone."""
+    for node in living_nodes():
+        if node["NodeID"] == node_id:
+            with contextlib.suppress(OSError):
+                socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), seconds).close()
+                return True
+    return False
 
 
 def describe_nodes(role_label: str, draining: frozenset[str]) -> list[str]:
@@ -28,6 +44,12 @@ def describe_nodes(role_label: str, draining: frozenset[str]) -> list[str]:
 def living_nodes() -> list[dict[str, Any]]:
     table: list[dict[str, Any]] = state.node_table()  # type: ignore[no-untyped-call]
     return [node for node in table if node["Alive"]]
+
+
+def log_folder() -> str:
+    """Where Ray writes the actors' output."""
+    node: Any = ray._private.worker.global_worker.node
+    return str(node.get_logs_dir_path())
 
 
 def _known(actor: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from grpo.cluster.nodes import describe_nodes, has_place, node_is_lost
+from grpo.cluster.nodes import KNOCK_SECONDS, answers, describe_nodes, has_place, log_folder, node_is_lost
 from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, GrpoError, NoNode, TrainerLost
 from grpo.stopping import StopRequest
@@ -99,6 +99,7 @@ class Waiting:
         self, config: Config, stop: StopRequest, head: "RayPulse", discard: Callable[[Member, GrpoError, bool], None]
     ) -> None:
         self.config, self.stop, self.head, self.discard = config, stop, head, discard
+        self.gone: set[str] = set()  # nodes that went away without a word
 
     def outcomes(
         self,
@@ -149,18 +150,24 @@ class Waiting:
             return cause
         except RayActorError as error:
             member = call.member
-            counts = member.node_id not in self.head.draining and not self._went_with_its_node(member)
-            died = LOST[member.role](f"{what}: {member} died: {last_line(error)}", counts)
+            died = LOST[member.role](f"{what}: {member} died: {last_line(error)}", self._counts(member))
             self.discard(member, died, False)
             return died
 
-    def _went_with_its_node(self, member: Member) -> bool:
-        """Whether its node was lost before the actor had started; Ray may pick a lost node until it notices."""
-        return not member.pids and node_is_lost(member.actor)
+    def _counts(self, member: Member) -> bool:
+        """Whether a loss counts: not one by a drain, and of all that go with one node the first only."""
+        if not member.pids:  # Ray may pick a lost node until it notices
+            return not node_is_lost(member.actor)
+        if member.node_id in self.head.draining | self.gone:
+            return False
+        if not answers(member.node_id, KNOCK_SECONDS):
+            self.gone.add(member.node_id)
+        return True
 
     def _frozen(self, member: Member, what: str) -> GrpoError:
         limit = self.config.deadlines.health
-        return LOST[member.role](f"{what}: {member} is frozen: no sign of life for deadlines.health = {limit:g} s")
+        said = f"{what}: {member} is frozen: no sign of life for deadlines.health = {limit:g} s"
+        return LOST[member.role](said, self._counts(member))
 
     def _too_late(self, member: Member, seconds: float, what: str) -> GrpoError:
         if not member.pids and not has_place(member.actor):
@@ -171,7 +178,8 @@ class Waiting:
             )
         return LOST[member.role](
             f"{what} must end within {seconds:g} s (deadlines.*), but {member} has not answered; raise the deadline or "
-            f"look at its stacks and at its log in {log_folder()}"
+            f"look at its stacks and at its log in {log_folder()}",
+            self._counts(member),
         )
 
 
@@ -232,12 +240,6 @@ def has_ended(process: psutil.Process) -> bool:
         return bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
-
-
-def log_folder() -> str:
-    """Where Ray writes the actors' output."""
-    node: Any = ray._private.worker.global_worker.node
-    return str(node.get_logs_dir_path())
 
 
 def last_line(error: BaseException) -> str:
