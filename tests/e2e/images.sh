@@ -50,7 +50,7 @@ mounts=(-v "$settings/pip.conf:/etc/pip.conf:ro" -v "$settings/uv.toml:/etc/uv/u
 [ ! -e /etc/ssl/certs ] || mounts+=(-v /etc/ssl/certs:/etc/ssl/certs:ro)
 
 # Before dependencies change, layers that no image has any more go.
-key=$(cat requirements/*.lock docker/* | sha256sum)
+key=$(cat requirements/*.lock docker/*.{Dockerfile,sh} | sha256sum)
 if [ "$key" != "$(cat "$cache/key" 2>/dev/null)" ]; then
     buildah rmi --prune --force >/dev/null || true
     echo "$key" >"$cache/key"
