@@ -30,10 +30,13 @@ def pair() -> Iterator[Pair]:
     first, second = namespace("grpo-helm"), namespace("grpo-plain")
     spaces = next(first), next(second)
     started = time.time()
-    # More steps than the profile, so that there is time to look; alerts that do not wait for minutes.
-    changed = options({"run.steps": STEPS})
+    # More steps than the profile, so that there is time to look; alerts and deadlines that do not wait for minutes.
+    changed = options({"run.steps": STEPS, "deadlines.health": 30, "deadlines.sync": 45})
     quick = ["--set", "monitoring.rules.thresholds.stepStalledSeconds=20,monitoring.podMonitor.interval=5s"]
     helm = install(spaces[0], *changed, *quick)
+    # Ray waits half a minute for its own processes: on few cores two clusters do not start at the same moment.
+    for group in POOLS:
+        eventually(lambda group=group: spaces[0].ready(group), f"a ready {group}", START_SECONDS, spaces[0].describe)
     spaces[1].kubectl("apply", "-f", str(ROOT / "manifests" / "cpu-smoke.yaml"))
     open_volume(spaces[1])
     yield Pair(helm, current(spaces[1]), started)
@@ -198,7 +201,7 @@ def test_the_monitoring_namespace_reaches_metrics_and_nothing_else(running: Pair
 
 
 def test_a_pod_of_the_run_reaches_only_the_run(running: Pair, outside: tuple[Namespace, str]) -> None:
-    other = running.plain.space.pods("trainer")[0]["status"]["podIP"]
+    other = running.plain.space.pods("headgroup")[0]["status"]["podIP"]
     targets = ["kubernetes.default.svc:443", f"{outside[1]}:8000", f"{other}:8080"]
     for group in POOLS:
         seen = reach(running.helm.space, running.helm.space.ready(group), targets)
@@ -206,15 +209,13 @@ def test_a_pod_of_the_run_reaches_only_the_run(running: Pair, outside: tuple[Nam
 
 
 STOP = """
-import os, signal, sys
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    try:
-        name = open(f"/proc/{pid}/comm").read()
-    except OSError:
-        continue
-    if name.startswith("VLLM::EngineCor"):
-        os.kill(int(pid), signal.SIGSTOP)
-        print(pid)
+import psutil
+for process in psutil.process_iter():
+    line, above = process.cmdline(), process.parent()
+    engine = line and "VLLM" in line[0]
+    if engine and above and above.cmdline()[0].startswith("ray::VLLMActor"):  # the engine's core, below its actor
+        process.suspend()
+        print(process.pid)
 """
 
 
