@@ -260,7 +260,8 @@ def test_ranks_on_a_node_that_drains_are_committed_and_move_without_losing_a_ste
     job = Job(config(steps=5, checkpoint={"every": 4}), tmp_path / "drained")
     job.trainer.drained_at = [2]
     events = job.run()
-    assert events[events.index("log_step 2") + 1 :][:6] == ["save 2", "leave", "rebuild", "load 2", "rewind 2", "sync 2"]
+    moved = ["save 2", "leave", "rebuild", "load 2", "rewind 2", "sync 2"]
+    assert events[events.index("log_step 2") + 1 :][: len(moved)] == moved
     assert [event for event in events if event.startswith("step")] == [f"step {step}" for step in range(1, 6)]
     assert job.recorder.steps == whole.recorder.steps and job.prompts.taken == whole.prompts.taken
     assert "recovered trainer" in events

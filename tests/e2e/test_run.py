@@ -208,6 +208,13 @@ def test_a_pod_of_the_run_reaches_only_the_run(running: Pair, outside: tuple[Nam
         assert set(seen.values()) == {"closed"}, group
 
 
+def test_helm_test_passes_and_the_notes_say_what_to_type(running: Pair) -> None:
+    space = running.helm.space
+    notes = space.helm("get", "notes", "grpo")
+    assert f"kubectl -n {space.name} get rayjob {running.helm.job}" in notes
+    space.helm("test", "grpo", "--timeout", "120s", seconds=150)
+
+
 STOP = """
 import psutil
 for process in psutil.process_iter():
@@ -251,13 +258,6 @@ def test_the_checkpoint_is_on_the_volume(running: Pair) -> None:
     assert f"step_{STEPS:06d}" in listing
     claims = one.space.objects("persistentvolumeclaims")
     assert [claim["status"]["phase"] for claim in claims] == ["Bound"]
-
-
-def test_helm_test_passes_and_the_notes_say_what_to_type(running: Pair) -> None:
-    space = running.helm.space
-    notes = space.helm("get", "notes", "grpo")
-    assert f"kubectl -n {space.name} get rayjob {running.helm.job}" in notes
-    space.helm("test", "grpo", "--timeout", "120s", seconds=150)
 
 
 def test_an_upgrade_with_another_configuration_is_a_new_run(running: Pair) -> None:
