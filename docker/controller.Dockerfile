@@ -27,8 +27,7 @@ RUN useradd --uid 1000 --gid 0 --no-create-home --home-dir /home/grpo --shell /b
 ENV PATH=/opt/grpo/bin:${PATH} HOME=/home/grpo USER=grpo LANG=C.UTF-8 PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 
 COPY docker/install.sh requirements/uv.lock requirements/controller.lock /opt/grpo/requirements/
-RUN --mount=type=cache,target=/root/.cache \
-    /opt/grpo/requirements/install.sh /opt/grpo/requirements/controller.lock
+RUN /opt/grpo/requirements/install.sh /opt/grpo/requirements/controller.lock
 USER 1000:0
 WORKDIR /home/grpo
 RUN ray --version && \

@@ -7,7 +7,7 @@ tools=$(mktemp -d)
 lock=$tools/lock
 awk -v take="${2:-.}" '/^[a-z]/ { taken = $0 ~ take } taken' "$1" >"$lock"
 
-export HOME=/root # where the builders keep the cache
+export HOME=/root
 python3 -m venv "$tools/venv"
 "$tools/venv/bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r "$here/uv.lock"
 [ -e /opt/grpo/bin/python ] || python3 -m venv --without-pip /opt/grpo
@@ -24,3 +24,4 @@ packages=$(/opt/grpo/bin/python -c 'import sysconfig; print(sysconfig.get_path("
 # Compiled here, because the root is read-only later; but not the hundreds of modules of which a run loads one or none.
 /opt/grpo/bin/python -m compileall -qq -j0 -x '/(transformers/models|plotly/graph_objs)/' "$packages" || true
 rm -r "$tools"
+rm -rf /root/.cache

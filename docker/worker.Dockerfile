@@ -32,8 +32,7 @@ FROM runtime AS cpu
 RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
 # What only a GPU loads goes, as far as torch does not link to it and no `import` asks for it.
 COPY docker/install.sh requirements/uv.lock requirements/worker-cpu.lock /opt/grpo/requirements/
-RUN --mount=type=cache,target=/root/.cache \
-    /opt/grpo/requirements/install.sh /opt/grpo/requirements/worker-cpu.lock && \
+RUN /opt/grpo/requirements/install.sh /opt/grpo/requirements/worker-cpu.lock && \
     rm -r /opt/grpo/lib/python3*/site-packages/triton/backends/nvidia/bin \
         /opt/grpo/lib/python3*/site-packages/nvidia/cudnn/lib/libcudnn_*
 USER 1000:0
@@ -67,11 +66,9 @@ RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev l
     rm -rf /var/lib/apt/lists/*
 # torch, Triton and CUDA's libraries have a layer of their own, which a node pulls beside the rest.
 COPY docker/install.sh requirements/uv.lock requirements/worker-gpu.lock /opt/grpo/requirements/
-RUN --mount=type=cache,target=/root/.cache \
-    /opt/grpo/requirements/install.sh /opt/grpo/requirements/worker-gpu.lock '^(nvidia-|torch==|triton==)'
+RUN /opt/grpo/requirements/install.sh /opt/grpo/requirements/worker-gpu.lock '^(nvidia-|torch==|triton==)'
 # hadolint ignore=DL3059
-RUN --mount=type=cache,target=/root/.cache \
-    /opt/grpo/requirements/install.sh /opt/grpo/requirements/worker-gpu.lock
+RUN /opt/grpo/requirements/install.sh /opt/grpo/requirements/worker-gpu.lock
 USER 1000:0
 WORKDIR /home/grpo
 RUN ray --version && \

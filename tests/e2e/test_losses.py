@@ -16,7 +16,6 @@ from tests.e2e.kube import cluster_tool, eventually, run
 from tests.e2e.runs import UNDISTURBED, Run, install, show
 
 pytestmark = pytest.mark.timeout(1500)
-EVERY = 5  # checkpoint.every of the profile
 
 
 @pytest.fixture(scope="module")
