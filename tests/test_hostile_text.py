@@ -87,7 +87,7 @@ def first_number(text):
         return None
     start -= line[start - 1 : start] == "."
     end = start
-    while end < len(line) and (line[end].isdigit() or line[end] in ".," or line[end] in "{}\\!;" and glued(line, end)):
+    while end < len(line) and (line[end].isdigit() or line[end] in ".," or glued(line, end)):
         end += 1
     written = line[start:end].rstrip(".,{}\\!;")
     if follows(line[start + len(written) :]):
@@ -100,7 +100,9 @@ def first_number(text):
 
 
 def glued(line, place):
-    """Whether a LaTeX spelling of a thousands separator goes on with a digit."""
+    """Whether here is a LaTeX spelling of a thousands separator, and a digit behind it."""
+    if line[place] not in "{}\\" and not (line[place] in "!;" and line[place - 1] == "\\"):
+        return False
     rest = line[place:].lstrip("{},\\!;")
     return len(line[place:]) - len(rest) <= 3 and rest[:1].isdigit()
 
