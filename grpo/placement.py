@@ -29,9 +29,14 @@ class Node:
     gpus: float
     object_store: int = 0
 
+    @property
+    def hosts(self) -> bool:
+        """Whether any actor fits: a node without CPUs (a head) hosts nothing."""
+        return self.cpus >= CPUS
+
     def may_host(self, role: Role) -> bool:
-        """The rule of the actors' label selector; a node without CPUs (a head) hosts nothing."""
-        return self.role != OTHER_ROLE[role] and self.cpus >= CPUS
+        """The rule of the actors' label selector."""
+        return self.hosts and self.role != OTHER_ROLE[role]
 
     def __str__(self) -> str:
         return f"{self.name} ({self.cpus:g} CPUs, {self.gpus:g} GPUs, {self.role or 'no role'})"

@@ -16,6 +16,7 @@ FLOORS = {
     "faults": 0,
     "sandbox": 0,
     "stopping": 0,
+    "packages": 0,
     "places": 0,
     "types": 0,
     "values": 0,

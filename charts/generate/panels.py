@@ -38,6 +38,16 @@ def quantile(share: float, metric: str, by: str = "run", select: str = "<run>") 
     return f"histogram_quantile({share}, sum by ({by}, le) (rate({metric}_bucket{{{select}}}[$__rate_interval])))"
 
 
+def percentiles(metric: str, by: str, select: str) -> dict[str, str]:
+    """Median and 99th percentile by a label, with their legends."""
+    return {f"p{100 * share:.0f} {{{{{by}}}}}": quantile(share, metric, by, select) for share in (0.5, 0.99)}
+
+
+def mean_and_p99(metric: str) -> dict[str, str]:
+    """Mean and 99th percentile by run, with their legends."""
+    return {"mean {{run}}": mean(metric), "p99 {{run}}": quantile(0.99, metric)}
+
+
 def _targets(queries: Queries, instant: bool, heat: bool) -> list[Any]:
     targets = []
     for number, (legend, expression) in enumerate(queries.items()):

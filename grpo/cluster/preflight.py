@@ -56,7 +56,7 @@ def _on_cluster(config: Config, driver: Facts) -> list[Check]:
             text = f"cannot reach the cluster at {config.cluster.address!r}: {said}; check cluster.address"
             return [Check("ray", lost, text), *_checks(config, driver, [], OneMachine())]  # type: ignore[arg-type]
         found = _wait_for_nodes(config)
-        crew = OnNodes([node for node in found if node.cpus >= 1])
+        crew = OnNodes([node for node in found if node.hosts])
         ending.callback(crew.close)
         text = f"Ray {ray.__version__}, {len(found)} nodes: {', '.join(map(str, found[:4]))}"
         return [Check("ray", "ok", text), *_checks(config, driver, found, crew)]
@@ -130,7 +130,7 @@ def device_of(config: Config, found: Sequence[Node]) -> str:
 def _checks(config: Config, driver: Facts, found: Sequence[Node], crew: Crew) -> list[Check]:
     device = device_of(config, found)
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"device": device})})
-    able = [node for node in found if node.cpus >= 1]
+    able = [node for node in found if node.hosts]
     asked = time.time()
     facts: dict[str, Facts] = crew.ask("look", config) if able else {}
     site = Site(config, device, able, facts, driver)

@@ -48,8 +48,8 @@ class Run:
         return {row["step"]: (row["prompts"], row["tokens"]) for row in self.rows()}
 
 
-def install(space: Namespace, *options: str, release: str = "grpo", values: str = str(SMOKE)) -> Run:
-    space.helm("install", release, str(CHART), "-f", values, *options)
+def install(space: Namespace, *options: str) -> Run:
+    space.helm("install", "grpo", str(CHART), "-f", str(SMOKE), *options)
     open_volume(space)
     return current(space)
 
@@ -73,10 +73,6 @@ def current(space: Namespace) -> Run:
     newest = max(maps, key=lambda one: str(one["metadata"]["creationTimestamp"]))
     config = yaml.safe_load(newest["data"]["run.yaml"])
     return Run(space, job["metadata"]["name"], config["run"]["name"], config["run"]["dir"])
-
-
-def node_of(pod: Object) -> str:
-    return str(pod["spec"].get("nodeName", ""))
 
 
 def show(figures: dict[str, object]) -> None:

@@ -1,7 +1,7 @@
 """Rollout engines: vLLM's own view, by pod. Its metrics come through Ray and are renamed by the PodMonitor."""
 
 from charts.generate.layout import Board
-from charts.generate.panels import heat, limits, lines, mean, number, quantile
+from charts.generate.panels import heat, limits, lines, mean, number, percentiles
 
 # vLLM's counters through Ray appear with their first count; until then it is 0 where the engine counts anything
 NOTHING = "0 * sum by (pod) (vllm:prompt_tokens_total{<pod>})"
@@ -133,30 +133,21 @@ LATENCY = [
         "Time to first token",
         "Median and 99th percentile, waiting included. In a step all requests come at once, so late ones wait.",
         "s",
-        {
-            "p50 {{pod}}": quantile(0.5, "vllm:time_to_first_token_seconds", "pod", "<pod>"),
-            "p99 {{pod}}": quantile(0.99, "vllm:time_to_first_token_seconds", "pod", "<pod>"),
-        },
+        percentiles("vllm:time_to_first_token_seconds", "pod", "<pod>"),
         low=0,
     ),
     lines(
         "Time between tokens",
         "Median and 99th percentile of the time from one token of a request to its next.",
         "s",
-        {
-            "p50 {{pod}}": quantile(0.5, "vllm:inter_token_latency_seconds", "pod", "<pod>"),
-            "p99 {{pod}}": quantile(0.99, "vllm:inter_token_latency_seconds", "pod", "<pod>"),
-        },
+        percentiles("vllm:inter_token_latency_seconds", "pod", "<pod>"),
         low=0,
     ),
     lines(
         "Duration of a request",
         "Median and 99th percentile. The slowest request ends the rollout phase.",
         "s",
-        {
-            "p50 {{pod}}": quantile(0.5, "vllm:e2e_request_latency_seconds", "pod", "<pod>"),
-            "p99 {{pod}}": quantile(0.99, "vllm:e2e_request_latency_seconds", "pod", "<pod>"),
-        },
+        percentiles("vllm:e2e_request_latency_seconds", "pod", "<pod>"),
         low=0,
         alerts=["GrpoThroughputDrop"],
     ),

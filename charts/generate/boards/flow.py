@@ -1,6 +1,6 @@
 """The rows of the pipeline dashboard about samples, weights and checkpoints."""
 
-from charts.generate.panels import heat, lines, mean, quantile
+from charts.generate.panels import heat, lines, mean_and_p99
 
 SAMPLES = [
     lines(
@@ -61,10 +61,7 @@ WEIGHTS = [
         "Weight sync",
         "Mean and 99th percentile of a sync.",
         "s",
-        {
-            "mean {{run}}": mean("grpo_weight_sync_duration_seconds"),
-            "p99 {{run}}": quantile(0.99, "grpo_weight_sync_duration_seconds"),
-        },
+        mean_and_p99("grpo_weight_sync_duration_seconds"),
         low=0,
         alerts=["GrpoWeightSyncSlow"],
     ),

@@ -2,7 +2,7 @@
 
 from charts.generate.boards.flow import SAMPLES, WEIGHTS
 from charts.generate.layout import Board
-from charts.generate.panels import limits, lines, mean, number, quantile, states
+from charts.generate.panels import limits, lines, mean, mean_and_p99, number, states
 
 
 def idle(phase: str, window: str = "$__rate_interval") -> str:
@@ -116,10 +116,7 @@ TIME = [
         "Duration of a step",
         "Mean and 99th percentile; the percentile is as fine as the buckets (1, 3, 10, 30, ...).",
         "s",
-        {
-            "mean {{run}}": mean("grpo_step_duration_seconds"),
-            "p99 {{run}}": quantile(0.99, "grpo_step_duration_seconds"),
-        },
+        mean_and_p99("grpo_step_duration_seconds"),
         low=0,
         alerts=["GrpoThroughputDrop"],
     ),
