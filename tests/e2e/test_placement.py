@@ -39,7 +39,7 @@ def test_a_typo_fails_at_install(space: Namespace) -> None:
 
 def gpus(pool_size: str, *more: str) -> list[str]:
     wanted = {"requests": {"cpu": "50m", "memory": "256Mi", "nvidia.com/gpu": 2}}
-    wanted["limits"] = wanted["requests"] | {"memory": "2Gi"}
+    wanted["limits"] = {"memory": "2Gi", "nvidia.com/gpu": 2}  # none of CPU: with it a pod needs minutes to end
     resources = [f"--set-json={group}.resources={json.dumps(wanted)}" for group in ("rollout", "trainer")]
     engines = [f"--set-json=rollout.replicas={pool_size}", f"--set-json=config.rollout.engines={2 * int(pool_size)}"]
     device = ["--set", "config.cluster.device=cuda", "--set", "config.train.ranks=2", "--set", "trainer.replicas=1"]
