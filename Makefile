@@ -49,7 +49,7 @@ lock: $(UV)  ## resolve the dependencies again into requirements/*.lock
 
 generate: schema manifests dashboards chart-docs  ## all that is generated around the chart; the tests compare it
 
-schema: setup  ## charts/grpo/values.schema.json, from grpo/config.py and charts/grpo/values.yaml
+schema: setup  ## charts/grpo/values.schema.json, from grpo/config/schema.py and charts/grpo/values.yaml
 	$(BIN)/python -m charts.generate.schema
 
 manifests: setup  ## manifests/*.yaml, from the chart's value profiles

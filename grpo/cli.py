@@ -15,9 +15,9 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import grpo
-from grpo import configfile
+from grpo.config import load as configfile
+from grpo.config.text import clean
 from grpo.errors import ConfigError, GrpoError, Interrupted
-from grpo.progress import clean
 
 
 class _Edge(TyperGroup):
@@ -85,7 +85,7 @@ def train(run_file: RunFile, overrides: Overrides = None) -> None:
     config = configfile.load(run_file, overrides or [])
     signal.signal(signal.SIGTERM, _terminated)
     from grpo import cluster
-    from grpo.report import write_report
+    from grpo.observe.report import write_report
 
     run_dir = cluster.train(config)
     page = write_report(run_dir)
@@ -122,7 +122,7 @@ def evaluate(run_file: RunFile, overrides: Overrides = None) -> None:
 @app.command()
 def report(run: RunFolder) -> None:
     """Draw a run as one HTML page."""
-    from grpo.report import write_report
+    from grpo.observe.report import write_report
 
     print(write_report(run))
 
@@ -134,7 +134,7 @@ def export(
     step: Annotated[int | None, typer.Option(help="The step to take; the last saved one if not given.")] = None,
 ) -> None:
     """Copy a saved policy as a Hugging Face folder."""
-    from grpo.export import export as export_policy
+    from grpo.checkpoint.export import export as export_policy
 
     export_policy(run, out, step)
     print(f"{out}: load it with transformers, vLLM or model.path={out}")
@@ -153,9 +153,9 @@ def plan(
     Ends with exit code 2 if the run cannot fit the device that cluster.device names.
     """
     config = configfile.load(run_file, overrides or [])
-    from grpo.plan import cannot_fit
-    from grpo.plan import plan as make_plan
-    from grpo.plantable import tables
+    from grpo.plan.memory import cannot_fit
+    from grpo.plan.memory import plan as make_plan
+    from grpo.plan.table import tables
 
     made = make_plan(config, gpu_gib=gpu_gib)
     console = Console()
@@ -176,7 +176,7 @@ def preflight(run_file: RunFile, overrides: Overrides = None) -> None:
     config = configfile.load(run_file, overrides or [])
     signal.signal(signal.SIGTERM, _terminated)
     from grpo import cluster
-    from grpo.checks.verdict import conclude, lines
+    from grpo.plan.preflight.verdict import conclude, lines
 
     began = time.monotonic()
     checks = cluster.preflight(config)

@@ -12,13 +12,13 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from grpo.advantages import advantages
+from grpo.algorithm.advantages import advantages
+from grpo.algorithm.evaluation import score_evaluation
 from grpo.checkpoint import Commit
 from grpo.config import Config
 from grpo.errors import Interrupted, InterruptedEarly, NoLearningSignal, TrainerLost, WeightSyncError
-from grpo.evaluation import score_evaluation
-from grpo.faults import fault_point
-from grpo.parts import Parts
+from grpo.interfaces import Parts
+from grpo.run.faults import fault_point
 from grpo.types import Groups, Prompt, Sampling
 
 
@@ -71,9 +71,7 @@ class Controller:
             fault_point("resume.found", step)
             parts.trainer.load(commit)
         parts.prompts.restore(self.progress.prompts)
-        parts.recorder.rewind(
-            step, {name: commit.read(name) for name in commit.state["attachments"]} if commit else {}
-        )
+        parts.recorder.rewind(step, {name: commit.read(name) for name in commit.state["attachments"]} if commit else {})
         self.training = False
         fault_point("resume.restored", step)
         self.sync(version=step)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from grpo.config import Config
-from grpo.data import train_prompts
+from grpo.data.prompts import train_prompts
 from grpo.errors import DataError
 
 GOOD = {"question": "1+1?", "answer": "#### 2"}

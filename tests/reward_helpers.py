@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from grpo.config import Config
-from grpo.rewards import RewardScorer
+from grpo.rewards.registry import RewardScorer
 from grpo.types import Group, Prompt, Sample
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from grpo.config import Config
-from grpo.progress import RunProgress
-from grpo.recorder import RunRecorder
+from grpo.observe.progress import RunProgress
+from grpo.observe.recorder import RunRecorder
 from grpo.types import Group, Prompt, Sample, Stats
 
 HOSTILE = "<script>alert(1)</script> <img src=x onerror=alert(2)> \x1b[31mred\x1b[0m [bold]x[/bold] \u202e {{ 7 * 7 }}"

@@ -42,9 +42,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     module = types.ModuleType("grpo.cluster")
     module.train = lambda config: called(config, Path(config.run.dir))  # type: ignore[attr-defined]
     module.evaluate = lambda config: called(config, {"pass@1": 0.25})  # type: ignore[attr-defined]
-    report = types.ModuleType("grpo.report")
+    report = types.ModuleType("grpo.observe.report")
     report.write_report = lambda run: Path(run) / "report.html"  # type: ignore[attr-defined]
-    for name, stand_in in (("cluster", module), ("report", report)):
+    for name, stand_in in (("cluster", module), ("observe.report", report)):
         monkeypatch.setitem(sys.modules, f"grpo.{name}", stand_in)
         monkeypatch.setattr(grpo, name, stand_in, raising=False)
     previous = signal.getsignal(signal.SIGTERM)
@@ -150,7 +150,7 @@ def test_sigterm_is_a_clean_end_with_its_own_code(tmp_path: Path, run_file: Path
     """Before Ray is up too: a train that hangs in its imports."""
     program = f"""
 import sys, time, types
-sys.modules["grpo.report"] = types.SimpleNamespace(write_report=None)
+sys.modules["grpo.observe.report"] = types.SimpleNamespace(write_report=None)
 import grpo
 grpo.cluster = sys.modules["grpo.cluster"] = types.ModuleType("grpo.cluster")
 def train(config):

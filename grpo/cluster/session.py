@@ -15,14 +15,14 @@ import psutil
 import ray
 from ray.exceptions import RayError
 
-from grpo.cluster import node
+from grpo.cluster import processes as node
 from grpo.cluster.waiting import HEALTH, Call, Member, RayPulse, Waiting
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, GrpoError, Interrupted
-from grpo.faults import publish_pids
-from grpo.placement import CPUS, OTHER_ROLE
-from grpo.rollout.watcher import watch
-from grpo.stopping import StopRequest
+from grpo.plan.placement import CPUS, OTHER_ROLE
+from grpo.run.faults import publish_pids
+from grpo.run.stopping import StopRequest
+from grpo.run.watchdog import watch
 
 GRACE_SECONDS = 10.0  # for an actor to end by itself before it is killed
 SHUTDOWN_SECONDS = 20.0  # for Ray to leave a cluster

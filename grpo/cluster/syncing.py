@@ -5,13 +5,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from grpo.cluster.adapters import RayTrainer
 from grpo.cluster.fleet import Fleet, Slot, State
+from grpo.cluster.groups import RayTrainer
 from grpo.cluster.session import Session
 from grpo.cluster.waiting import Call, Member
 from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, GrpoError, TrainerLost
-from grpo.faults import fault_point
+from grpo.run.faults import fault_point
 from grpo.types import Manifest, Stats
 from grpo.weights import check_self_test, verify
 

@@ -18,7 +18,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from grpo.cluster.nodes import KNOCK_SECONDS, answers, describe_nodes, has_place, log_folder, node_is_lost
 from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, GrpoError, NoNode, TrainerLost
-from grpo.stopping import StopRequest
+from grpo.run.stopping import StopRequest
 
 SLICE_SECONDS = 0.25  # ray.wait looks at signals only when it returns
 HEALTH = "health"  # concurrency group of a trainer rank, whose other verbs block their thread

@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 
 from grpo.config import Config
 from grpo.errors import ConfigError, DeadlineExceeded
-from grpo.faults import publish_pids
 from grpo.rewards.process import Broken, Failure, RewardProcess
+from grpo.run.faults import publish_pids
 from grpo.types import Prompt, Sample
 
 T = TypeVar("T")

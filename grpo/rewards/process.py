@@ -1,4 +1,4 @@
-"""The parent's side of one worker process, which runs the user's reward functions; `grpo.sandbox` is the other side."""
+"""The parent's side of one worker process, which runs the user's reward functions; `sandbox/` is the other side."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from typing import Any
 
 from grpo.config import RewardCode
 from grpo.rewards.messages import LONGEST, Messages, wait_for
-from grpo.sandbox.keeper import remove
+from grpo.rewards.sandbox.supervisor import remove
 
 KINDS = ("exception", "timeout", "exited", "memory", "bad_value", "bad_reply", "processes", "disk")
 """Of failed calls. The first, memory and bad_value are what the worker itself reports."""
@@ -26,7 +26,11 @@ LONGEST_REASON = 500
 GRACE_SECONDS = 5.0
 FIRST_UID, UIDS = 65_534, 14
 """Workers of root become these users, counted downwards, so that one cannot touch another."""
-BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from grpo.sandbox.keeper import main; del sys.path[0]; main()"
+BOOT = """import sys
+sys.path.insert(0, sys.argv[1])
+from grpo.rewards.sandbox.supervisor import main
+del sys.path[0]
+main()"""
 """Runs the other half of this very package, which may lie elsewhere than an installed one."""
 
 

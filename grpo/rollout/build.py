@@ -17,7 +17,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerFactory
 
 from grpo.config import Config
-from grpo.rollout.guard import GuardedMultiprocExecutor, GuardedUniProcExecutor
+from grpo.rollout.executors import GuardedMultiprocExecutor, GuardedUniProcExecutor
 from grpo.types import Sampling
 
 FEWEST_SEQUENCES, MOST_SEQUENCES = 64, 512  # that decode together; vLLM's CUDA graphs end at 512

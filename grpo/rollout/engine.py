@@ -10,10 +10,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from grpo.config import Config
+from grpo.data.tokenizer import load_tokenizer
 from grpo.errors import WeightSyncError
 from grpo.rollout.core import EngineCore
 from grpo.rollout.samples import check_prompt, make_samples
-from grpo.tokens import load_tokenizer
 from grpo.types import Group, Manifest, Prompt, Sampling, TensorRecord
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from grpo.errors import NonFiniteError
-from grpo.trainer.agree import agree
+from grpo.trainer.collective import agree
 from grpo.trainer.shards import Shards
 
 

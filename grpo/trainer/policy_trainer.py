@@ -14,19 +14,19 @@ from pathlib import Path
 
 import torch
 
-from grpo.batching import Minibatch, PackedBatch, Rows, extent, pack, plan
+from grpo.algorithm.loss import LossOutput, Normaliser, policy_loss
 from grpo.config import Config
-from grpo.faults import fault_point
-from grpo.loss import LossOutput, Normaliser, policy_loss
-from grpo.policy import Policy, load_policy
+from grpo.run.faults import fault_point
 from grpo.trainer import rng
-from grpo.trainer.engine import Engine, start_process_group
+from grpo.trainer.deepspeed import Engine, start_process_group
 from grpo.trainer.finite import check_finite
-from grpo.trainer.guards import SkipBudget, check_mismatch, check_samples
-from grpo.trainer.memory import keep_freed_memory
+from grpo.trainer.malloc import keep_freed_memory
+from grpo.trainer.model import Policy, load_policy
+from grpo.trainer.packing import Minibatch, PackedBatch, Rows, extent, pack, plan
 from grpo.trainer.schedule import learning_rate
 from grpo.trainer.state import StateFolder
 from grpo.trainer.statistics import reduce_outputs, summarise
+from grpo.trainer.validation import SkipBudget, check_mismatch, check_samples
 from grpo.trainer.weights import LiveWeights
 from grpo.types import Sample, Stats, TensorRecord
 

@@ -19,8 +19,8 @@ from torch import distributed
 
 from grpo.errors import CheckpointError, GrpoError
 from grpo.trainer import rng
-from grpo.trainer.agree import agree
-from grpo.trainer.engine import gathered
+from grpo.trainer.collective import agree
+from grpo.trainer.deepspeed import gathered
 from grpo.trainer.shards import KINDS, Shards
 from grpo.types import TensorRecord
 

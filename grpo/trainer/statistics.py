@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import distributed
 
-from grpo.loss import LossOutput
+from grpo.algorithm.loss import LossOutput
 from grpo.types import Stats
 
 MEANS = ("tokens", "clip_low", "clip_high", "approx_kl", "abs_diff", "entropy")

@@ -9,8 +9,8 @@ from torch import distributed
 from transformers import AutoTokenizer
 
 from grpo.errors import CheckpointError, GrpoError
-from grpo.trainer.agree import agree
-from grpo.trainer.engine import gathered
+from grpo.trainer.collective import agree
+from grpo.trainer.deepspeed import gathered
 from grpo.trainer.finite import is_finite, not_finite
 from grpo.types import TensorRecord
 

@@ -5,7 +5,7 @@ Importing this package does not import torch: the driver compares manifests with
 
 from grpo.config import Config
 from grpo.weights.manifest import verify
-from grpo.weights.selftest import check_self_test
+from grpo.weights.self_test import check_self_test
 from grpo.weights.sender import Sender, Transport
 
 __all__ = ["Sender", "Transport", "check_self_test", "make_transport", "verify"]

@@ -26,7 +26,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from grpo.config import Config
 from grpo.errors import ClusterError, WeightSyncError
-from grpo.faults import fault_point
+from grpo.run.faults import fault_point
 from grpo.types import TensorRecord
 from grpo.weights.digest import record
 

@@ -19,7 +19,7 @@ from typing import Any
 from grpo.cluster.actors import free_address, node_id
 from grpo.config import Config
 from grpo.errors import CheckpointError, ClusterError, EngineLost, WeightSyncError
-from grpo.faults import fault_point
+from grpo.run.faults import fault_point
 from grpo.store import Store
 from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
 from tests.chaos.core import logprobs, number

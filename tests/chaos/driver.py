@@ -2,8 +2,8 @@
 
 import sys
 
-from grpo import configfile
 from grpo.cluster.job import Actors, train
+from grpo.config import load as configfile
 from grpo.errors import GrpoError
 from tests.chaos.actors import FakeEngineActor, FakeRankActor
 

@@ -8,7 +8,7 @@ trainer rank is killed two steps after the checkpoint, which counts as a kill to
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from grpo.faults import POINTS, struck_name
+from grpo.run.faults import POINTS, struck_name
 
 SOFT = ("rollout_actor", "engine_core", "reward_worker")
 """Roles whose loss must not cost a finished step."""

@@ -1,0 +1,67 @@
+"""Scores of held-out prompts: pass@1, pass@k, maj@k. A sample is right when its reward is at least 1.0."""
+
+from collections.abc import Hashable, Sequence
+from math import comb
+from statistics import fmean
+
+from grpo.rewards.gsm8k import boxed_number, marked_number
+from grpo.types import Group, Sample, Stats
+
+RIGHT = 1.0
+"""Reward from which on a sample counts as right; with several rewards choose weights that give this to a right one."""
+
+
+def score_evaluation(groups: Sequence[Group]) -> Stats:
+    """Mean scores over the P prompts. Empty for no groups.
+
+    `eval/accuracy` is pass@1, the share of right samples; `eval/pass@k` for k = 2, 4, 8, … <= n; `eval/maj@n` if n > 1;
+    `eval/reward` and `eval/completion_tokens` are means, `eval/truncated_ratio` is the share cut off at max_tokens.
+    n is the number of samples of the largest group. A prompt that lost samples, as their reward failed, counts with
+    those that are left, and for pass@k only if it has k.
+    """
+    samples = [sample for group in groups for sample in group.samples]
+    if not samples:
+        return {}
+    right_and_size_P = [(sum(map(is_right, group.samples)), len(group.samples)) for group in groups if group.samples]
+    n = max(size for _, size in right_and_size_P)
+    scores = {"eval/accuracy": fmean(right / size for right, size in right_and_size_P)}
+    k = 2
+    while k <= n:
+        scores[f"eval/pass@{k}"] = fmean(pass_at_k(size, right, k) for right, size in right_and_size_P if size >= k)
+        k *= 2
+    if n > 1:
+        scores[f"eval/maj@{n}"] = fmean(is_right(majority(group.samples)) for group in groups if group.samples)
+    return scores | {
+        "eval/reward": fmean(reward for group in groups for reward in group.rewards_G),
+        "eval/completion_tokens": fmean(len(sample.output_ids) for sample in samples),
+        "eval/truncated_ratio": fmean(sample.finish_reason == "length" for sample in samples),
+    }
+
+
+def is_right(sample: Sample) -> bool:
+    return sample.reward is not None and sample.reward >= RIGHT
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Probability that k of n samples, drawn without putting back, hold a right one: 1 - C(n - c, k) / C(n, k).
+
+    The unbiased estimate of Chen et al., arXiv 2107.03374, eq. 1.
+    """
+    return 1.0 - comb(n - right, k) / comb(n, k)
+
+
+def majority(samples: Sequence[Sample]) -> Sample:
+    """The first sample that gives the answer which most samples give; the earliest answer wins a tie.
+
+    Samples without a final number abstain. If no sample has one (another kind of task), their stripped texts vote.
+    """
+    votes: dict[Hashable, list[Sample]] = {}
+    for sample in samples:
+        number = marked_number(sample.text)
+        number = boxed_number(sample.text) if number is None else number
+        if number is not None:
+            votes.setdefault(number, []).append(sample)
+    if not votes:
+        for sample in samples:
+            votes.setdefault(sample.text.strip(), []).append(sample)
+    return max(votes.values(), key=len)[0]

@@ -1,0 +1,41 @@
+"""Every knob of a run, and how it is read: closed, bounded, frozen. Needs pydantic alone."""
+
+from grpo.config.schema import (
+    MOST_ROWS,
+    Algorithm,
+    Checkpoint,
+    Cluster,
+    Config,
+    Data,
+    Deadlines,
+    Eval,
+    Metrics,
+    Model,
+    RewardCode,
+    RewardFunction,
+    Rollout,
+    Run,
+    Section,
+    Sync,
+    Train,
+)
+
+__all__ = [
+    "MOST_ROWS",
+    "Algorithm",
+    "Checkpoint",
+    "Cluster",
+    "Config",
+    "Data",
+    "Deadlines",
+    "Eval",
+    "Metrics",
+    "Model",
+    "RewardCode",
+    "RewardFunction",
+    "Rollout",
+    "Run",
+    "Section",
+    "Sync",
+    "Train",
+]

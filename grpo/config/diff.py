@@ -1,0 +1,59 @@
+"""Whether a configuration is the one that a run was begun with."""
+
+import hashlib
+import json
+from typing import Any
+
+from grpo.config.schema import Config, Model
+from grpo.errors import ConfigError
+
+FREE = {
+    "run.dir",
+    "run.resume",
+    "run.allow_drift",
+    "run.lease_seconds",
+    "run.grace_seconds",
+    "run.max_recoveries",
+    "reward_code.workers",
+}
+FREE_SECTIONS = {"metrics", "deadlines", "cluster", "checkpoint"}
+"""What may change between two starts: it says where and how a run is run, not what it computes."""
+
+
+def config_hash(config: Config) -> str:
+    """sha256 over every key."""
+    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def check_drift(old: dict[str, Any], config: Config) -> None:
+    """Compares with the configuration that a checkpoint holds, as JSON; a key that it lacks had its default then.
+
+    Raises ConfigError with every key that differs and is not in run.allow_drift, and for a key there that is none.
+    """
+    defaults = _flat(Config(model=Model(path="-")).model_dump(mode="json"))
+    before, now = defaults | _flat(old), _flat(config.model_dump(mode="json"))
+    unknown = sorted(set(config.run.allow_drift) - set(before))
+    if unknown:
+        raise ConfigError(f"run.allow_drift: must name keys such as train.learning_rate, but {unknown[0]} is none")
+    allowed = FREE | set(config.run.allow_drift)
+    changes = [
+        f"{key}: {json.dumps(before[key])} -> {json.dumps(now[key]) if key in now else 'no such key'}"
+        for key in before
+        if key not in allowed and key.partition(".")[0] not in FREE_SECTIONS
+        if key not in now or before[key] != now[key]
+    ]
+    if changes:
+        keys = ", ".join(change.partition(":")[0] for change in changes)
+        raise ConfigError(
+            "a run goes on with the configuration that it was begun with, but these keys differ:\n  "
+            + "\n  ".join(changes)
+            + f"\nset them back, allow them with 'run.allow_drift=[{keys}]', or choose another run.dir"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train.epochs": 1, …}; a list is one value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,219 @@
+"""A YAML file and `key=value` overrides become a Config, or one ConfigError that lists every problem, a line each.
+
+Relative paths in a configuration (`model.path`, `data.source`, `eval.source`, `run.dir`) are relative to the current
+directory, as on any command line, not to the file.
+"""
+
+import difflib
+import reprlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from grpo.config import paths as places
+from grpo.config.schema import Config
+from grpo.config.yaml import LEAKS, Loader, read
+from grpo.errors import ConfigError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
+
+MOST_PROBLEMS = 20
+
+_MESSAGES = {
+    "int_parsing_size": "must be a whole number of at most 10 digits",
+    "model_type": "must be a section of keys",
+    "string_type": "must be text; put it in quotes",
+    "tuple_type": "must be a list: [a, b], or lines that begin with a dash",
+    "invalid_key": "a key must be text",
+}
+
+Path_ = tuple[str | int, ...]
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file, changed by `overrides` such as "train.learning_rate=2e-6".
+
+    An override's value is read as YAML ("null", "[0.9, 0.95]"); for a key that takes text it is the text itself. List
+    items are numbered from 0: "rewards.0.weight=0.5". Raises ConfigError with one line for each problem.
+    """
+    tree = read(path)
+    problems = [problem for override in overrides if (problem := _override(tree, override))]
+    # `train:` with nothing below it (all its keys commented out) means the defaults.
+    tree = {key: value for key, value in tree.items() if value is not None or key not in Config.model_fields}
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        problems += [line for details in error.errors(include_url=False) if (line := _problem(details))]
+        raise _all_of(problems) from None
+    problems += [*_unknown_drift(config), *places.problems(config)]
+    if problems:
+        raise _all_of(problems)
+    return config
+
+
+def _all_of(problems: list[str]) -> ConfigError:
+    """One error of all problems, or of the first MOST_PROBLEMS and the number of the rest."""
+    rest = len(problems) - MOST_PROBLEMS
+    return ConfigError("\n".join(problems[:MOST_PROBLEMS] + [f"and {rest} more problems"] * (rest > 0)))
+
+
+def _unknown_drift(config: Config) -> Iterator[str]:
+    """A key that does not exist would allow nothing."""
+    for place, key in enumerate(config.run.allow_drift):
+        path = tuple(key.split("."))
+        if _field(path) is None:
+            yield f"run.allow_drift.{place} = {_show(key)}: unknown key; {_suggest(path)}"
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a configuration, with the description of every key."""
+    return Config.model_json_schema()
+
+
+def dump(config: Config) -> str:
+    """YAML with every key of the configuration; `load` of it gives an equal Config."""
+    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def _override(tree: dict[Any, Any], override: str) -> str | None:
+    """Writes one override into the tree; returns what is wrong with it, if anything."""
+    name, equals, text = override.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
+        return f"{_show(override)}: an override must read key=value, for example train.learning_rate=2e-6"
+    here: Any = tree
+    for depth, key in enumerate(keys):
+        if isinstance(here, list):
+            if not (key.isdecimal() and int(key) <= len(here)):
+                name = _dotted(keys[:depth])
+                return f"{_show(override)}: {name} has {len(here)} items, numbered from 0; {_show(key)} is not one"
+            here.extend([None] * (int(key) == len(here)))
+            slot: Any = int(key)
+        elif isinstance(here, dict):
+            slot = key
+        else:
+            return f"{_show(override)}: {_dotted(keys[:depth])} is {_show(here)} in the file and has no keys"
+        if depth == len(keys) - 1:
+            here[slot] = _value(keys, text)
+        elif (here[slot] if isinstance(here, list) else here.get(slot)) is None:
+            here[slot] = _empty(keys[: depth + 1])
+        here = here[slot]
+    return None
+
+
+def _value(keys: list[str], text: str) -> Any:
+    field = _field(tuple(keys))
+    if field and (field.annotation is str or str in get_args(field.annotation)):
+        optional = type(None) in get_args(field.annotation)
+        return None if optional and text in ("null", "~", "") else text
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, *LEAKS):
+        return text  # the check against Config says what it should have been
+
+
+def _empty(keys: list[str]) -> Any:
+    """What an override starts from when the file has nothing there: no keys, or the default list."""
+    field = _field(tuple(keys))
+    if field and get_origin(field.annotation) is tuple and not keys[-1].isdecimal():
+        return [item.model_dump() if isinstance(item, BaseModel) else item for item in field.default]
+    return {}
+
+
+def _problem(details: ErrorDetails) -> str | None:
+    """One line: the path, the value, what it must be, what the key is."""
+    kind, path, value = details["type"], details["loc"], details["input"]
+    if kind == "extra_forbidden":
+        while isinstance(value, dict) and len(value) == 1:
+            path, value = (*path, *value), next(iter(value.values()))
+        return f"{_dotted(path)} = {_show(value)}: unknown key; {_suggest(path)}"
+    if kind == "too_short" and len(value) >= details["ctx"]["min_length"]:
+        return None  # pydantic's echo of an item that was wrong
+    if not path:
+        return str(details["ctx"]["error"])  # a combination of keys; the text names them
+    field = _field(path)
+    meaning = f" ({field.description.rstrip('.')})" if field and field.description else f"; {_keys(path)}"
+    if kind == "missing":
+        return f"{_dotted(path)}: missing{meaning}"
+    message = _MESSAGES.get(kind) or details["msg"].partition(", unable to parse")[0]
+    if kind == "value_error":
+        message = str(details["ctx"]["error"])
+    for start in ("Input should", "String should", "Value should", "Tuple should"):
+        message = message.replace(start, "must")
+    return f"{_dotted(path)} = {_show(value)}: {message}{meaning}"
+
+
+def _suggest(path: Path_) -> str:
+    """The nearest key: in the same section, with the whole path, or of the same name elsewhere; else what there is."""
+    section, leaves = path[:-1], list(_leaves(Config))
+    near = [_dotted((*section, name)) for name in difflib.get_close_matches(str(path[-1]), _names(section), n=1)]
+    near = near or difflib.get_close_matches(_dotted(path), leaves, n=1, cutoff=0.75)
+    near = near or [leaf for leaf in leaves if leaf.rpartition(".")[2] == str(path[-1])]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return _keys(section) if _names(section) else _keys(())
+
+
+def _dotted(path: Sequence[Any]) -> str:
+    return ".".join(_show(key) if isinstance(key, str) else str(key) for key in path)
+
+
+def _keys(section: Path_) -> str:
+    return f"{_dotted(section) or 'a configuration'} has the keys {', '.join(_names(section))}"
+
+
+def _names(section: Path_) -> list[str]:
+    model = _model(section)
+    return list(model.model_fields) if model else []
+
+
+def _model(path: Path_) -> type[BaseModel] | None:
+    """The class of a section: of () it is Config, of ("rewards", 0) it is RewardFunction."""
+    if not path:
+        return Config
+    return _section_of(_field(path[:-1] if isinstance(path[-1], int) else path))
+
+
+def _section_of(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The class of the section, or of the list's sections, that a key holds; None if it holds a value."""
+    kind = field.annotation if field else None
+    kind = get_args(kind)[0] if get_origin(kind) is tuple else kind
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _field(path: Path_) -> FieldInfo | None:
+    """The declaration of a key, or None for a key that does not exist; list indices are passed over."""
+    keys = [key for key in path if isinstance(key, str) and not key.isdecimal()]
+    section: type[BaseModel] | None = Config
+    field = None
+    for key in keys:
+        field = section.model_fields.get(key) if section else None
+        section = _section_of(field)
+    return field
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _show(value: Any) -> str:
+    """A value as a user would write it, on one line and short."""
+    if isinstance(value, str) and value and value.isprintable() and len(value) <= 80:
+        return value
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    try:
+        text = " ".join(_SHORT.repr(value).split())
+        return text if len(text) <= 120 else f"{text[:120]}..."
+    except ValueError:  # an integer of more digits than Python likes to print
+        return f"a very large {type(value).__name__}"

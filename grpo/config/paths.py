@@ -1,0 +1,59 @@
+"""Where a model and rows come from: a path here, the built-in task, or the hub, and that only at a named commit."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from grpo.config.schema import Config
+
+ARITHMETIC = "arithmetic"
+DATA_FILES = (".jsonl", ".json", ".parquet")
+
+
+def is_local(path: str) -> bool:
+    """Whether only a folder on this machine can be meant; the hub's ids are "name" or "owner/name"."""
+    return path.startswith(("/", ".")) or path.count("/") > 1
+
+
+def is_data_file(path: str) -> bool:
+    """Whether it is, or by its suffix must be, a file on this machine."""
+    return Path(path).suffix.lower() in DATA_FILES or os.path.isfile(path)
+
+
+def is_hub_model(path: str) -> bool:
+    return not (is_local(path) or os.path.isdir(path))
+
+
+def is_hub_data(path: str) -> bool:
+    return not (path == ARITHMETIC or is_data_file(path) or is_local(path) or os.path.isdir(path))
+
+
+def unpinned(key: str, path: str) -> str:
+    """What is wrong with a hub id that has no commit, and the ways out."""
+    section, _, name = key.partition(".")
+    folder, repo = ("folder", "model") if name == "path" else ("file or folder", "data set")
+    return (
+        f"{key} = {path}: there is no such {folder} in {Path.cwd()}, so it is a {repo} on the hub, which may change "
+        f"under a run: set {section}.revision to its commit (40 hex digits, on the hub under Files and versions, "
+        f"History), or correct the path"
+    )
+
+
+def problems(config: Config) -> Iterator[str]:
+    """Hub ids without a commit, and folders to write to that are links to elsewhere. Reads no network."""
+    model, data, held_out = config.model, config.data, config.eval
+    if model.revision is None and is_hub_model(model.path):
+        yield unpinned("model.path", model.path)
+    if data.revision is None and is_hub_data(data.source.replace("{split}", data.split)):
+        yield unpinned("data.source", data.source)
+    own = held_out.source.replace("{split}", held_out.split) if held_out.source else ARITHMETIC
+    if held_out.revision is None and is_hub_data(own):
+        yield unpinned("eval.source", own)
+    for key, folder in (("run.dir", config.run.dir), ("checkpoint.dir", config.checkpoint.dir)):
+        if folder is not None and os.path.islink(folder):
+            yield f"{key} = {folder}: is a link to {os.path.realpath(folder)}; name the folder itself"
+    with contextlib.suppress(OSError):  # no folder yet, or none that can be read: the run will say so
+        for entry in os.scandir(config.run.dir):
+            if entry.is_symlink():
+                yield f"run.dir: {entry.path} is a link, and the run may write there; move it out of the folder"

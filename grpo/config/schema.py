@@ -1,0 +1,329 @@
+"""Every knob of a run: frozen, closed, documented in place. `grpo config schema` prints this file as JSON schema."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from grpo.config.fields import (
+    Actors,
+    Commit,
+    Decay,
+    Folder,
+    FolderOrBucket,
+    Gibibytes,
+    Gpus,
+    Line,
+    Place,
+    Positive,
+    RayLabel,
+    RewardName,
+    RunName,
+    Seconds,
+    Temperature,
+    Tokens,
+    Variable,
+)
+
+MOST_ROWS = 2**20
+"""Completions of a step; all of them are held by one process."""
+
+
+class Section(BaseModel):
+    """Closed (an unknown key is an error) and frozen (what ran is what was written)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_what_pydantic_takes(cls, value: object, info: ValidationInfo) -> object:
+        """`steps: yes` for 1, and text that cannot be written to a file."""
+        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+            raise ValueError("must be whole Unicode text, found half a surrogate pair; remove it")
+        kind = cls.model_fields[str(info.field_name)].annotation
+        section = isinstance(kind, type) and issubclass(kind, BaseModel)
+        if isinstance(value, bool) and kind is not bool and not section:
+            raise ValueError("must not be true or false; put it in quotes if it is text")
+        return value
+
+
+class Run(Section):
+    name: RunName = "grpo"
+    """Name of the run: a label on every metric and the name of the RayJob."""
+    dir: Folder = "runs/grpo"
+    """Folder of the run, not a link to one: resolved config, metrics, samples, report, checkpoints."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: a folder that holds a run is gone on with, from its newest valid checkpoint; never: it is refused."""
+    allow_drift: tuple[Line, ...] = ()
+    """Keys that may differ from those of the run that is gone on with, such as train.learning_rate or data.source."""
+    lease_seconds: Seconds = 30
+    """A run whose heartbeat in its folder is older than this counts as dead, and another start may go on with it."""
+    grace_seconds: Seconds = 30
+    """Seconds between SIGTERM and SIGKILL: what a stopped run may use to commit (terminationGracePeriodSeconds)."""
+    max_recoveries: int = Field(3, ge=0, le=1000)
+    """Times that lost engines or trainer ranks are replaced without a checkpoint in between before the run gives up."""
+    max_steps_without_signal: int = Field(50, ge=0, le=1_000_000_000)
+    """Steps in a row whose groups all have equal rewards, and so teach nothing, before the run gives up."""
+    steps: Positive = 100
+    """Number of GRPO steps."""
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+    """Seed of the data order, of every completion and of the shuffled minibatches."""
+
+
+class Model(Section):
+    path: Place
+    """Folder in Hugging Face format (config.json, safetensors, tokenizer) or the id of a model on the hub."""
+    revision: Commit | None = None
+    """Commit (40 hex digits) of the hub model; needed for a hub id, as a branch can move; a folder has none."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of the weights in the engine and of the forward pass in the trainer (its optimizer states are fp32)."""
+    max_length: int = Field(2048, ge=8, le=10_000_000)
+    """Longest prompt plus completion, in tokens."""
+
+
+class Data(Section):
+    source: Place = "openai/gsm8k"
+    """"arithmetic" (built in), a .jsonl, .json or .parquet file (may say `{split}`), or the id of a hub data set."""
+    subset: Line | None = None
+    """Configuration of the hub data set, for GSM8K "main"."""
+    revision: Commit | None = None
+    """Commit (40 hex digits) of the hub data set; needed for a hub id, as a branch can move; a file has none."""
+    split: Line = "train"
+    """Split of the hub data set; of the built-in task: "train" or "test" (disjoint); of a file: value of `{split}`."""
+    size: Positive = 4096
+    """Number of rows that the built-in task makes. Other sources are used whole."""
+    question_column: str = Field("question", min_length=1, max_length=255)
+    """Column of the question."""
+    answer_column: str = Field("answer", min_length=1, max_length=255)
+    """Column of the reference answer, handed to the reward unchanged."""
+    system_prompt: str | None = None
+    """System message of the chat template."""
+    prompt_format: str = "{question}"
+    """Text of the user's message; `{question}` is replaced. Without a chat template it is the whole prompt."""
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """What to do with a row that cannot be used: stop and name it, or leave it out and count it."""
+
+    @field_validator("prompt_format")
+    @classmethod
+    def _has_a_question(cls, prompt_format: str) -> str:
+        if "{question}" not in prompt_format:
+            raise ValueError("the prompt needs the question; write {question} where it shall stand")
+        return prompt_format
+
+
+class RewardFunction(Section):
+    function: RewardName = "gsm8k"
+    """"gsm8k", "boxed" or "module:function" with the signature (prompt, completion, answer) -> float."""
+    weight: float = Field(1.0, ge=-1e6, le=1e6)
+    """Factor of this reward in the sum."""
+
+
+class RewardCode(Section):
+    """How the user's own reward functions ("module:function") are run: in processes of their own, with limits."""
+
+    workers: Actors = 2
+    """Worker processes that score side by side."""
+    seconds: Seconds = 10
+    """Longest time of one call; then the worker is killed, replaced, and the call counts as failed."""
+    memory_gib: Gibibytes = 2.0
+    """Memory of a worker, in GiB; above it an allocation fails inside the worker."""
+    on_failure: Literal["drop_sample", "drop_group", "abort"] = "drop_sample"
+    """What a failed call (never a reward of 0) does: leave out the sample, its whole group, or end the run."""
+    max_failures: float = Field(0.1, ge=0, le=1)
+    """Share of a step's calls that may fail; above it the run ends whatever on_failure says."""
+    environment: tuple[Variable, ...] = ()
+    """Names of environment variables that reward code may see; all others, with their secrets, are withheld."""
+    readable: tuple[str, ...] = ()
+    """Files and folders that reward code may read, besides Python's and what is not hidden in the working folder."""
+    network: bool = False
+    """Whether reward code may open network connections."""
+
+
+class Rollout(Section):
+    engines: Actors = 1
+    """Number of vLLM engines; each step's prompts are shared evenly."""
+    prompts_per_step: int = Field(32, ge=1, le=MOST_ROWS)
+    """Prompts of a step (P)."""
+    samples_per_prompt: int = Field(8, ge=2, le=MOST_ROWS)
+    """Completions of a prompt (G, the N_ROLLOUTS of the original recipe)."""
+    max_tokens: Tokens = 512
+    """Longest completion, in tokens."""
+    temperature: float = Field(1.0, ge=0.01, le=100)
+    """Sampling temperature of the rollouts; the trainer applies it too. vLLM would sample below 0.01 as at 0.01."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus of the rollouts. Below 1 the trainer's logprobs are over the whole vocabulary and differ."""
+    tensor_parallel: int = Field(1, ge=1, le=1024)
+    """GPUs of an engine."""
+    gpus_per_engine: Gpus | None = None
+    """Ray GPUs an engine reserves; null: tensor_parallel on CUDA, 0 on CPU. 0.5 lets two roles share one GPU."""
+    memory_utilization: float = Field(0.9, gt=0, lt=1)
+    """Share of the GPU's memory that an engine takes."""
+    kv_cache_gib: Gibibytes = 1.0
+    """KV cache of an engine on the CPU, in GiB."""
+    enforce_eager: bool = False
+    """Run vLLM without CUDA graphs and compilation: starts sooner, samples slower."""
+
+
+class Algorithm(Section):
+    loss: Literal["dapo", "grpo"] = "dapo"
+    """dapo: mean over the tokens of the global minibatch; grpo: mean over sequences of their token means."""
+    clip_low: float = Field(0.2, ge=0, lt=1)
+    """Lower bound of the ratio is 1 - clip_low."""
+    clip_high: float = Field(0.28, ge=0, le=1000)
+    """Upper bound of the ratio is 1 + clip_high."""
+    kl_coef: float = Field(0.0, ge=0, le=1000)
+    """Weight of the k3 estimate of KL(policy || reference) in the loss; 0 loads no reference model."""
+    advantage_std: Literal["group", "batch", "none"] = "group"
+    """What the centred rewards are divided by: the group's, the batch's or no standard deviation."""
+
+
+class Train(Section):
+    ranks: Actors = 1
+    """DeepSpeed data-parallel ranks, one actor each."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """ZeRO stage: what the ranks shard (1 optimizer states, 2 also gradients, 3 also weights)."""
+    gpus_per_rank: Gpus | None = None
+    """Ray GPUs a rank reserves; null: 1 on CUDA, 0 on CPU."""
+    learning_rate: float = Field(1e-6, gt=0, le=1)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after the warm-up; linear and cosine would reach 0 one step after the last."""
+    warmup_steps: int = Field(0, ge=0, le=1_000_000_000)
+    """GRPO steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    """Decoupled weight decay of AdamW."""
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    """Decay rates of AdamW's moments."""
+    max_grad_norm: float = Field(1.0, gt=0, le=1e9)
+    """Gradients are scaled down to this global norm."""
+    epochs: int = Field(1, ge=1, le=1000)
+    """Passes over each step's batch."""
+    minibatches: Positive = 1
+    """Shuffled minibatches of a pass; each is one optimizer update."""
+    tokens_per_micro_batch: int = Field(8192, ge=8, le=100_000_000)
+    """Token budget of one packed forward pass."""
+    max_skipped_updates: int = Field(3, ge=0, le=1_000_000)
+    """Updates in a row with a loss or gradient that is not finite that are skipped; one more ends the run."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more compute."""
+
+
+class Sync(Section):
+    every: Positive = 1
+    """Steps between two weight syncs; samples are then at most every - 1 versions old."""
+    transport: Literal["auto", "nccl", "gloo"] = "auto"
+    """auto: nccl between GPUs; gloo on CPU and where roles share a GPU (gpus_per_* below 1), which NCCL refuses."""
+    tolerance: float = Field(0.2, gt=0, le=100)
+    """Largest mean difference, in nats, between trainer and engine logprobs of the self-test's prompt."""
+    max_mismatch: float = Field(0.05, gt=0, le=100)
+    """Largest KL(sampler || trainer) per token, in nats, of a step's samples of the newest weights; checked first."""
+
+
+class Eval(Section):
+    every: int = Field(0, ge=0, le=1_000_000_000)
+    """Steps between two evaluations; 0: before the first and after the last step only."""
+    source: Place | None = None
+    """Source of the held-out prompts as in data.source; null: data.source."""
+    subset: Line | None = None
+    """Configuration of eval.source on the hub; without eval.source, data.subset counts."""
+    revision: Commit | None = None
+    """Commit (40 hex digits) of eval.source on the hub; without eval.source, data.revision counts."""
+    split: Line = "test"
+    """Split of the held-out prompts."""
+    prompts: int = Field(128, ge=0, le=MOST_ROWS)
+    """Held-out prompts of an evaluation; 0 evaluates nothing."""
+    samples_per_prompt: int = Field(1, ge=1, le=MOST_ROWS)
+    """Completions of a held-out prompt, for pass@k and maj@k."""
+    temperature: Temperature = 1.0
+    """Temperature of the evaluation; 0 is greedy."""
+
+
+class Checkpoint(Section):
+    every: int = Field(10, ge=0, le=1_000_000_000)
+    """Steps between two checkpoints, a multiple of sync.every (a resumed run is then the same); 0: at the end only."""
+    dir: FolderOrBucket | None = None
+    """Where checkpoints go: a folder that all nodes share, or s3://bucket/prefix; null: run.dir/checkpoints."""
+    keep: Positive = 2
+    """Newest checkpoints that are kept; older ones go once a newer one is verified."""
+    keep_best: bool = True
+    """Also keep the checkpoint with the best score: accuracy of the last evaluation, without one the mean reward."""
+
+
+class Metrics(Section):
+    port: int | None = Field(None, ge=0, le=65535)
+    """Port of /metrics for Prometheus; 0 picks a free one, null serves none."""
+    completions_per_step: int = Field(4, ge=0, le=MOST_ROWS)
+    """Groups of each step whose completions are written to samples.jsonl."""
+    wandb_project: Line | None = None
+    """Weights & Biases project; needs `pip install wandb`."""
+    mlflow_uri: Line | None = None
+    """MLflow tracking URI; needs `pip install mlflow-skinny`."""
+
+
+class Cluster(Section):
+    address: Line | None = None
+    """Address of a running Ray cluster ("auto" inside a RayJob); null starts Ray on this machine."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where engines and ranks run; auto: cuda if the cluster has GPUs."""
+    role_label: RayLabel = "grpo.dev/role"
+    """Ray node label whose value (rollout or trainer) says what a node is for. Nodes without it take both roles."""
+
+
+class Deadlines(Section):
+    """Longest wait of each phase; longer is an error that names the phase."""
+
+    start: Seconds = 900
+    rollout: Seconds = 1800
+    reward: Seconds = 300
+    train: Seconds = 1800
+    sync: Seconds = 300
+    save: Seconds = 600
+    health: Seconds = 60
+    """An actor that answers nothing for this long is frozen: its stacks are logged, it is killed and replaced."""
+
+
+class Config(Section):
+    run: Run = Run()
+    model: Model
+    data: Data = Data()
+    rewards: tuple[RewardFunction, ...] = Field((RewardFunction(),), min_length=1)
+    reward_code: RewardCode = RewardCode()
+    rollout: Rollout = Rollout()
+    algorithm: Algorithm = Algorithm()
+    train: Train = Train()
+    sync: Sync = Sync()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    metrics: Metrics = Metrics()
+    cluster: Cluster = Cluster()
+    deadlines: Deadlines = Deadlines()
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> "Config":
+        rows = self.rollout.prompts_per_step * self.rollout.samples_per_prompt
+        shares = self.train.minibatches * self.train.ranks
+        if rows > MOST_ROWS:
+            raise ValueError(
+                f"a step's completions are held by one process: rollout.prompts_per_step x samples_per_prompt = {rows} "
+                f"must be at most {MOST_ROWS}; lower one of them"
+            )
+        if rows < shares:
+            raise ValueError(
+                f"each rank needs a row of each minibatch: rollout.prompts_per_step x samples_per_prompt = {rows}, "
+                f"train.minibatches x train.ranks = {shares}; lower train.minibatches"
+            )
+        if self.rollout.max_tokens >= self.model.max_length:
+            raise ValueError(
+                f"a prompt needs room before its completion: rollout.max_tokens = {self.rollout.max_tokens} must be "
+                f"below model.max_length = {self.model.max_length}; raise model.max_length"
+            )
+        if self.train.tokens_per_micro_batch < self.model.max_length:
+            raise ValueError(
+                f"the longest row must fit a micro-batch: train.tokens_per_micro_batch = "
+                f"{self.train.tokens_per_micro_batch} is below model.max_length = {self.model.max_length}; raise it"
+            )
+        if self.checkpoint.every % self.sync.every:
+            raise ValueError(
+                f"a checkpoint belongs to weights that the engines hold: checkpoint.every = {self.checkpoint.every} "
+                f"must be a multiple of sync.every = {self.sync.every}"
+            )
+        return self

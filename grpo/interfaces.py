@@ -1,0 +1,163 @@
+"""What the loop drives, as Protocols: `cluster` has the real parts, tests bring fakes."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from grpo.checkpoint import Commit
+from grpo.run.stopping import StopRequest
+from grpo.types import FileRecord, Group, Groups, Prompt, Sample, Sampling, Stats
+
+
+class PromptStream(Protocol):
+    """An endless, seeded, exactly-once-per-epoch stream of prompts."""
+
+    def take(self, count: int) -> list[Prompt]: ...
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream is: what was taken before does not come again after `restore`."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Rollouts(Protocol):
+    """Engines that complete prompts; lost ones are replaced behind this face."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int) -> list[Group]:
+        """G samples of each prompt, in the order of the prompts; seeds follow from the run's seed, step and prompt."""
+        ...
+
+
+class Rewards(Protocol):
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with every sample's reward filled in, without samples whose reward failed."""
+        ...
+
+    def failures(self) -> Stats:
+        """How many calls of the last `score` failed, by kind, and what was dropped for it."""
+        ...
+
+
+class Trainer(Protocol):
+    """The ranks of the policy. Every verb raises TrainerLost when one of them died or froze."""
+
+    def step(self, batch: Sequence[Sample], step: int) -> Stats:
+        """`train.epochs` passes of clipped policy updates over the batch; the mean statistics of the updates."""
+        ...
+
+    def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
+        """Writes the whole state below an existing folder; what was written."""
+        ...
+
+    def load(self, commit: Commit) -> None:
+        """Takes over the state that `save` wrote, whatever the number of ranks was."""
+        ...
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the node of a rank is about to go away."""
+        ...
+
+    def leave(self) -> None:
+        """Ends the ranks, so that `rebuild` makes them elsewhere. Raises a TrainerLost that does not count."""
+        ...
+
+    def rebuild(self) -> None:
+        """New ranks with the model as it was before the first step. Raises ClusterError if they are lost too often."""
+        ...
+
+
+class Weights(Protocol):
+    @property
+    def version(self) -> int:
+        """The version that healthy engines sample from."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Digest of the weights that were last sent."""
+        ...
+
+    def sync(self, version: int) -> Stats:
+        """Sends the trainer's weights to every engine, verified; the engines stamp `version` on their samples.
+
+        Engines or ranks that are new prove first that they follow each other (`weights/selftest.py`).
+        """
+        ...
+
+
+class Checkpoints(Protocol):
+    def newest(self) -> Commit | None: ...
+
+    def begin(self, step: int) -> str: ...
+
+    def commit(
+        self,
+        step: int,
+        records: Sequence[FileRecord],
+        state: dict[str, Any],
+        score: float | None,
+        attachments: Mapping[str, bytes],
+    ) -> Commit: ...
+
+
+class Observer(Protocol):
+    """Who is told how the actors of a role ("rollout", "trainer") are. Every call is a sign of progress."""
+
+    def workers(self, role: str, ready: int, lost: int) -> None:
+        """How many of them can work, and how many are lost and have no replacement yet that can."""
+        ...
+
+    def policy_version(self, role: str, version: int) -> None:
+        """They hold the weights of that step."""
+        ...
+
+    def recovered(self, role: str, error: Exception, seconds: float) -> None:
+        """Something was lost and is replaced, `seconds` after that was noticed."""
+        ...
+
+    def alive(self) -> None:
+        """Something that may take long has got on."""
+        ...
+
+
+class Recorder(Observer, Protocol):
+    """Everything a person sees: progress line, metrics, samples."""
+
+    def step(self, step: int) -> AbstractContextManager[None]: ...
+
+    def phase(self, name: str) -> AbstractContextManager[None]: ...
+
+    def log_sync(self, stats: Stats, digest: str) -> None: ...
+
+    def log_step(self, step: int, groups: Groups, stats: Stats) -> None: ...
+
+    def log_eval(self, step: int, groups: Groups, scores: Stats) -> None: ...
+
+    def log_commit(self, step: int, size: int) -> None:
+        """The newest checkpoint is that of `step` and has `size` bytes."""
+        ...
+
+    def rewind(self, step: int, attachments: Mapping[str, bytes]) -> None:
+        """Goes back to what was recorded when a checkpoint took the attachments; step 0 has none."""
+        ...
+
+    def attachments(self) -> dict[str, bytes]:
+        """What a checkpoint must keep for `rewind`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop drives."""
+
+    prompts: PromptStream
+    rollouts: Rollouts
+    rewards: Rewards
+    trainer: Trainer
+    weights: Weights
+    checkpoints: Checkpoints
+    recorder: Recorder
+    stop: StopRequest

@@ -1,0 +1,194 @@
+"""The folder of a run: what is in it, and the only code that writes and reads its rows.
+
+    config.yaml     the resolved configuration
+    metrics.jsonl   one row for each step and evaluation and for each phase outside of them; first "start", last "end"
+    samples.jsonl   one row for each group that is kept, of training ("step") and of evaluation ("eval")
+    tensorboard/    the numbers of metrics.jsonl, under the same names
+    checkpoints/    what a run goes on from, and its policies (checkpoint/)
+    attempts/       one file for each start of the run (lease.py)
+    superseded/     rows of steps that were lost after a checkpoint and made again
+    stacks/         stacks of frozen actors, as text
+    FATAL.json      why the run cannot go on (fatal.py)
+    report.html     written by `grpo report`
+
+A row of metrics.jsonl: {"event": "step", "step": 3, "time": 1790000000.1, "reward/mean": 0.5, "phase/rollout": 1.2, …}.
+`event` is start, step, eval, weight_sync, checkpoint, recovery or end; times are in seconds; a number that is not
+finite is null. A step carries digests of its prompt ids ("prompts"), of its sampled tokens ("tokens") and of the
+weights that it left behind ("weights"): two runs with equal digests did the same.
+"""
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tensorboard.summary import Writer
+
+from grpo.config import Config
+from grpo.config.load import dump
+from grpo.errors import CheckpointError, ConfigError
+from grpo.observe.metrics import lookup
+from grpo.run.layout import CHECKPOINTS, CONFIG, METRICS, SAMPLES, SUPERSEDED, TENSORBOARD
+from grpo.store import Store
+from grpo.types import Group, Stats
+
+
+def prepare_folder(run_dir: Path, resume: str) -> None:
+    """Creates the folder. Raises ConfigError if it holds a run and `run.resume` is never."""
+    with _writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        found = [name for name in (CONFIG, METRICS, SAMPLES, CHECKPOINTS) if (run_dir / name).exists()]
+    if found and resume == "never":
+        raise ConfigError(
+            f"run.dir: with run.resume: never a run needs a folder of its own, but {run_dir} holds {', '.join(found)}; "
+            "choose another run.dir, delete that folder, or go on with that run (run.resume: auto)"
+        )
+
+
+class RunFolder:
+    """Writes to a prepared folder. Raises CheckpointError if it cannot be written.
+
+    Files are line-buffered: a killed run loses at most the line that it was writing.
+    """
+
+    def __init__(self, run_dir: Path, config: Config) -> None:
+        self.run_dir = run_dir
+        self._groups_kept = config.metrics.completions_per_step
+        with _writing(run_dir):
+            _replace(run_dir / CONFIG, dump(config).encode())
+            self._open()
+
+    def _open(self) -> None:
+        with ExitStack() as stack:
+            self._metrics = stack.enter_context(open(self.run_dir / METRICS, "a", buffering=1, encoding="utf-8"))
+            self._samples = stack.enter_context(open(self.run_dir / SAMPLES, "a", buffering=1, encoding="utf-8"))
+            self._tensorboard = Writer(str(self.run_dir / TENSORBOARD))
+            stack.callback(self._tensorboard.close)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        with _writing(self.run_dir):
+            self._stack.close()
+
+    def metrics(self) -> bytes:
+        """All rows of metrics.jsonl so far."""
+        with _writing(self.run_dir):
+            return (self.run_dir / METRICS).read_bytes()
+
+    def rewind(self, step: int, metrics: bytes, own: Sequence[str]) -> None:
+        """Goes back to the rows as they were at a checkpoint, and the lines `own` of this start that came after.
+
+        Rows that are taken out, since their steps will be made again, are kept in superseded/. New files take the place
+        of the old ones, so that an older start which still holds those open cannot write into them.
+        """
+        with _writing(self.run_dir):
+            self._stack.close()
+            samples = self.run_dir / SAMPLES
+            kept = [line for line in samples.read_bytes().splitlines(True) if _step_of(line) <= step]
+            for name, content in ((METRICS, metrics + "".join(own).encode()), (SAMPLES, b"".join(kept))):
+                self._set_aside(name, content)
+                _replace(self.run_dir / name, content)
+            shutil.rmtree(self.run_dir / TENSORBOARD, ignore_errors=True)
+            self._open()
+            for row in read_rows(self.run_dir / METRICS):
+                self._add_scalars(row["step"], {key: value for key, value in row.items() if "/" in key})
+            self._tensorboard.flush()
+
+    def _set_aside(self, name: str, content: bytes) -> None:
+        """Keeps the lines of a file that its new content does not have."""
+        lines = set(content.splitlines())
+        lost = [line for line in (self.run_dir / name).read_bytes().splitlines() if line not in lines]
+        if lost:
+            folder = self.run_dir / SUPERSEDED
+            folder.mkdir(exist_ok=True)
+            stem, _, suffix = name.rpartition(".")
+            number = len(list(folder.glob(f"{stem}-*")))
+            _replace(folder / f"{stem}-{number:04d}.{suffix}", b"\n".join(lost) + b"\n")
+
+    def write_row(self, event: str, step: int, row: Stats, **text: str) -> str:
+        """One row of metrics.jsonl, and its numbers as TensorBoard scalars; returns the line."""
+        numbers = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        with _writing(self.run_dir):
+            line = _line({"event": event, "step": step, "time": round(time.time(), 3), **text, **numbers})
+            self._metrics.write(line)
+            self._add_scalars(step, row)
+            self._tensorboard.flush()
+        return line
+
+    def _add_scalars(self, step: int, row: Mapping[str, float | None]) -> None:
+        for key, value in row.items():
+            number = math.nan if value is None else value
+            self._tensorboard.add_scalar(key, number, step, description=lookup(key)[0].help)
+
+    def write_samples(self, event: str, step: int, groups: Sequence[Group]) -> None:
+        """The first `metrics.completions_per_step` groups, one row of samples.jsonl each."""
+        with _writing(self.run_dir):
+            for group in groups[: self._groups_kept]:
+                self._samples.write(_line({"event": event, "step": step, **sample_row(group)}))
+
+
+def _line(row: Mapping[str, object]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _step_of(line: bytes) -> int:
+    """The step of a row; of the half line of a killed run a very late one."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return sys.maxsize
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Commits a file by rename."""
+    Store(str(path.parent)).write(path.name, content)
+
+
+@contextmanager
+def _writing(run_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"run.dir: the run must be able to write to {run_dir}, but: {error}; free space or choose another run.dir"
+        ) from error
+
+
+def sample_row(group: Group) -> dict[str, object]:
+    return {
+        "prompt_id": group.prompt.id,
+        "question": group.prompt.question,
+        "answer": group.prompt.answer,
+        "completions": [sample.text for sample in group.samples],
+        "rewards": group.rewards_G,
+        "finish_reasons": [sample.finish_reason for sample in group.samples],
+        "versions": [sample.version for sample in group.samples],
+    }
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a .jsonl file of a run, none if there is no file. The half line of a killed run is left out.
+
+    Raises CheckpointError for a line that is no JSON object before the last.
+    """
+    if not path.exists():
+        return
+    broken: str | None = None
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if broken is not None:
+                raise CheckpointError(f"{path}:{number - 1}: a row must be a JSON object, but {broken}; delete it")
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                broken = str(error)
+                continue
+            if isinstance(row, dict):
+                yield row
+            else:
+                broken = f"found {type(row).__name__}"

@@ -1,0 +1,148 @@
+"""The catalogue: one table of every metric, its Prometheus name, and the key under which a row carries it.
+
+A key (`train/loss`) names the same number in `Stats`, in metrics.jsonl and in TensorBoard. Metrics without a key are
+filled from samples or events. Naming: prefix grpo_, base units, _total for counters. Every series carries the label
+`run`; other labels have few values and never text of a model. https://prometheus.io/docs/practices/naming/
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from statistics import fmean, pstdev
+from typing import Literal
+
+from grpo.types import Group, Stats
+
+PHASES = ("rollout", "reward", "advantage", "train", "weight_sync", "checkpoint", "eval")
+SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+TOKENS = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0)
+# The lowest bound is not negative: the Prometheus client drops _sum otherwise, and with it the mean.
+REWARDS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+STEPS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row of the catalogue. `keys` maps a key to its label value; in a pattern both have one `*`."""
+
+    name: str
+    kind: Literal["gauge", "counter", "histogram"]
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+    keys: Mapping[str, str] = field(default_factory=dict)
+    buckets: tuple[float, ...] = ()
+
+
+def _gauge(name: str, unit: str, help: str, key: str) -> Metric:
+    return Metric(name, "gauge", unit, help, keys={key: ""})
+
+
+def _counter(name: str, unit: str, help: str, key: str) -> Metric:
+    return Metric(name, "counter", unit, help, keys={key: ""})
+
+
+def _histogram(name: str, unit: str, help: str, buckets: tuple[float, ...], key: str | None = None) -> Metric:
+    return Metric(name, "histogram", unit, help, keys={key: ""} if key else {}, buckets=buckets)
+
+
+# Keys that share a metric, and the value of its label
+BY_PHASE = {f"phase/{phase}": phase for phase in PHASES}
+BY_KIND = {f"rollout/{kind}_tokens": kind for kind in ("prompt", "completion")}
+BY_BOUND = {f"train/clip_{bound}": bound for bound in ("low", "high")}
+BY_FAILURE = {"reward/failures_*": "*"}
+BY_PART = {"train/seconds_*": "*"}
+SCORES = ("accuracy", "pass@*", "maj@*", "reward", "completion_tokens", "truncated_ratio")
+BY_SCORE = {f"eval/{score}": score for score in SCORES}
+
+CATALOGUE: tuple[Metric, ...] = (
+    # The run and its steps
+    Metric("grpo_build_info", "gauge", "", "Version of the program; always 1.", ("version",)),
+    Metric("grpo_run_info", "gauge", "", "What the run trains and how; always 1.", ("model", "loss")),
+    _gauge("grpo_step", "steps", "Last finished GRPO step.", "step"),
+    Metric("grpo_run_steps", "gauge", "steps", "Steps that the run is to make (run.steps)."),
+    Metric("grpo_resumed_step", "gauge", "steps", "Step last gone on from, after a start or a lost trainer."),
+    _gauge("grpo_last_step_timestamp_seconds", "unix seconds", "When the last step finished.", "time"),
+    Metric("grpo_progress_timestamp_seconds", "gauge", "unix seconds", "Last phase begun or ended, actor replaced."),
+    Metric("grpo_steps_total", "counter", "steps", "GRPO steps by outcome (ok, failed).", ("outcome",)),
+    _histogram("grpo_step_duration_seconds", "seconds", "Duration of a step.", SECONDS, "step/seconds"),
+    _gauge("grpo_step_tokens_per_second", "1/s", "Completion tokens by duration of step.", "step/tokens_per_second"),
+    Metric("grpo_phase", "gauge", "", "1 for the phase that is running, 0 for the others.", ("phase",)),
+    Metric("grpo_phase_duration_seconds", "histogram", "seconds", "Duration by phase.", ("phase",), BY_PHASE, SECONDS),
+    Metric("grpo_attempt", "gauge", "starts", "How often the run was started, this start included."),
+    Metric("grpo_deadline_seconds", "gauge", "seconds", "Longest wait by phase (deadlines.*).", ("phase",)),
+    Metric("grpo_workers", "gauge", "actors", "By role; state is expected, ready or lost.", ("role", "state")),
+    Metric("grpo_recoveries_total", "counter", "replacements", "Lost actors replaced, by role.", ("role",)),
+    _histogram("grpo_recovery_seconds", "seconds", "From a loss noticed to its end.", SECONDS, "recovery/seconds"),
+    # Rewards and rollouts
+    _histogram("grpo_reward", "", "Rewards of the samples.", REWARDS),
+    _gauge("grpo_reward_mean", "", "Mean reward of the last step.", "reward/mean"),
+    _gauge("grpo_reward_stddev", "", "Standard deviation of the last step's rewards.", "reward/std"),
+    _gauge("grpo_group_zero_variance_ratio", "share", "Groups of equal rewards: no signal.", "reward/zero_variance"),
+    Metric("grpo_reward_failures_total", "counter", "calls", "Failed calls of reward code.", ("kind",), BY_FAILURE),
+    _counter("grpo_reward_dropped_samples_total", "samples", "Samples without a reward.", "reward/dropped_samples"),
+    _counter("grpo_reward_dropped_groups_total", "groups", "Groups without enough rewards.", "reward/dropped_groups"),
+    _histogram("grpo_completion_tokens", "tokens", "Length of the completions.", TOKENS),
+    _gauge("grpo_completion_tokens_mean", "tokens", "Mean completion length of the last step.", "completion/tokens"),
+    _gauge("grpo_completion_truncated_ratio", "share", "Completions cut in the last step.", "completion/truncated"),
+    Metric("grpo_completion_truncated_total", "counter", "completions", "Completions cut by max_tokens."),
+    Metric("grpo_rollout_tokens_total", "counter", "tokens", "Tokens by kind; each prompt once.", ("kind",), BY_KIND),
+    _histogram("grpo_sample_staleness_steps", "steps", "Weight versions between trainer and sample.", STEPS),
+    _gauge("grpo_sample_staleness_mean_steps", "steps", "Mean lag of the last step's samples.", "rollout/staleness"),
+    # The trainer
+    _gauge("grpo_loss", "", "Mean loss of the last step's updates.", "train/loss"),
+    Metric("grpo_clip_ratio", "gauge", "share", "Tokens clipped, by bound (low, high).", ("bound",), BY_BOUND),
+    _gauge("grpo_update_kl", "nats", "KL(policy before the step || policy) per token.", "train/approx_kl"),
+    _gauge("grpo_policy_kl", "nats", "KL(policy || reference) per token.", "train/kl_reference"),
+    _gauge("grpo_rollout_train_kl", "nats", "KL(sampler || trainer) per token: their mismatch.", "train/rollout_kl"),
+    _gauge("grpo_rollout_train_abs_diff", "nats", "Mean |sampler - trainer| logprob.", "train/rollout_abs_diff"),
+    _gauge("grpo_importance_weight_max", "", "Largest ratio of a token in the last step.", "train/ratio_max"),
+    _gauge("grpo_entropy_nats", "nats", "Mean entropy of the policy per token.", "train/entropy"),
+    _gauge("grpo_grad_norm", "", "Global gradient norm before clipping.", "train/grad_norm"),
+    _gauge("grpo_learning_rate", "", "Learning rate of the last update.", "train/learning_rate"),
+    _counter("grpo_train_tokens_total", "tokens", "Tokens that the trainer has processed.", "train/tokens"),
+    _counter("grpo_train_updates_total", "updates", "Optimizer updates.", "train/updates"),
+    _counter("grpo_train_skipped_updates_total", "updates", "Updates skipped: not finite.", "train/skipped"),
+    Metric("grpo_train_part_seconds", "gauge", "seconds", "Time by part of training.", ("part",), BY_PART),
+    # Weight sync, checkpoints, evaluation
+    Metric("grpo_weight_sync_total", "counter", "syncs", "Weight syncs by result (ok, error).", ("result",)),
+    _histogram("grpo_weight_sync_duration_seconds", "seconds", "Duration of a sync.", SECONDS, "sync/seconds"),
+    _counter("grpo_weight_sync_bytes_total", "bytes", "Bytes that the syncs have sent.", "sync/bytes"),
+    Metric("grpo_policy_version", "gauge", "steps", "Step whose weights a role holds (rollout, trainer).", ("role",)),
+    _gauge("grpo_self_test_diff_nats", "nats", "Mean |trainer - engine| logprob at start.", "sync/self_test_diff"),
+    Metric("grpo_checkpoint_step", "gauge", "steps", "Step of the newest checkpoint; 0 before the first."),
+    Metric("grpo_checkpoint_every_steps", "gauge", "steps", "Steps between saves (checkpoint.every); 0: at the end."),
+    Metric("grpo_checkpoint_size_bytes", "gauge", "bytes", "Size of the last checkpoint that was saved."),
+    Metric("grpo_checkpoint_last_success_timestamp_seconds", "gauge", "unix seconds", "When a save last succeeded."),
+    Metric("grpo_checkpoint_failures_total", "counter", "saves", "Checkpoints that could not be written."),
+    Metric("grpo_checkpoint_skipped_total", "counter", "checkpoints", "Damaged checkpoints that were passed over."),
+    Metric("grpo_eval_score", "gauge", "", "Scores of the last evaluation.", ("metric",), BY_SCORE),
+)
+
+
+@lru_cache(maxsize=1024)
+def lookup(key: str) -> tuple[Metric, str]:
+    """The metric of a key and its label value ("" without a label). An unknown key is our own mistake."""
+    for metric in CATALOGUE:
+        for pattern, label in metric.keys.items():
+            if fnmatchcase(key, pattern):
+                return metric, label.replace("*", key[pattern.find("*") :])
+    raise AssertionError(f"the key {key!r} has no metric; add it to CATALOGUE in grpo/observe/metrics.py")
+
+
+def summarize(groups: Sequence[Group], step: int) -> Stats:
+    """The keys that follow from a step's scored groups. The trainer's weight version before step s is s - 1."""
+    rewards_B = [reward for group in groups for reward in group.rewards_G]
+    samples = [sample for group in groups for sample in group.samples]
+    lengths_B = [len(sample.output_ids) for sample in samples]
+    return {
+        "reward/mean": fmean(rewards_B),
+        "reward/std": pstdev(rewards_B),
+        "reward/zero_variance": fmean(group.silent for group in groups),
+        "completion/tokens": fmean(lengths_B),
+        "completion/truncated": fmean(sample.finish_reason == "length" for sample in samples),
+        "rollout/prompt_tokens": float(sum(len(group.prompt.token_ids) for group in groups)),
+        "rollout/completion_tokens": float(sum(lengths_B)),
+        "rollout/staleness": fmean(step - 1 - sample.version for sample in samples),
+    }

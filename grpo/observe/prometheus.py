@@ -1,0 +1,139 @@
+"""The catalogue as Prometheus series. What comes once a step comes as a row; what must show at once has a verb here."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+from grpo.config import Config
+from grpo.observe.metrics import CATALOGUE, PHASES, Metric, lookup
+from grpo.types import Group, Stats
+
+
+class PrometheusMetrics:
+    """The catalogue as Prometheus series in a registry of its own."""
+
+    def __init__(self, run: str, version: str, model: str, loss: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the series
+        self.registry = CollectorRegistry()
+        self._run = run
+        self._collectors = {metric.name: self._register(metric) for metric in CATALOGUE}
+        self._set("grpo_build_info", 1, version)
+        self._set("grpo_run_info", 1, model, loss)
+        for phase in PHASES:
+            self._set("grpo_phase", 0, phase)
+        # A counter that first appears with its first failure has no increase to alert on: start them at 0.
+        for name, *labels in (
+            ("grpo_steps_total", "ok"),
+            ("grpo_steps_total", "failed"),
+            ("grpo_weight_sync_total", "ok"),
+            ("grpo_weight_sync_total", "error"),
+            ("grpo_checkpoint_failures_total",),
+            ("grpo_checkpoint_skipped_total",),
+            ("grpo_recoveries_total", "rollout"),
+            ("grpo_recoveries_total", "trainer"),
+            ("grpo_completion_truncated_total",),
+        ):
+            self._add(name, 0, *labels)
+
+    def _register(self, metric: Metric) -> Counter | Gauge | Histogram:
+        labels = ("run", *metric.labels)
+        if metric.kind == "histogram":
+            return Histogram(metric.name, metric.help, labels, registry=self.registry, buckets=metric.buckets)
+        kind = Counter if metric.kind == "counter" else Gauge
+        return kind(metric.name, metric.help, labels, registry=self.registry)
+
+    def _set(self, name: str, value: float, *labels: str) -> None:
+        collector = self._collectors[name]
+        assert isinstance(collector, Gauge)
+        collector.labels(self._run, *labels).set(value)
+
+    def _add(self, name: str, value: float, *labels: str) -> None:
+        collector = self._collectors[name]
+        assert isinstance(collector, Counter)
+        collector.labels(self._run, *labels).inc(value)
+
+    def _observe(self, name: str, value: float, *labels: str) -> None:
+        collector = self._collectors[name]
+        assert isinstance(collector, Histogram)
+        collector.labels(self._run, *labels).observe(value)
+
+    def record(self, row: Stats) -> None:
+        """Takes over every key of a row. Only gauges can show a number that is not finite."""
+        for key, value in row.items():
+            metric, label = lookup(key)
+            labels = (label,) if label else ()
+            if metric.kind == "gauge":
+                self._set(metric.name, value, *labels)
+            elif math.isfinite(value):
+                (self._add if metric.kind == "counter" else self._observe)(metric.name, value, *labels)
+
+    def start(self, config: Config, attempt: int) -> None:
+        """What is known before the first step."""
+        self._set("grpo_attempt", attempt)
+        self._set("grpo_run_steps", config.run.steps)
+        self._set("grpo_checkpoint_every_steps", config.checkpoint.every)
+        for role, expected in (("rollout", config.rollout.engines), ("trainer", config.train.ranks)):
+            self._set("grpo_workers", expected, role, "expected")
+            self.workers(role, ready=0, lost=0)
+        self.progress()
+        for phase, seconds in config.deadlines:
+            self._set("grpo_deadline_seconds", seconds, phase)
+
+    def restore(self, row: Mapping[str, float | None], step: int, at: float) -> None:
+        """Gauges as the last step before a checkpoint left them."""
+        gauges = {key: value for key, value in row.items() if value is not None and lookup(key)[0].kind == "gauge"}
+        self.record(gauges | {"step": step, "time": at})
+
+    def rewound(self, step: int) -> None:
+        """The run goes on from the checkpoint of that step, or from the beginning."""
+        self._set("grpo_resumed_step", step)
+        self._set("grpo_checkpoint_step", step)
+
+    def committed(self, step: int, size: int) -> None:
+        """A checkpoint of `size` bytes is the newest."""
+        self._set("grpo_checkpoint_step", step)
+        self._set("grpo_checkpoint_size_bytes", size)
+
+    def workers(self, role: str, ready: int, lost: int) -> None:
+        self._set("grpo_workers", ready, role, "ready")
+        self._set("grpo_workers", lost, role, "lost")
+
+    def policy_version(self, role: str, version: int) -> None:
+        self._set("grpo_policy_version", version, role)
+
+    def progress(self) -> None:
+        """A sign of progress, now."""
+        self._set("grpo_progress_timestamp_seconds", time.time())
+
+    def recovered(self, role: str, seconds: float) -> None:
+        self._add("grpo_recoveries_total", 1, role)
+        self.record({"recovery/seconds": seconds})
+
+    def checkpoint_skipped(self) -> None:
+        self._add("grpo_checkpoint_skipped_total", 1)
+
+    def record_samples(self, groups: Sequence[Group], step: int) -> None:
+        """Fills the distributions over a step's samples."""
+        for sample in (sample for group in groups for sample in group.samples):
+            assert sample.reward is not None, f"sample {sample.index} of {sample.prompt_id} is not scored yet"
+            self._observe("grpo_reward", sample.reward)
+            self._observe("grpo_completion_tokens", len(sample.output_ids))
+            self._observe("grpo_sample_staleness_steps", step - 1 - sample.version)
+            self._add("grpo_completion_truncated_total", sample.finish_reason == "length")
+
+    def phase_started(self, phase: str) -> None:
+        self._set("grpo_phase", 1, phase)
+
+    def phase_ended(self, phase: str, ok: bool) -> None:
+        self._set("grpo_phase", 0, phase)
+        if phase == "weight_sync":
+            self._add("grpo_weight_sync_total", 1, "ok" if ok else "error")
+        if phase == "checkpoint" and ok:
+            self._set("grpo_checkpoint_last_success_timestamp_seconds", time.time())
+        if phase == "checkpoint" and not ok:
+            self._add("grpo_checkpoint_failures_total", 1)
+
+    def step_ended(self, ok: bool) -> None:
+        self._add("grpo_steps_total", 1, "ok" if ok else "failed")

@@ -1,0 +1,238 @@
+"""Everything a person sees of a run: its folder, the progress line, Prometheus and, if asked, W&B or MLflow."""
+
+import hashlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from grpo import __version__
+from grpo.config import Config
+from grpo.errors import ConfigError
+from grpo.observe.folder import RunFolder, prepare_folder, read_rows
+from grpo.observe.health import Health
+from grpo.observe.metrics import summarize
+from grpo.observe.progress import RunProgress
+from grpo.observe.prometheus import PrometheusMetrics
+from grpo.observe.server import serving
+from grpo.observe.trackers import Tracker, close_tracker, wanted_trackers
+from grpo.run.layout import METRICS
+from grpo.types import Group, Groups, Stats
+
+
+class RunRecorder:
+    """Implements `controller.Recorder`; a context manager that creates the run's folder and closes what it opened.
+
+    Entering raises ConfigError if the folder holds a run that must not be gone on with, the port is taken or a
+    tracker's package is missing, and CheckpointError if the folder cannot be written. `command` is shown in the report.
+    By default it is this process's own, and `run_dir` is `run.dir`. `attempt` counts the starts of the run.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path | None = None,
+        progress: RunProgress | None = None,
+        command: Sequence[str] | None = None,
+        attempt: int = 1,
+    ) -> None:
+        self.config = config
+        self.run_dir = Path(config.run.dir) if run_dir is None else run_dir
+        self.progress = progress or RunProgress(config.run.steps)
+        self.port: int | None = None
+        self.health = Health(config)
+        self._command = shlex.join(["grpo", *sys.argv[1:]] if command is None else command)
+        self._prometheus = PrometheusMetrics(config.run.name, __version__, config.model.path, config.algorithm.loss)
+        self._prometheus.start(config, attempt)
+        self._attempt = attempt
+        self._trackers: list[Tracker] = []
+        self._own: list[str] = []
+        """Rows of this start that no checkpoint holds yet and that outlive going back to one."""
+        self._row: Stats = {}
+        self._digests: dict[str, str] = {}
+        self._depth = 0
+        self._step = 0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            prepare_folder(self.run_dir, self.config.run.resume)
+            self._serve(stack)
+            for opener in wanted_trackers(self.config):
+                self._trackers.append(opener(self.config, self.run_dir))
+                stack.push(close_tracker(self._trackers[-1]))
+            self._folder = RunFolder(self.run_dir, self.config)
+            stack.callback(self._folder.close)
+            stack.callback(self.progress.close)
+            said = {"command": self._command, "version": __version__, "attempt": str(self._attempt)}
+            self._own.append(self._folder.write_row("start", 0, {}, **said))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        outcome = "ok" if kind is None else kind.__name__
+        try:
+            self._folder.write_row("end", self._step, {}, outcome=outcome, message=str(error or ""))
+        finally:
+            self._stack.__exit__(kind, error, traceback)
+
+    def say(self, text: str) -> None:
+        """Prints one line with the time since the start."""
+        self.progress.say(text)
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        self._step = step
+        self.progress.step_started()
+        ok = False
+        try:
+            with self._block("step", "step/seconds"):
+                yield
+            ok = True
+        finally:
+            self._prometheus.step_ended(ok)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.progress.phase(name)
+        self._prometheus.phase_started(name)
+        self.alive(name)
+        ok = False
+        try:
+            with self._block(name, f"phase/{name}"):
+                yield
+            ok = True
+        finally:
+            self.progress.phase("")
+            self._prometheus.phase_ended(name, ok)
+            self.alive("")
+
+    def log_sync(self, stats: Stats, digest: str) -> None:
+        assert self._depth > 0, "log_sync belongs inside of phase('weight_sync')"
+        self._row |= stats
+        self._digests["weights"] = digest
+        self.health.ready()
+
+    def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None:
+        assert self._depth > 0, "log_step belongs inside of step()"
+        self._row |= stats | summarize(groups, step)
+        self._digests |= digests(groups)
+        self._prometheus.record_samples(groups, step)
+        self._folder.write_samples("step", step, groups)
+
+    def log_eval(self, step: int, groups: Sequence[Group], scores: Stats) -> None:
+        assert self._depth > 0, "log_eval belongs inside of phase('eval')"
+        self._step = step
+        self._row |= scores
+        self._folder.write_samples("eval", step, groups)
+        self.progress.eval_done(step, len(groups), scores)
+
+    def log_commit(self, step: int, size: int) -> None:
+        self._prometheus.committed(step, size)
+
+    def attachments(self) -> dict[str, bytes]:
+        """What a checkpoint keeps for `rewind`: the rows of metrics.jsonl."""
+        self._own.clear()
+        self.alive()  # the ranks have written their share
+        return {METRICS: self._folder.metrics()}
+
+    def rewind(self, step: int, attachments: Mapping[str, bytes]) -> None:
+        """Goes back to what was recorded when a checkpoint took the attachments; step 0 has none.
+
+        Gauges show the last step again; counters begin anew with every process, as Prometheus expects.
+        """
+        self._step = step
+        self._prometheus.rewound(step)
+        self._folder.rewind(step, attachments.get(METRICS, b""), self._own)
+        self.progress.rewind(step)
+        if step:
+            self.say(f"goes on from the checkpoint of step {step}")
+        steps = [row for row in read_rows(self.run_dir / METRICS) if row["event"] == "step"]
+        for row in steps[-1:]:
+            self._prometheus.restore({key: value for key, value in row.items() if "/" in key}, step, row["time"])
+
+    def damaged(self, name: str, reason: str) -> None:
+        """A checkpoint that was passed over."""
+        self._prometheus.checkpoint_skipped()
+        self.say(f"warning: checkpoint {name} is damaged and was passed over: {reason}")
+
+    def workers(self, role: str, ready: int, lost: int) -> None:
+        self._prometheus.workers(role, ready, lost)
+        self.alive()
+
+    def policy_version(self, role: str, version: int) -> None:
+        self._prometheus.policy_version(role, version)
+        self.alive()
+
+    def alive(self, phase: str | None = None) -> None:
+        self._prometheus.progress()
+        self.health.alive(phase)
+
+    def recovered(self, role: str, error: Exception, seconds: float) -> None:
+        """Something was lost and is replaced, `seconds` after that was noticed."""
+        self.say(f"{role} replaced in {seconds:.1f} s")
+        self._prometheus.recovered(role, seconds)
+        self.alive()
+        said = {"role": role, "cause": str(error)}
+        self._own.append(self._folder.write_row("recovery", self._step, {"recovery/seconds": seconds}, **said))
+
+    @contextmanager
+    def _block(self, event: str, key: str) -> Iterator[None]:
+        """Times a step or a phase. The end of the outermost block writes one row of all that happened in it."""
+        started = time.perf_counter()
+        self._depth += 1
+        try:
+            yield
+        except BaseException:
+            self._row.clear()  # what failed has no row
+            self._digests.clear()
+            raise
+        finally:
+            self._depth -= 1
+        # A phase that comes twice in a step counts twice.
+        self._row[key] = self._row.get(key, 0.0) + time.perf_counter() - started
+        if self._depth == 0:
+            row, self._row = self._row, {}
+            text, self._digests = self._digests, {}
+            self._finish(event, row, text)
+
+    def _finish(self, event: str, row: Stats, text: Mapping[str, str]) -> None:
+        if event == "step":
+            row["step/tokens_per_second"] = row["rollout/completion_tokens"] / row["step/seconds"]
+            self._prometheus.record({"step": self._step, "time": time.time()})
+        self._prometheus.record(row)
+        self._folder.write_row(event, self._step, row, **text)
+        for tracker in self._trackers:
+            tracker.log(self._step, row)
+        if event == "step":
+            self.progress.step_done(self._step, row)
+
+    def _serve(self, stack: ExitStack) -> None:
+        """Serves on `metrics.port`; 0 lets the system choose. On a laptop nobody else needs to read it."""
+        port = self.config.metrics.port
+        if port is None:
+            return
+        host = "127.0.0.1" if self.config.cluster.address is None else "0.0.0.0"
+        try:
+            self.port = stack.enter_context(serving(host, port, self._prometheus.registry, self.health))
+        except OSError as error:
+            raise ConfigError(
+                f"metrics.port: /metrics needs a free port, but {port} cannot be opened ({error.strerror}); "
+                "choose another, 0 for any free one or null for none"
+            ) from error
+        self.say(f"metrics at http://localhost:{self.port}/metrics")
+
+
+def digests(groups: Groups) -> dict[str, str]:
+    """What tells whether two runs did the same in a step: digests of its prompts' ids and of its sampled tokens."""
+    named = {
+        "prompts": [group.prompt.id for group in groups],
+        "tokens": [sample.output_ids for group in groups for sample in group.samples],
+    }
+    return {name: hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] for name, value in named.items()}

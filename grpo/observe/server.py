@@ -1,0 +1,91 @@
+"""One small HTTP server on `metrics.port`: /metrics for Prometheus, /healthz and /readyz for Kubernetes."""
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from grpo.observe.health import Health
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+CLIENT_SECONDS = 10.0  # that a client may keep a thread waiting
+ALLOWED = ("GET", "HEAD")
+
+
+class Server(ThreadingMixIn, WSGIServer):
+    """A thread for each client, so that none waits for another; the threads end with the process."""
+
+    daemon_threads = True
+    request_queue_size = 128  # with Python's 5 a burst of clients waits for seconds before it is even accepted
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away or hangs is its own affair; anything else is a mistake of ours and is shown."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class Handler(WSGIRequestHandler):
+    timeout = CLIENT_SECONDS
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Probes come every few seconds; a line for each would bury the run's own."""
+
+
+class Application:
+    """Answers requests. Texts are one line; the metrics are Prometheus's own affair."""
+
+    def __init__(self, registry: CollectorRegistry, health: Health) -> None:
+        self._metrics: Any = make_wsgi_app(registry)
+        self._lines: dict[str, Callable[[], tuple[bool, str]]] = {
+            "/healthz": health.health,
+            "/readyz": health.readiness,
+        }
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> list[bytes]:
+        status, headers, body = self._answer(environ)
+        start_response(status, [*headers, ("Content-Length", str(len(body)))])
+        return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
+
+    def _answer(self, environ: "WSGIEnvironment") -> tuple[str, list[tuple[str, str]], bytes]:
+        path = environ["PATH_INFO"]
+        if environ["REQUEST_METHOD"] not in ALLOWED:
+            status, headers, body = _line(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are answered")
+            return status, [*headers, ("Allow", ", ".join(ALLOWED))], body
+        if path == "/metrics":
+            started: list[Any] = []
+            pieces = self._metrics({**environ, "REQUEST_METHOD": "GET"}, lambda *answer: started.extend(answer))
+            return started[0], started[1], b"".join(pieces)
+        if path in self._lines:
+            good, text = self._lines[path]()
+            return _line(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, text)
+        return _line(HTTPStatus.NOT_FOUND, "there are /metrics, /healthz and /readyz")
+
+
+def _line(status: HTTPStatus, text: str) -> tuple[str, list[tuple[str, str]], bytes]:
+    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")]
+    return f"{status.value} {status.phrase}", headers, f"{text}\n".encode()
+
+
+@contextlib.contextmanager
+def serving(host: str, port: int, registry: CollectorRegistry, health: Health) -> Iterator[int]:
+    """Answers on `host` and `port` (0 lets the system choose) as long as the context lasts; yields the port.
+
+    Raises OSError if the port cannot be opened.
+    """
+    server = make_server(host, port, Application(registry, health), Server, Handler)
+    thread = threading.Thread(target=server.serve_forever, name="metrics-server", daemon=True)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,182 @@
+"""What a run will need, before anything is started: from the configuration and the model's config.json alone.
+
+Sources: the states of mixed-precision AdamW and their sharding are from the ZeRO paper, arXiv 1910.02054, sections 3.1
+and 5 (K = 12 bytes a parameter of fp32 copy and moments; our gradients are accumulated in fp32). Activations are an
+estimate: what a Llama-like block keeps for its backward pass, 8h + 2kv + 4i numbers a token and layer. What a process
+takes before it holds a model (PROCESS) was measured.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from grpo.config import Config
+from grpo.plan.model_size import Shape, read_shape
+from grpo.plan.placement import gpus_of
+
+GIB = 2**30
+FP32 = 4
+HEAD_CHUNK = 1024  # completion positions whose logits the trainer holds at once, as in policy.py
+MASTER = 12  # bytes a parameter in a checkpoint beside the weights: fp32 weights and AdamW's two moments
+SAVED_AT_ONCE = 2 * GIB  # of them, that a rank copies to the host while it saves, as in trainer/state.py
+PROCESS = {"controller": 1.0 * GIB, "rollout": 1.5 * GIB, "trainer": 1.25 * GIB}  # with Ray's own in its pod
+CUDA_HOST = 4 * GIB  # of a process that holds a GPU: its context, libraries and pinned buffers
+TOKEN = 40  # bytes that a token of a step takes on its way: its id and logprob in samples, and once packed
+OBJECT_STORE = GIB // 4  # the least for Ray's objects
+QUEUE = 10 * 24 * 2**20  # shared memory of a queue between the processes of one vLLM engine
+NCCL_SHM = GIB // 8  # of each GPU
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """Sizes in bytes for one actor of a role: `memory` without /dev/shm, and /dev/shm with Ray's objects."""
+
+    memory: int
+    shm: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Sizes in bytes. `weights` to `head`: one trainer rank; `kv_tokens_*` are tokens that an engine's cache holds."""
+
+    parameters: int
+    sync_bytes: int
+    weights: int
+    reference: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+    engine_weights: int
+    kv_per_token: int
+    kv_tokens_cpu: int
+    kv_tokens_gpu: int
+    engine_gpu: int
+    rows: int
+    tokens: int
+    updates: int
+    gpu_gib: float
+    checkpoint: int
+    volume: int
+    object_store: int
+    pods: dict[str, Pod]
+    device: str
+    warnings: tuple[str, ...]
+
+    @property
+    def rank_bytes(self) -> int:
+        return self.weights + self.reference + self.gradients + self.optimizer + self.activations + self.head
+
+
+def plan(config: Config, gpu_gib: float = 80.0) -> Plan:
+    """The plan for `config` on GPUs of `gpu_gib` GiB. Raises ConfigError if the model's config.json is out of reach."""
+    shape, rollout, train = read_shape(config), config.rollout, config.train
+    size = {"float32": 4, "bfloat16": 2}[config.model.dtype]
+    weights = shape.parameters * size
+    stage, ranks = train.zero_stage, train.ranks
+    # Without ZeRO, fp32 weights are their own master copy.
+    adam = shape.parameters * (8 if size == FP32 and stage == 0 else 12)
+    kv_per_token = 2 * shape.layers * shape.kv_width * size
+    gpu_budget = int(gpu_gib * GIB * rollout.memory_utilization) * rollout.tensor_parallel
+    rows = rollout.prompts_per_step * rollout.samples_per_prompt
+    tokens = rows * config.model.max_length
+    checkpoint = weights + MASTER * shape.parameters
+    made = Plan(
+        parameters=shape.parameters,
+        sync_bytes=weights,
+        weights=weights // (ranks if stage == 3 else 1),
+        reference=weights if config.algorithm.kl_coef > 0 else 0,
+        gradients=shape.parameters * FP32 // (ranks if stage >= 2 else 1),
+        optimizer=adam // (ranks if stage >= 1 else 1),
+        activations=activation_bytes(shape, train.tokens_per_micro_batch, size, train.gradient_checkpointing),
+        head=head_bytes(shape, train.tokens_per_micro_batch),
+        engine_weights=weights // rollout.tensor_parallel,
+        kv_per_token=kv_per_token,
+        kv_tokens_cpu=int(rollout.kv_cache_gib * GIB) // kv_per_token,
+        kv_tokens_gpu=max(0, gpu_budget - weights) // kv_per_token,
+        engine_gpu=gpu_budget // rollout.tensor_parallel,
+        rows=rows,
+        tokens=tokens,
+        updates=train.epochs * train.minibatches,
+        gpu_gib=gpu_gib,
+        checkpoint=checkpoint,
+        volume=checkpoint * copies(config),
+        object_store=max(OBJECT_STORE, 2 * TOKEN * tokens),
+        pods={},
+        device=config.cluster.device,
+        warnings=(),
+    )
+    made = dataclasses.replace(made, pods=pods(made, config))
+    return dataclasses.replace(made, warnings=tuple(gpu_problems(made, config) + cpu_problems(made, config)))
+
+
+def copies(config: Config) -> int:
+    """Checkpoints that lie in their folder at the worst moment: those kept, the best, and one that is being written."""
+    return config.checkpoint.keep + 2
+
+
+def activation_bytes(shape: Shape, tokens: int, size: int, checkpointing: bool) -> int:
+    """Activations of a packed forward pass; with checkpointing only each layer's input and one layer's inside."""
+    if checkpointing:
+        return tokens * size * (shape.layers * shape.hidden + shape.activations_per_layer)
+    return tokens * size * shape.layers * shape.activations_per_layer
+
+
+def head_bytes(shape: Shape, tokens: int) -> int:
+    """One chunk's fp32 logits and log-softmax, and the head's fp32 gradient."""
+    return 2 * min(tokens, HEAD_CHUNK) * shape.vocab * FP32 + shape.vocab * shape.hidden * FP32
+
+
+def pods(made: Plan, config: Config) -> dict[str, Pod]:
+    """Memory of the controller and of one actor of each role. For cluster.device auto: as on GPUs."""
+    split = config.rollout.tensor_parallel
+    queues = (split + 1) * QUEUE if split > 1 else 0
+    saving = min(SAVED_AT_ONCE, MASTER * made.parameters // config.train.ranks)
+    engine, rank = PROCESS["rollout"] * split, PROCESS["trainer"] + saving
+    shm = {"controller": 0, "rollout": queues, "trainer": 0}
+    if made.device != "cpu":
+        engine, rank = engine + CUDA_HOST * split, rank + CUDA_HOST
+        shm = {"controller": 0, "rollout": queues + split * NCCL_SHM, "trainer": NCCL_SHM}
+    else:
+        engine, rank = engine + made.sync_bytes + config.rollout.kv_cache_gib * GIB, rank + made.rank_bytes
+    memory = {"controller": PROCESS["controller"] + TOKEN * made.tokens, "rollout": engine, "trainer": rank}
+    return {role: Pod(int(memory[role]), shm[role] + made.object_store) for role in memory}
+
+
+def gpu_problems(made: Plan, config: Config) -> list[str]:
+    """Why the run cannot fit its GPUs, with the way out; nothing for cluster.device cpu."""
+    if made.device == "cpu":
+        return []
+    found, limit = [], made.gpu_gib * GIB
+    if made.rank_bytes > limit:
+        found.append(
+            f"a trainer rank needs {gib(made.rank_bytes)} of a GPU's {made.gpu_gib:g} GiB: raise train.zero_stage or "
+            "train.ranks, lower train.tokens_per_micro_batch or set train.gradient_checkpointing"
+        )
+    elif shares_gpu(config) and made.rank_bytes + made.engine_gpu > limit:
+        found.append(
+            f"a rank and an engine that share a GPU need {gib(made.rank_bytes + made.engine_gpu)} of its "
+            f"{made.gpu_gib:g} GiB: lower rollout.memory_utilization, or give each a GPU of its own"
+        )
+    if made.kv_tokens_gpu < config.model.max_length:
+        found.append("an engine's GPU cannot hold one row beside the weights: raise rollout.tensor_parallel")
+    return found
+
+
+def shares_gpu(config: Config) -> bool:
+    """Whether Ray may put a rank and an engine on one GPU."""
+    return gpus_of(config, "rollout") + gpus_of(config, "trainer") <= 1
+
+
+def cpu_problems(made: Plan, config: Config) -> list[str]:
+    if made.device == "cuda" or made.kv_tokens_cpu >= config.model.max_length:
+        return []
+    return [f"on a CPU, rollout.kv_cache_gib holds {made.kv_tokens_cpu} tokens, less than model.max_length: raise it"]
+
+
+def cannot_fit(made: Plan) -> bool:
+    """Whether the run would fail for want of memory on the device that it names; auto may still choose the other."""
+    return bool(made.warnings) and made.device != "auto"
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,107 @@
+"""Sizes of a model, from its config.json alone."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo.config import Config
+from grpo.config.paths import is_hub_model, unpinned
+from grpo.config.text import first_line
+from grpo.errors import ConfigError
+
+# model_type -> (biases of q, k and v; norms of q and k), as transformers builds these models
+FAMILIES = {"llama": (False, False), "mistral": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a Llama-like decoder."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the model; a tied head counts once."""
+        h, i, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_width
+        attention = 2 * h * q + 2 * h * kv + self.qkv_bias * (q + 2 * kv) + self.out_bias * h
+        mlp = 3 * h * i + self.mlp_bias * (2 * i + h)
+        norms = 2 * h + self.qk_norm * 2 * self.head_dim
+        embeddings = self.vocab * h * (1 if self.tied else 2)
+        return self.layers * (attention + mlp + norms) + embeddings + h
+
+    @property
+    def activations_per_layer(self) -> int:
+        """Numbers that one layer keeps for the backward pass, per token."""
+        return 8 * self.hidden + 2 * self.kv_width + 4 * self.intermediate
+
+
+def read_shape(config: Config) -> Shape:
+    """Sizes from config.json of `model.path`: a local folder, else the hub's cache, else the hub."""
+    path, raw = config.model.path, _read_model_config(config)
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise ConfigError(
+            f"{path}: plan knows the model types {', '.join(FAMILIES)}, not {family!r}; train may still work"
+        )
+    qkv_bias, qk_norm = FAMILIES[family]
+    bias = bool(raw.get("attention_bias", False))
+    try:
+        heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
+        shape = Shape(
+            layers=int(raw["num_hidden_layers"]),
+            hidden=hidden,
+            intermediate=int(raw["intermediate_size"]),
+            heads=heads,
+            kv_heads=int(raw.get("num_key_value_heads") or heads),
+            head_dim=int(raw.get("head_dim") or hidden // heads),
+            vocab=int(raw["vocab_size"]),
+            tied=bool(raw.get("tie_word_embeddings", False)),
+            qkv_bias=qkv_bias or bias,
+            out_bias=bias and not qkv_bias,
+            mlp_bias=bool(raw.get("mlp_bias", False)),
+            qk_norm=qk_norm,
+        )
+    except KeyError as error:
+        raise ConfigError(f"{path}/config.json: {error} is missing; is this a whole Hugging Face folder?") from None
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"{path}/config.json: a size is not a positive integer ({error}); repair the file") from None
+    if min(shape.layers, hidden, shape.intermediate, heads, shape.kv_heads, shape.head_dim, shape.vocab) < 1:
+        raise ConfigError(f"{path}/config.json: a size is below 1; repair the file")
+    return shape
+
+
+def _read_model_config(config: Config) -> dict[str, Any]:
+    path, revision = config.model.path, config.model.revision
+    file = Path(path) / "config.json"
+    try:
+        if not Path(path).is_dir():
+            if revision is None and is_hub_model(path):
+                raise ConfigError(unpinned("model.path", path))
+            from huggingface_hub import hf_hub_download
+
+            file = Path(hf_hub_download(path, "config.json", revision=revision))
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = first_line(error)
+        raise ConfigError(
+            f"{path}: config.json cannot be read ({reason}); set model.path to a folder or a hub id"
+        ) from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}/config.json: must hold a JSON object; repair the file")
+    return raw

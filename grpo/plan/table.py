@@ -1,0 +1,88 @@
+"""The plan as people read it: what each role holds on its device, what its pod needs, what storage needs."""
+
+import math
+
+from rich.table import Table
+
+from grpo.config import Config
+from grpo.plan.memory import GIB, Plan, gib, gpu_problems, shares_gpu
+from grpo.plan.placement import gpus_of
+
+NONE = "-"
+
+
+def tables(made: Plan, config: Config) -> list[Table]:
+    """In the order in which they are read."""
+    return [run_table(made), device_table(made, config), pod_table(made, config)]
+
+
+def run_table(made: Plan) -> Table:
+    out = Table(title="plan", show_header=False, title_justify="left")
+    out.add_column(style="bold")
+    out.add_column(justify="right")
+    out.add_row("parameters", f"{made.parameters:,}")
+    out.add_row("bytes of a weight sync", f"{made.sync_bytes:,}")
+    out.add_row("step: completions", f"{made.rows:,}")
+    out.add_row("step: tokens, at most", f"{made.tokens:,}")
+    out.add_row("step: optimizer updates", f"{made.updates:,}")
+    out.add_row("checkpoint", gib(made.checkpoint))
+    return out
+
+
+def device_table(made: Plan, config: Config) -> Table:
+    """One engine's GPU beside one rank's; on the CPU the engine's and the rank's memory."""
+    on_cpu = made.device == "cpu"
+    where = "CPU" if on_cpu else f"GPU of {made.gpu_gib:g} GiB"
+    cache = made.kv_tokens_cpu * made.kv_per_token if on_cpu else max(0, made.engine_gpu - made.engine_weights)
+    out = Table(title=f"on each {where}", title_justify="left")
+    out.add_column("", style="bold")
+    out.add_column("rollout: engine", justify="right")
+    out.add_column("trainer: rank", justify="right")
+    out.add_row("weights", gib(made.engine_weights), gib(made.weights))
+    out.add_row("KV cache", gib(cache), NONE)
+    out.add_row("reference", NONE, gib(made.reference))
+    out.add_row("gradients", NONE, gib(made.gradients))
+    out.add_row("optimizer", NONE, gib(made.optimizer))
+    out.add_row("activations", NONE, gib(made.activations))
+    out.add_row("head", NONE, gib(made.head), end_section=True)
+    out.add_row("sum", gib(made.engine_weights + cache), gib(made.rank_bytes))
+    tokens = made.kv_tokens_cpu if on_cpu else made.kv_tokens_gpu
+    out.add_row("tokens in the cache", f"{tokens:,}", NONE)
+    out.add_row("verdict", *verdicts(made, config, tokens))
+    return out
+
+
+def verdicts(made: Plan, config: Config, tokens: int) -> tuple[str, str]:
+    """Of the engine and of the rank. What a rank takes on the CPU is judged against its pod's limit, by preflight."""
+    engine = "fits" if tokens >= config.model.max_length else "does not fit"
+    if made.device == "cpu":
+        return engine, NONE
+    share = made.rank_bytes + (made.engine_gpu if shares_gpu(config) else 0)
+    rank = f"fits ({share / (made.gpu_gib * GIB):.0%})" if share <= made.gpu_gib * GIB else "does not fit"
+    assert ("does not fit" in (engine, rank)) == bool(gpu_problems(made, config))
+    return engine, rank
+
+
+def pod_table(made: Plan, config: Config) -> Table:
+    """What the values of the chart should at least say, with one engine and one rank to a pod."""
+    out = Table(title="each pod, with one engine or one rank in it", title_justify="left")
+    out.add_column("", style="bold")
+    for name in ("head: controller", "rollout", "trainer"):
+        out.add_column(name, justify="right")
+    pods = [made.pods[role] for role in ("controller", "rollout", "trainer")]
+    on_gpu = made.device != "cpu"
+    gpus = [f"{gpus_of(config, role):g}" if on_gpu else "0" for role in ("rollout", "trainer")]
+    out.add_row("pods", "1", str(config.rollout.engines), str(config.train.ranks))
+    out.add_row("GPUs", "0", *gpus)
+    out.add_row("/dev/shm", *(gib(pod.shm) for pod in pods))
+    out.add_row("of it, Ray's object store", *(gib(made.object_store) for _ in pods))
+    out.add_row("memory limit, /dev/shm included", *(whole_gib(pod.memory + pod.shm) for pod in pods))
+    volume = f"{whole_gib(made.volume)} for checkpoint.keep = {config.checkpoint.keep}"
+    out.caption = f"volume or bucket of checkpoints: {volume}, the best one, and one that is being written"
+    out.caption_justify = "left"
+    return out
+
+
+def whole_gib(size: float) -> str:
+    """As a quantity of Kubernetes, rounded up."""
+    return f"{math.ceil(size / GIB)}Gi"

@@ -1,0 +1,169 @@
+"""The fenced process that calls the user's functions: JSON lines in and out, each reply with its request's number.
+
+Says first {"missing": [fences that the kernel lacks]}, then {"error": null} or {"error": "what, and the way out"} of
+the imports. Requests are {"id", "function": index, "prompt", "completion", "answer"}; replies {"id", "reward": 1.0} or
+{"id", "kind": "exception", "error": "what happened"}.
+"""
+
+import ctypes
+import difflib
+import importlib
+import inspect
+import json
+import math
+import numbers
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from grpo.rewards.sandbox import landlock, limits, seccomp
+
+RewardFunction = Callable[[str, str, str], Any]
+LONGEST_ERROR = 2000
+NICE = 10
+"""Where the keeper is not asked, it must at least get its turn beside hundreds of processes."""
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+class Refused(Exception):
+    """A function that cannot be used; the text is for the user."""
+
+
+def run(settings: dict[str, Any], uid: int | None, keeper: socket.socket) -> None:
+    """Fences this process in, imports the functions and answers requests until their pipe ends."""
+    requests, replies = settings["requests"], settings["replies"]
+    send(replies, {"missing": confine(settings, uid, keeper)})
+    keeper.close()
+    sys.dont_write_bytecode = True
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):  # not those of the keeper, which may have been files
+        stream = os.fdopen(fd, "w" if fd else "r", buffering=1, errors="backslashreplace", closefd=False)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    sys.path += [entry for entry in settings["path"] if entry not in sys.path]
+    sys.path.insert(0, os.getcwd())
+    try:
+        functions = [load(name) for name in settings["functions"]]
+    except Refused as error:
+        send(replies, {"error": str(error)})
+        return
+    limits.limit_memory(settings["memory_bytes"])
+    helpers = children()  # those that the imports started live on; what a call starts ends with it
+    send(replies, {"error": None})
+    with os.fdopen(requests) as lines:
+        for line in lines:
+            request = json.loads(line)
+            limits.allow_cpu(settings["seconds"])
+            reply = call(functions[request["function"]], request["prompt"], request["completion"], request["answer"])
+            end_children(helpers)
+            send(replies, {"id": request["id"], **reply})
+
+
+def confine(settings: dict[str, Any], uid: int | None, keeper: socket.socket) -> list[str]:
+    """Puts up every fence; returns the names of those that this system does not have."""
+    libc = ctypes.CDLL(None)
+    os.setsid()
+    limits.set_limits(own_user=uid is not None)
+    if uid is not None:
+        limits.become(uid)
+    limits.drop_capabilities()
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # when the keeper is killed; a change of user clears it
+    libc.prctl(landlock.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    folders = [os.getcwd(), *settings["path"]]
+    readable = [sys.prefix, sys.base_prefix, *landlock.visible(folders), *settings["readable"]]
+    missing = landlock.restrict(readable, folders, settings["scratch"], settings["network"])
+    own_signals = uid is None and "landlock_signals" in missing
+    missing += seccomp.restrict(settings["network"], own_files=uid is None, own_signals=own_signals)
+    listener = seccomp.listen()
+    if listener is None:
+        os.nice(NICE)
+    else:
+        socket.send_fds(keeper, [b"."], [listener])
+        os.close(listener)
+    return [
+        *missing,
+        *([] if uid is not None else ["separate_user"]),
+        *([] if listener is not None else ["seccomp_listener"]),
+    ]
+
+
+def send(replies: int, message: dict[str, Any]) -> None:
+    data = json.dumps(message).encode() + b"\n"
+    while data:
+        data = data[os.write(replies, data) :]
+
+
+def load(name: str) -> RewardFunction:
+    """Raises Refused if the module cannot be imported or has no such function, or if it does not take three texts."""
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise Refused(
+            f"module {module_name!r} cannot be imported: {describe(error)}; put "
+            f"{module_name.replace('.', '/')}.py into {os.getcwd()} or install it"
+        ) from None
+    function: RewardFunction | None = getattr(module, function_name, None)
+    if not callable(function):
+        names = [name for name, value in vars(module).items() if callable(value)]
+        nearest = difflib.get_close_matches(function_name, names, n=1)
+        hint = f"did you mean {module_name}:{nearest[0]}?" if nearest else "check the spelling"
+        raise Refused(f"module {module_name!r} has no function {function_name!r}; {hint}")
+    try:
+        inspect.signature(function).bind("prompt", "completion", "answer")
+    except TypeError as error:
+        raise Refused(
+            f"a reward is called as (prompt, completion, answer), but {name}{inspect.signature(function)} does not "
+            f"take that: {error}; change its parameters"
+        ) from None
+    except ValueError:  # no signature to look at, as for some functions written in C
+        return function
+    return function
+
+
+def call(function: RewardFunction, prompt: str, completion: str, answer: str) -> dict[str, Any]:
+    """{"reward": a finite number} or {"kind", "error"}, whatever the function does short of ending this process."""
+    try:
+        reward = function(prompt, completion, answer)
+    except MemoryError as error:
+        return {"kind": "memory", "error": f"raised {describe(error)}"}
+    except BaseException as error:
+        return {"kind": "exception", "error": f"raised {describe(error)}"}
+    try:
+        if not isinstance(reward, numbers.Real):
+            return {"kind": "bad_value", "error": f"returned {type(reward).__name__}"}
+        value = float(reward)
+    except BaseException as error:
+        return {"kind": "bad_value", "error": f"returned something whose value raised {describe(error)}"}
+    return {"reward": value} if math.isfinite(value) else {"kind": "bad_value", "error": f"returned {value}"}
+
+
+def describe(error: BaseException) -> str:
+    """Type and text of an error in one bounded line, also when its own __str__ fails."""
+    text = " ".join(traceback.format_exception_only(type(error), error)[-1].split())
+    return text[:LONGEST_ERROR]
+
+
+def children() -> set[int]:
+    """Processes whose parent is this one: as it is a subreaper, also those that tried to get away by a double fork."""
+    found: set[int] = set()
+    with suppress(OSError):  # a thread may end meanwhile
+        for thread in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{thread}/children") as file:
+                found.update(map(int, file.read().split()))
+    return found
+
+
+def end_children(spared: set[int]) -> None:
+    """Ends all children but these, and theirs: orphans come to this process and are found in the next round."""
+    while left := children() - spared:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)

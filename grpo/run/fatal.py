@@ -1,0 +1,70 @@
+"""FATAL.json: why a run ended that would end alike again, so that a retry stops in a moment instead of rebuilding all.
+
+Kubernetes retries a job that met a reward function that always fails just as it retries one that lost its node.
+"""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import grpo
+from grpo import errors
+from grpo.config import Config
+from grpo.config.diff import config_hash
+from grpo.errors import CheckpointError, ConfigError, DataError, GrpoError
+from grpo.store import Store
+
+FATAL = "FATAL.json"
+FORGIVEN = (ConfigError, DataError)
+"""Found again within seconds, and likely mended outside of the configuration: never held against a new start."""
+
+
+def write_fatal(run_dir: Path, error: GrpoError, config_hash: str) -> None:
+    """Leaves FATAL.json for an error of a `fatal` class, unless it is there: then `check_fatal` has raised this one.
+
+    It never hides the error by one of its own.
+    """
+    if not error.fatal:
+        return
+    message = str(error)
+    content = {
+        "class": type(error).__name__,
+        "exit_code": error.exit_code,
+        "message": message,
+        "next": message.rpartition("; ")[2],
+        "config_hash": config_hash,
+        "version": grpo.__version__,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    with contextlib.suppress(CheckpointError):  # a full disk; the run's own error is what counts
+        Store(str(run_dir)).write_new(FATAL, json.dumps(content, indent=1).encode())
+
+
+def check_fatal(run_dir: Path, config: Config) -> None:
+    """Raises the error that ended this run, if the configuration is still the same; else removes FATAL.json.
+
+    Call it while holding the run's folder.
+    """
+    store = Store(str(run_dir))
+    if not store.exists(FATAL):
+        return
+    found = _parse(store.read(FATAL))
+    kind = getattr(errors, str(found.get("class")), None)
+    known = isinstance(kind, type) and issubclass(kind, GrpoError) and not issubclass(kind, FORGIVEN)
+    if known and kind is not None and found.get("config_hash") == config_hash(config):
+        raise kind(
+            f"{run_dir}: this run ended with: {found.get('message')} (at {found.get('time')}); the configuration is "
+            f"the same, so it would end alike; once the cause is mended delete {run_dir / FATAL}"
+        )
+    store.delete(FATAL)
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    """Nothing for a file that is damaged: it only saves time."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,5 @@
+"""Names of what lies in a run's folder; `observe.folder` says what each holds."""
+
+CONFIG, METRICS, SAMPLES, TENSORBOARD = "config.yaml", "metrics.jsonl", "samples.jsonl", "tensorboard"
+CHECKPOINTS, SUPERSEDED = "checkpoints", "superseded"
+REPORT = "report.html"

@@ -1,0 +1,303 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from grpo.errors import CheckpointError, Fenced, Interrupted
+from grpo.run import lease as module
+from grpo.run.lease import Lease, holder_here
+from grpo.run.stopping import StopRequest
+from tests.checkpoints import checkpoints, save
+
+HOLDER = """
+import sys
+from pathlib import Path
+from grpo.errors import GrpoError
+from grpo.run.lease import Lease
+
+run_dir, seconds = Path(sys.argv[1]), float(sys.argv[2])
+try:
+    with Lease(run_dir, seconds) as lease:
+        print(lease.attempt, flush=True)
+        for line in sys.stdin:
+            if line == "save\\n":
+                from grpo.checkpoint import Checkpoints
+                from tests.checkpoints import config, save
+                save(Checkpoints(config(run_dir), run_dir, lease), 7)
+                print("saved", flush=True)
+except GrpoError as error:
+    print(type(error).__name__, error, flush=True)
+    sys.exit(error.exit_code)
+"""
+
+
+@contextmanager
+def holder(run_dir: Path, seconds: float):
+    """A process that takes the lease, holds it until its input ends, and commits when told to."""
+    command = [sys.executable, "-c", HOLDER, str(run_dir), str(seconds)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    with process.stdout, process.stdin:
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def line(process: subprocess.Popen) -> str:
+    return process.stdout.readline().strip()
+
+
+def attempts(run_dir: Path) -> dict[str, dict]:
+    return {path.name: json.loads(path.read_text()) for path in sorted((run_dir / "attempts").iterdir())}
+
+
+def test_attempts_are_counted_and_ended(tmp_path):
+    for attempt in (1, 2, 3):
+        with Lease(tmp_path, 30) as lease:
+            assert lease.attempt == attempt
+            lease.check()
+            assert not attempts(tmp_path)[f"{attempt:06d}.json"]["ended"]
+    assert [(entry["attempt"], entry["ended"]) for entry in attempts(tmp_path).values()] == [
+        (1, True),
+        (2, True),
+        (3, True),
+    ]
+
+
+def test_an_error_ends_the_attempt_too(tmp_path):
+    with pytest.raises(ValueError), Lease(tmp_path, 30):
+        raise ValueError
+    with Lease(tmp_path, 30) as lease:
+        assert lease.attempt == 2
+
+
+def test_no_thread_is_left(tmp_path):
+    with Lease(tmp_path, 30) as lease:
+        assert lease._thread.is_alive()
+    assert not lease._thread.is_alive()
+
+
+def test_of_20_starts_at_once_exactly_one_holds(tmp_path):
+    with ExitStack() as stack:
+        processes = [stack.enter_context(holder(tmp_path, 9)) for _ in range(20)]
+        said = [line(process)[:6] for process in processes]
+        assert sorted(said) == ["1"] + ["Fenced"] * 19
+        holding = processes.pop(said.index("1"))
+        assert [process.wait() for process in processes] == [13] * 19
+        assert holding.poll() is None
+        holding.stdin.close()
+        assert holding.wait() == 0
+    assert list(attempts(tmp_path)) == ["000001.json"]
+
+
+def test_a_dead_holder_of_this_machine_is_followed_at_once(tmp_path):
+    with holder(tmp_path, 3600) as process:
+        assert line(process) == "1"
+        process.kill()
+        process.wait()
+        with Lease(tmp_path, 3600) as lease:
+            assert lease.attempt == 2
+
+
+def test_a_zombie_process_is_dead(tmp_path):
+    with holder(tmp_path, 3600) as process:
+        assert line(process) == "1"
+        os.kill(process.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        with Lease(tmp_path, 3600) as lease:
+            assert lease.attempt == 2
+
+
+def test_a_pid_that_is_used_again_is_not_the_holder(tmp_path):
+    with Lease(tmp_path, 3600) as lease:
+        content = json.loads(lease._content())
+    content |= {"pid": os.getppid(), "created": 1.0, "ended": False}  # a parent may be as young as we are
+    (tmp_path / "attempts/000001.json").write_text(json.dumps(content))
+    with Lease(tmp_path, 3600) as lease:
+        assert lease.attempt == 2
+
+
+@pytest.mark.parametrize("content", ['{"machine": "other", "pid": 1, "created": 1.0, "ended": false}', "", "[1]", "{"])
+def test_a_silent_holder_elsewhere_is_followed_after_lease_seconds(tmp_path, content):
+    """Also one that was killed before it could say who it is."""
+    (tmp_path / "attempts").mkdir()
+    (tmp_path / "attempts/000001.json").write_text(content)
+    os.utime(tmp_path / "attempts/000001.json", (0, 0))
+    begin = time.monotonic()
+    with Lease(tmp_path, 0.6) as lease:
+        assert lease.attempt == 2
+        assert time.monotonic() - begin >= 0.6
+
+
+def test_a_living_holder_elsewhere_is_found_by_its_heartbeat_alone(tmp_path, monkeypatch):
+    """Its clock, its pid and its times of files say nothing."""
+    with Lease(tmp_path, 1.5):
+        monkeypatch.setattr(module, "_machine", lambda: "another")
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        with pytest.raises(Fenced, match=r"attempt 1 is alive \(process \d+ on host") as caught, Lease(tmp_path, 60):
+            pass
+        assert caught.value.exit_code == 13
+
+
+def test_a_frozen_holder_is_followed_and_fenced_when_it_wakes(tmp_path):
+    with holder(tmp_path, 1.2) as process:
+        assert line(process) == "1"
+        os.kill(process.pid, signal.SIGSTOP)
+        with Lease(tmp_path, 1.2) as lease:
+            assert lease.attempt == 2
+            saved = save(checkpoints(tmp_path, attempt=2), 5)
+            before = attempts(tmp_path)["000001.json"]
+            process.stdin.write("save\n")
+            os.kill(process.pid, signal.SIGCONT)
+            assert "attempt 2 has taken over" in line(process)
+            assert process.wait() == 13
+            lease.check()
+            assert attempts(tmp_path)["000001.json"] == before, "it wrote nothing any more, not even that it ended"
+            assert checkpoints(tmp_path, attempt=2).newest() == saved
+
+
+def test_a_frozen_holder_whom_nobody_followed_goes_on(tmp_path):
+    with holder(tmp_path, 0.9) as process:
+        assert line(process) == "1"
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(1.2)
+        process.stdin.write("save\n")
+        os.kill(process.pid, signal.SIGCONT)
+        assert line(process) == "saved"
+
+
+def test_the_heartbeat_notices_by_itself_and_stops(tmp_path):
+    with Lease(tmp_path, 0.3) as lease:
+        content = json.loads((tmp_path / "attempts/000001.json").read_text())
+        (tmp_path / "attempts/000002.json").write_text("{}")
+        lease._thread.join(timeout=10)
+        assert not lease._thread.is_alive()
+        with pytest.raises(Fenced, match="attempt 2 has taken over"):
+            lease.check()
+    assert (tmp_path / "attempts/000002.json").read_text() == "{}"
+    assert not json.loads((tmp_path / "attempts/000001.json").read_text())["ended"]
+    assert content["attempt"] == 1
+
+
+def test_the_folder_was_deleted_and_another_start_took_the_number(tmp_path):
+    with Lease(tmp_path, 30) as old:
+        (tmp_path / "attempts/000001.json").unlink()
+        with pytest.raises(Fenced, match="gone"):
+            old.check()
+        with Lease(tmp_path, 30) as new:
+            assert new.attempt == 1
+            old._lost = None
+            old._beat()
+            with pytest.raises(Fenced, match="another start's"):
+                old.check()
+            new.check()
+
+
+def test_a_heartbeat_that_cannot_be_written_is_fenced_after_lease_seconds(tmp_path, monkeypatch):
+    with Lease(tmp_path, 0.6) as lease:
+        writes = []
+
+        def full(name, data):
+            writes.append(name)
+            raise CheckpointError("No space left")
+
+        monkeypatch.setattr(lease._store, "write", full)
+        lease.check()
+        time.sleep(1.0)
+        with pytest.raises(Fenced, match="heartbeat could not be written for 0.6 s"):
+            lease.check()
+        assert len(writes) >= 2, "it kept trying"
+
+
+def test_a_disk_that_is_full_for_a_moment_is_forgiven(tmp_path, monkeypatch):
+    with Lease(tmp_path, 0.6) as lease, monkeypatch.context() as patch:
+        patch.setattr(lease._store, "write", lambda name, data: (_ for _ in ()).throw(CheckpointError("full")))
+        time.sleep(0.3)
+        patch.undo()
+        time.sleep(0.5)
+        lease.check()
+
+
+def test_clocks_may_jump(tmp_path, monkeypatch):
+    with Lease(tmp_path, 30) as lease:
+        for offset in (-3600, 3600):
+            monkeypatch.setattr(time, "time", lambda offset=offset: 1.7e9 + offset)
+            lease._beat()
+            lease.check()
+        os.utime(tmp_path / "attempts/000001.json", (0, 0))
+        lease.check()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError), Lease(tmp_path / "file", 30):
+        pass
+
+
+def test_a_holder_elsewhere_that_is_stopping_is_waited_for(tmp_path, monkeypatch, capsys):
+    """Kubernetes starts the next pod while the one before still commits within its grace period."""
+    with StopRequest(60) as stop, Lease(tmp_path, 0.9, stop) as old:
+        os.kill(os.getpid(), signal.SIGTERM)
+        old._beat()
+        monkeypatch.setattr(module, "_machine", lambda: "another")
+        threading.Timer(3.0, old.__exit__, (None, None, None)).start()
+        begin = time.monotonic()
+        with Lease(tmp_path, 0.9) as new:
+            assert new.attempt == 2
+            assert time.monotonic() - begin >= 2.5, "it lived for more than lease_seconds after it was seen"
+    assert capsys.readouterr().out.startswith("waiting for attempt 1 on host ")
+
+
+def test_a_holder_that_outlives_its_grace_period_is_not_waited_for_any_longer(tmp_path, monkeypatch):
+    with StopRequest(0.5) as stop, Lease(tmp_path, 0.6, stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(module, "_machine", lambda: "another")
+        begin = time.monotonic()
+        with pytest.raises(Fenced, match="attempt 1 is alive"), Lease(tmp_path, 0.6):
+            pass
+        assert time.monotonic() - begin >= 0.6
+
+
+def test_a_stopping_holder_that_is_killed_is_followed_after_lease_seconds(tmp_path):
+    (tmp_path / "attempts").mkdir()
+    (tmp_path / "attempts/000001.json").write_text('{"machine": "other", "pid": 1, "ended": false, "stopping": 3600}')
+    begin = time.monotonic()
+    with Lease(tmp_path, 0.6) as lease:
+        assert lease.attempt == 2
+    assert 0.6 <= time.monotonic() - begin < 60
+
+
+def test_a_start_that_waits_can_be_stopped(tmp_path):
+    (tmp_path / "attempts").mkdir()
+    (tmp_path / "attempts/000001.json").write_text('{"machine": "other", "pid": 1, "ended": false}')
+    with StopRequest(30) as stop:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(Interrupted, match="SIGTERM"), Lease(tmp_path, 60, stop):
+            pass
+    assert list(attempts(tmp_path)) == ["000001.json"]
+
+
+def test_who_holds_the_folder_on_this_machine(tmp_path, monkeypatch):
+    assert holder_here(tmp_path) is None
+    with holder(tmp_path, 30) as process:
+        assert line(process) == "1"
+        found = holder_here(tmp_path)
+        assert (found.attempt, found.process.pid, found.ended) == (1, process.pid, False)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_machine", lambda: "another")
+            assert holder_here(tmp_path) is None, "the same pid elsewhere is another process"
+        os.kill(process.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert found.ended, "a zombie has ended"
+        assert holder_here(tmp_path) is None
+    with Lease(tmp_path, 30):
+        assert holder_here(tmp_path).process.pid == os.getpid()
+    assert holder_here(tmp_path) is None

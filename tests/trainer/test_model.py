@@ -1,0 +1,167 @@
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from grpo.errors import ConfigError
+from grpo.trainer import model as policy_module
+from grpo.trainer.model import dense_attention, make_policy
+from grpo.trainer.packing import pack
+from tests.models import random_samples, tiny_model
+
+TEMPERATURE = 0.7
+
+
+def row_logprobs(model, samples, temperature=TEMPERATURE):
+    """The same by the plain road: one row a forward pass, eager attention, all logits."""
+    logprobs, entropies = [], []
+    for sample in samples:
+        logits_TV = model(torch.tensor([sample.prompt_ids + sample.output_ids])).logits[0] / temperature
+        log_probs_CV = torch.log_softmax(logits_TV, -1)[len(sample.prompt_ids) - 1 : -1]
+        logprobs.append(log_probs_CV.gather(1, torch.tensor(sample.output_ids)[:, None])[:, 0])
+        entropies.append(-(log_probs_CV.exp() * log_probs_CV).sum(1).detach())
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+@pytest.mark.parametrize("chunk", [3, 1024])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_packed_equals_row_by_row_with_gradients(kind, tied, checkpointing, chunk, monkeypatch):
+    monkeypatch.setattr(policy_module, "CHUNK", chunk)
+    samples = random_samples(7)
+    model = tiny_model(kind, tied, attn_implementation="eager")
+    expected_C, expected_entropy_C = row_logprobs(model, samples)
+    weights_C = torch.randn(len(expected_C), generator=torch.Generator().manual_seed(1))
+    (expected_C * weights_C).sum().backward()
+    expected_gradients = {name: param.grad for name, param in model.named_parameters()}
+    model.zero_grad()
+
+    policy = make_policy(model, TEMPERATURE, checkpointing).train()
+    logprobs_C, entropy_C = policy(pack(samples))
+    torch.testing.assert_close(logprobs_C, expected_C, atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy_C, expected_entropy_C, atol=1e-5, rtol=0)
+    (logprobs_C * weights_C).sum().backward()
+    gradients = {name: param.grad for name, param in model.named_parameters()}
+    torch.testing.assert_close(gradients, expected_gradients, atol=1e-4, rtol=1e-4)
+
+
+def row_by_row_kernel(query, key, value, *, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size):
+    """What the varlen kernel computes, on any device: [E, heads, head_dim] in and out."""
+    assert window_size == (-1, 0) and cu_seq_q is cu_seq_k and max_q == max_k
+    outputs = []
+    for start, end in pairwise(cu_seq_q.tolist()):
+        rows = (tensor[start:end].transpose(0, 1)[None] for tensor in (query, key, value))
+        outputs.append(F.scaled_dot_product_attention(*rows, is_causal=True, scale=scale)[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def test_the_layout_for_the_varlen_kernel_gives_the_same(monkeypatch):
+    batch = pack(random_samples(7))
+    policy = make_policy(tiny_model(), TEMPERATURE)
+    expected_C = policy(batch)[0]
+    make_layout = policy_module.make_layout
+    monkeypatch.setattr(policy_module, "make_layout", lambda batch, flash: make_layout(batch, flash=True))
+    monkeypatch.setattr(policy_module, "varlen_attn", row_by_row_kernel)
+    torch.testing.assert_close(policy(batch)[0], expected_C, atol=1e-5, rtol=0)
+
+
+def test_rows_do_not_see_each_other():
+    samples = random_samples(5)
+    assert samples[1].prompt_ids == samples[2].prompt_ids
+    samples[1] = replace(samples[1], prompt_ids=(5,) * len(samples[1].prompt_ids))  # else fewer tokens: other rounding
+    policy = make_policy(tiny_model(), TEMPERATURE)
+    changed = [
+        *samples[:2],
+        replace(samples[2], prompt_ids=tuple(60 - token for token in samples[2].prompt_ids)),
+        *samples[3:],
+    ]
+    rows_C = pack(samples).rows_C
+    before_C, after_C = policy(pack(samples))[0], policy(pack(changed))[0]
+    assert torch.equal(before_C[rows_C != 2], after_C[rows_C != 2])
+    assert not torch.isclose(before_C[rows_C == 2], after_C[rows_C == 2]).all()
+
+
+def test_a_shared_prompt_is_forwarded_once_and_leaks_nothing():
+    first, second = random_samples(3)[1:]
+    assert first.prompt_ids == second.prompt_ids
+    policy = make_policy(tiny_model(), TEMPERATURE)
+    batch = pack([first, second])
+    assert len(batch.input_ids_T) == len(first.prompt_ids + first.output_ids + second.output_ids) - 2
+    alone_C = torch.cat([policy(pack([sample]))[0] for sample in (first, second)])
+    torch.testing.assert_close(policy(batch)[0], alone_C, atol=1e-5, rtol=0)
+    other = replace(first, output_ids=tuple(60 - token for token in first.output_ids))
+    assert torch.equal(policy(pack([other, second]))[0][batch.rows_C == 1], policy(batch)[0][batch.rows_C == 1])
+
+
+def test_a_token_sees_only_what_is_before_it():
+    (sample,) = random_samples(1, seed=4)
+    other = replace(sample, output_ids=sample.output_ids[:-2] + (1, 2))
+    policy = make_policy(tiny_model(), TEMPERATURE)
+    before_C, after_C = policy(pack([sample]))[0], policy(pack([other]))[0]
+    assert torch.equal(before_C[:-2], after_C[:-2])
+
+
+def test_temperature_can_be_replaced_and_a_filler_is_scored():
+    samples = random_samples(3)
+    model = tiny_model()
+    expected_C, _ = row_logprobs(model, samples, temperature=1.0)
+    policy = make_policy(model, TEMPERATURE)
+    torch.testing.assert_close(policy(pack(samples), temperature=1.0)[0], expected_C, atol=1e-5, rtol=0)
+    assert policy(pack([]))[0].isfinite().all()
+
+
+def test_dropout_is_off():
+    model = tiny_model(attention_dropout=0.5)
+    model.model.layers[0].mlp.act_fn = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Dropout(0.5))
+    policy = make_policy(model, TEMPERATURE).train()
+    batch = pack(random_samples(3))
+    assert torch.equal(policy(batch)[0], policy(batch)[0])
+
+
+def test_the_head_shares_the_weight_and_keeps_its_name():
+    tied, untied = make_policy(tiny_model(), 1.0).causal_lm, make_policy(tiny_model(tied=False), 1.0).causal_lm
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    assert "lm_head.weight" not in dict(tied.named_parameters())
+    assert "lm_head.weight" in dict(untied.named_parameters())
+
+
+def test_models_with_other_logits_are_refused():
+    model = tiny_model()
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(ConfigError, match="final_logit_softcapping"):
+        make_policy(model, 1.0)
+
+
+def test_rows_longer_than_the_sliding_window_are_refused():
+    model = tiny_model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
+    policy = make_policy(model, 1.0)
+    short, long = random_samples(1, seed=1)[0], random_samples(1, seed=1)[0]
+    policy(pack([replace(short, output_ids=(1,), logprobs=(0.0,), prompt_ids=(1, 2))]))
+    with pytest.raises(ConfigError, match="sliding window"):
+        policy(pack([replace(long, prompt_ids=(1,) * 12)]))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_dense_attention_is_causal_attention_with_its_gradients(kv_heads):
+    torch.manual_seed(0)
+    shapes = [(3, heads, 7, 8) for heads in (4, kv_heads, kv_heads)]
+    ours = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    reference = [tensor.detach().clone().requires_grad_() for tensor in ours]
+    found = dense_attention(*ours, scaling=None)
+    expected = F.scaled_dot_product_attention(*reference, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    for output in (found, expected):
+        (output * weights).sum().backward()
+    for left, right in zip(ours, reference, strict=True):
+        torch.testing.assert_close(left.grad, right.grad)
+
+
+def test_a_scale_of_the_models_own_is_used():
+    query = torch.eye(2, dtype=torch.float64)[None, None]
+    attended = dense_attention(query, query, query, scaling=3.0)
+    share = torch.tensor(3.0, dtype=torch.float64).exp()
+    torch.testing.assert_close(attended[0, 0, 1], torch.stack([1 / (1 + share), share / (1 + share)]))

@@ -1,0 +1,399 @@
+"""The trainer against plain PyTorch: the same gradient and weights for any ranks, micro-batches and ZeRO stage."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from grpo.algorithm.loss import Normaliser, policy_loss
+from grpo.config import Config, Train
+from grpo.errors import CheckpointError, NonFiniteError, WeightSyncError
+from grpo.trainer.schedule import learning_rate
+from grpo.types import Sample
+from tests.models import random_samples, tiny_folder
+from tests.ranks import free_port, run_ranks, stop_server
+from tests.trainer.test_model import row_logprobs
+
+RATE = 1e-2
+ROWS = random_samples(13, advantages=(1.0, -1.0, 0.0, 0.5, -2.0))
+STAGES = (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_process_left():
+    yield
+    stop_server()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("model"))
+
+
+def settings(folder: Path, **sections: dict[str, Any]) -> Config:
+    sections["model"] = {"path": str(folder), "dtype": "float32", "max_length": 24} | sections.get("model", {})
+    sections["rollout"] = {"max_tokens": 16} | sections.get("rollout", {})
+    sections["train"] = {"learning_rate": RATE, "tokens_per_micro_batch": 64} | sections.get("train", {})
+    sections["sync"] = {"max_mismatch": 100} | sections.get("sync", {})  # random rows fit no weights
+    return Config.model_validate(sections)
+
+
+def open_trainer(config: Config, rank: int, world_size: int, port: int) -> Any:
+    from grpo.trainer import PolicyTrainer
+
+    return PolicyTrainer(config, rank, world_size, rank, "cpu", "127.0.0.1", port, total_steps=10, threads=1)
+
+
+def train_once(rank: int, world_size: int, port: int, runs: list[tuple[Config, list[Sample]]]) -> list[Any]:
+    """For each run: (gradients of its updates, weights after the step, stats)."""
+    from deepspeed.utils import safe_get_full_grad
+
+    answers = []
+    for config, batch in runs:
+        trainer = open_trainer(config, rank, world_size, port)
+        gradients: list[dict[str, torch.Tensor]] = []
+        step = trainer.engine.step
+
+        def spy(rate: float, trainer=trainer, gradients=gradients, step=step) -> Any:
+            params = trainer.weights.params.items()
+            grads = {n: p.grad if p.grad is not None else safe_get_full_grad(p) for n, p in params}
+            gradients.append({name: grad.float().numpy(force=True).copy() for name, grad in grads.items()})
+            return step(rate)
+
+        trainer.engine.step = spy
+        stats = trainer.step(batch, step=1)
+        weights = {name: tensor.float().numpy(force=True).copy() for name, tensor in trainer.iter_weights()}
+        answers.append((gradients, weights, stats))
+    trainer.close()  # once: DeepSpeed keeps the process group for good
+    return answers
+
+
+def plain(folder: Path, batch: list[Sample], loss: str = "dapo", kl_coef: float = 0.0) -> tuple[Any, Any, float]:
+    """Gradients, weights after one AdamW step and the loss, by the plain road: row by row, one backward."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    logprobs_C, _ = row_logprobs(model, batch, temperature=1.0)
+    output = policy_loss(
+        loss,
+        logprobs_C,
+        torch.tensor([value for sample in batch for value in sample.logprobs]),
+        torch.tensor([sample.advantage for sample in batch for _ in sample.output_ids]),
+        torch.tensor([float(len(sample.output_ids)) for sample in batch for _ in sample.output_ids]),
+        Normaliser(sum(len(sample.output_ids) for sample in batch), len(batch)),
+        clip_low=0.2,
+        clip_high=0.28,
+        kl_coef=kl_coef,
+        reference_logprobs_C=logprobs_C.detach() if kl_coef else None,
+    )
+    output.loss.backward()
+    gradients = {name: param.grad.numpy().copy() for name, param in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return gradients, {name: param.detach().numpy() for name, param in model.named_parameters()}, output.loss.item()
+
+
+def saved_weights(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return {name: param.detach().float().numpy() for name, param in model.named_parameters()}
+
+
+def on_policy(folder: Path, batch: list[Sample]) -> list[Sample]:
+    """The same rows with the logprobs that the saved policy gives them."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    logprobs = [tuple(row_logprobs(model, [row], temperature=1.0)[0].tolist()) for row in batch]
+    return [replace(row, logprobs=values) for row, values in zip(batch, logprobs, strict=True)]
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=tolerance), name
+
+
+def assert_same_after_adam(found: dict[str, Any], expected: dict[str, Any], gradients: dict[str, Any]) -> None:
+    """Adam's first step divides a gradient by its own size: where that is noise, so is the direction of the step."""
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        tolerance = numpy.where(abs(gradients[name]) > 1e-5, 2e-4, 2.0 * RATE)
+        assert (abs(found[name] - value) <= tolerance).all(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_gradient_and_weights_for_any_ranks_micro_batches_and_stage(world_size, folder):
+    variants = [{"zero_stage": stage, "tokens_per_micro_batch": 24} for stage in STAGES]
+    variants.append({"zero_stage": 1, "tokens_per_micro_batch": 4096})
+    configs = [settings(folder, train=variant) for variant in variants]
+    answers = run_ranks(world_size, train_once, free_port(), [(config, ROWS) for config in configs])
+    gradients, weights, loss = plain(folder, ROWS)
+    norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients.values()))
+    for number, variant in enumerate(variants):
+        per_rank = [answer[number] for answer in answers]
+        for (found,), found_weights, stats in per_rank:
+            assert_same(found, gradients, 2e-6)
+            assert_same_after_adam(found_weights, weights, gradients)
+            assert stats["train/loss"] == pytest.approx(loss, abs=1e-6), variant
+            assert stats["train/grad_norm"] == pytest.approx(norm, rel=1e-5), variant
+        assert (
+            len({tuple(sorted((k, v) for k, v in stats.items() if "seconds" not in k)) for _, _, stats in per_rank})
+            == 1
+        )
+
+
+@pytest.mark.slow
+def test_kl_term_and_sequence_mean(folder):
+    """With a KL term rows without advantage are forwarded too, and the first update's KL to the reference is 0."""
+    algorithm = {"loss": "grpo", "kl_coef": 0.1}
+    config = settings(folder, algorithm=algorithm, train={"zero_stage": 2, "tokens_per_micro_batch": 24})
+    (first, second) = run_ranks(2, train_once, free_port(), [(config, ROWS)])
+    gradients, weights, loss = plain(folder, ROWS, **algorithm)
+    for (found,), found_weights, stats in (first[0], second[0]):
+        assert_same(found, gradients, 2e-6)
+        assert_same_after_adam(found_weights, weights, gradients)
+        assert stats["train/loss"] == pytest.approx(loss, abs=1e-6)
+        assert stats["train/kl_reference"] == pytest.approx(0.0, abs=1e-9)
+        assert stats["train/tokens"] == sum(len(row.prompt_ids) + len(row.output_ids) - 1 for row in ROWS)
+
+
+@pytest.mark.slow
+def test_minibatches_epochs_and_rows_without_advantage(folder):
+    """Four updates of two epochs; the sampler's mismatch is that of the first minibatch, before any update."""
+    train = {"epochs": 2, "minibatches": 2, "max_grad_norm": 1e9}
+    twice, idle = settings(folder, train=train), settings(folder)
+    sampled = on_policy(folder, ROWS)
+    kept = [row for row in ROWS if row.advantage]
+    zeros = [replace(row, advantage=0.0) for row in ROWS]
+    answer, _ = run_ranks(2, train_once, free_port(), [(twice, sampled), (idle, zeros)])
+    (updates, _, stats), (none, still, zero) = answer
+    assert len(updates) == stats["train/updates"] == 4
+    assert stats["train/tokens"] == 2 * sum(len(row.prompt_ids) + len(row.output_ids) - 1 for row in kept)
+    assert stats["train/rollout_kl"] == pytest.approx(0.0, abs=1e-9)
+    assert stats["train/rollout_abs_diff"] == pytest.approx(0.0, abs=1e-5)
+    assert stats["train/approx_kl"] > 1e-3
+    assert stats["train/ratio_max"] > 1.28 and stats["train/clip_high"] > 0
+    assert "train/kl_reference" not in stats
+
+    assert none == [] and zero["train/updates"] == zero["train/tokens"] == zero["train/grad_norm"] == 0.0
+    assert zero["train/learning_rate"] == RATE and "train/entropy" not in zero
+    assert_same(still, saved_weights(folder), 0.0)
+
+
+def use_every_verb(rank: int, world_size: int, port: int, config: Config, folder: Path) -> dict[str, Any]:
+    trainer = open_trainer(config, rank, world_size, port)
+    found: dict[str, Any] = {"records": trainer.weight_records()}
+
+    def weights() -> dict[str, Any]:
+        return {name: tensor.float().numpy(force=True).copy() for name, tensor in trainer.iter_weights()}
+
+    ids = list(range(1, 9))
+    found["start"], found["start logprobs"] = weights(), trainer.logprobs(ids)
+    trainer.perturb(0.3, seed=5)
+    found["perturbed"], found["perturbed logprobs"] = weights(), trainer.logprobs(ids)
+    trainer.restore()
+    found["restored"], found["restored logprobs"] = weights(), trainer.logprobs(ids)
+
+    def total(rows: list[Sample]) -> float:
+        scored = [trainer.logprobs(row.prompt_ids + row.output_ids)[-len(row.output_ids) :] for row in rows]
+        return sum(map(sum, scored))
+
+    good, bad = [row for row in ROWS if row.advantage > 0], [row for row in ROWS if row.advantage < 0]
+    found["before"] = total(good), total(bad)
+
+    def sampled() -> list[Sample]:
+        """Rows with the live policy's own logprobs: the ratio is 1, the gradient the plain one."""
+        scored = [trainer.logprobs(row.prompt_ids + row.output_ids)[-len(row.output_ids) :] for row in ROWS]
+        return [replace(row, logprobs=tuple(values)) for row, values in zip(ROWS, scored, strict=True)]
+
+    found["stats"] = [trainer.step(sampled(), step) for step in range(1, 5)]
+    found["after"] = total(good), total(bad)
+    found["end"] = weights()
+    trainer.save(folder / "policy")
+    try:
+        trainer.save(folder / "policy")
+    except CheckpointError as error:
+        found["refused"] = str(error)
+    trainer.close()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("world_size", "stage", "dtype", "kind", "tied"),
+    [
+        (1, 1, "float32", "llama", True),
+        (2, 3, "float32", "qwen2", False),
+        (2, 3, "bfloat16", "llama", True),
+        (2, 2, "bfloat16", "llama", True),
+        (2, 1, "bfloat16", "qwen2", True),
+        (1, 0, "bfloat16", "llama", False),
+    ],
+)
+def test_every_verb(world_size, stage, dtype, kind, tied, tmp_path):
+    tiny_folder(tmp_path / "model", kind=kind, tied=tied)
+    train = {"zero_stage": stage, "learning_rate": 1e-3, "schedule": "linear", "gradient_checkpointing": True}
+    config = settings(tmp_path / "model", model={"dtype": dtype}, train=train)
+    answers = run_ranks(world_size, use_every_verb, free_port(), config, tmp_path)
+    for found in answers:
+        assert_records(found["records"], found["start"], tied, dtype)
+        assert_same(found["start"], saved_weights(tmp_path / "model", getattr(torch, dtype)), 0.0)
+        assert_same(found["restored"], found["start"], 0.0)
+        assert found["restored logprobs"] == found["start logprobs"]
+        moved = torch.tensor(found["perturbed logprobs"]) - torch.tensor(found["start logprobs"])
+        assert moved.abs().mean() > 0.3
+        assert_same(found["perturbed"], answers[0]["perturbed"], 0.0)
+        assert found["after"][0] > found["before"][0] + 1.0 and found["after"][1] < found["before"][1] - 1.0
+        assert [stats["train/learning_rate"] for stats in found["stats"]] == pytest.approx([1e-3, 9e-4, 8e-4, 7e-4])
+        assert_same(found["end"], saved_weights(tmp_path / "policy", getattr(torch, dtype)), 0.0)
+        assert "never overwritten" in found["refused"]
+    assert [path.name for path in tmp_path.iterdir() if "policy" in path.name] == ["policy"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "policy").convert_tokens_to_ids("w7") == 7
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    assert (reloaded.lm_head.weight is reloaded.model.embed_tokens.weight) == tied
+
+
+def assert_records(records: Any, weights: dict[str, Any], tied: bool, dtype: str) -> None:
+    assert [(record.name, record.shape) for record in records] == [(name, w.shape) for name, w in weights.items()]
+    assert {record.dtype for record in records} == {dtype}
+    assert ("lm_head.weight" in weights) == (not tied)
+    assert records[0].name == "model.embed_tokens.weight"
+
+
+BROKEN_LOSS = [*ROWS[:-1], replace(ROWS[-1], advantage=math.nan)]
+
+
+def moving_parts(trainer: Any) -> dict[str, bytes]:
+    """Bits of all that an update changes: weights, fp32 weights, moments and counts."""
+    found = {name: tensor.float().numpy(force=True).tobytes() for name, tensor in trainer.iter_weights()}
+    for name, param in trainer.weights.params.items():
+        shard = trainer.engine.shards.of(param)
+        found |= {f"{kind}/{name}": view.numpy().tobytes() for kind, view in shard.views.items()}
+        found[f"step/{name}"] = shard.step.numpy().tobytes()
+    return found
+
+
+def skip_updates(rank: int, world_size: int, port: int, configs: list[Config]) -> list[dict[str, Any]]:
+    """One good step; and broken steps, on one rank only, around the same good step."""
+    answers = []
+    for config in configs:
+        trainer = open_trainer(config, rank, world_size, port)
+        good = trainer.step(ROWS, step=1), moving_parts(trainer)
+
+        trainer = open_trainer(config, rank, world_size, port)
+        backward, start = trainer.engine.backward, moving_parts(trainer)
+        skipped = [trainer.step(BROKEN_LOSS, step=1)]
+        skipped_state = moving_parts(trainer)
+        trainer.engine.backward = lambda loss, last, do=backward: do(loss * (math.inf if rank == 1 else 1.0), last)
+        skipped.append(trainer.step(ROWS, step=1))
+        trainer.engine.backward, loss = backward, trainer._loss
+        assert trainer.budget.in_row == 2
+        trainer.budget.in_row = 0
+        trainer._loss = lambda *given, do=loss: replace(output := do(*given), loss=output.loss + (rank and math.inf))
+        skipped.append(trainer.step(ROWS, step=1))  # the gradient of this loss is finite
+        trainer._loss = loss
+        unmoved = skipped_state == moving_parts(trainer) == start
+        again = trainer.step(ROWS, step=1), moving_parts(trainer)
+
+        errors = []
+        for batch, factor in ((BROKEN_LOSS, 1.0), (ROWS, math.inf)):
+            trainer.budget.in_row = 0
+            poison = factor if rank == 1 else 1.0
+            trainer.engine.backward = lambda loss, last, poison=poison, do=backward: do(loss * poison, last)
+            found = [trainer.step(batch, step=1)["train/skipped"] for _ in range(2)]
+            with pytest.raises(NonFiniteError) as caught:
+                trainer.step(batch, step=1)
+            errors.append((found, str(caught.value)))
+        answers.append({"good": good, "again": again, "skipped": skipped, "unmoved": unmoved, "errors": errors})
+    trainer.close()
+    return answers
+
+
+@pytest.mark.slow
+def test_updates_that_are_not_finite_are_skipped_by_all_ranks_and_leave_no_trace(folder):
+    kinds = [(stage, dtype) for stage in STAGES for dtype in ("float32", "bfloat16")]
+    configs = [
+        settings(
+            folder,
+            model={"dtype": dtype},
+            train={"zero_stage": stage, "tokens_per_micro_batch": 24, "max_skipped_updates": 2},
+        )
+        for stage, dtype in kinds
+    ]
+    for per_rank in run_ranks(2, skip_updates, free_port(), configs):
+        for kind, found in zip(kinds, per_rank, strict=True):
+            assert found["unmoved"], kind
+            for stats in found["skipped"]:
+                assert (stats["train/skipped"], stats["train/updates"]) == (1.0, 0.0), kind
+                assert "train/loss" not in stats and stats["train/tokens"] > 0
+            assert found["good"][0]["train/skipped"] == 0.0
+            assert measured(found["again"][0]) == measured(found["good"][0]), kind
+            assert found["again"][1] == found["good"][1], kind
+            (loss_counts, loss_error), (norm_counts, norm_error) = found["errors"]
+            assert loss_counts == norm_counts == [1.0, 1.0]
+            assert "the loss must be finite: it is nan" in loss_error and "3 updates in a row" in loss_error
+            assert "the gradient's norm must be finite" in norm_error and "train.max_skipped_updates is 2" in norm_error
+
+
+def measured(stats: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in stats.items() if "seconds" not in name}
+
+
+def meet_strangers(rank: int, world_size: int, port: int, config: Config, sampled: list[Sample]) -> dict[str, Any]:
+    """Steps with samples of the trainer's weights, of other ones, and with a logprob that is NaN."""
+    found: dict[str, Any] = {}
+    strange = [replace(row, version=2) for row in ROWS]
+    trainer = open_trainer(config, rank, world_size, port)
+    start = moving_parts(trainer)
+    broken = replace(ROWS[3], index=5, logprobs=(*ROWS[3].logprobs[:-1], math.nan))
+    for name, batch, error in (
+        ("sample", [*ROWS[:3], broken], NonFiniteError),
+        ("gate", strange, WeightSyncError),
+    ):
+        with pytest.raises(error) as caught:
+            trainer.step(batch, step=3)
+        found[name] = str(caught.value)
+    found["unmoved"] = start == moving_parts(trainer)
+
+    trainer = open_trainer(config, rank, world_size, port)
+    found["fit"] = trainer.step([replace(row, version=2) for row in sampled], step=3)
+    found["stale"] = trainer.step([replace(row, version=1) for row in ROWS], step=3)
+    nucleus = Config.model_validate(config.model_dump() | {"rollout": config.rollout.model_dump() | {"top_p": 0.9}})
+    trainer = open_trainer(nucleus, rank, world_size, port)
+    found["nucleus"] = trainer.step(strange, step=3)
+    trainer.close()
+    return found
+
+
+@pytest.mark.slow
+def test_samples_of_other_weights_are_refused_before_any_update(folder):
+    """Unless the mismatch has another cause: an old version, a nucleus."""
+    config = settings(folder, sync={"max_mismatch": 0.05}, train={"minibatches": 2, "zero_stage": 2})
+    for found in run_ranks(2, meet_strangers, free_port(), config, on_policy(folder, ROWS)):
+        assert "sync.max_mismatch is 0.05" in found["gate"] and "in step 3" in found["gate"]
+        said = float(found["gate"].partition("KL(sampler || trainer) is ")[2].partition(" nats")[0])
+        assert said > 0.05
+        place = len(ROWS[3].logprobs) - 1
+        assert f"token {place} of sample 5 of prompt {ROWS[3].prompt_id} has nan" in found["sample"]
+        assert found["unmoved"]
+        assert found["fit"]["train/updates"] == 2.0 and found["fit"]["train/rollout_kl"] < 1e-6
+        assert found["fit"]["train/approx_kl"] > found["fit"]["train/rollout_kl"]
+        for name in ("stale", "nucleus"):
+            assert found[name]["train/updates"] == 2.0 and found[name]["train/rollout_kl"] > 0.05
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_learning_rate_rises_over_the_warm_up_and_then_follows_the_schedule(schedule, rates):
+    train = Train(learning_rate=0.5, warmup_steps=2, schedule=schedule)
+    found = [learning_rate(train, step, total_steps=6) for step in range(1, 7)]
+    assert found == pytest.approx([0.5 * rate for rate in rates], abs=1e-6)
