@@ -15,7 +15,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import grpo
-from grpo.config import load as configfile
+from grpo.config.load import config_schema, dump_config, load_config
 from grpo.config.text import clean
 from grpo.errors import ConfigError, GrpoError, Interrupted
 
@@ -82,7 +82,7 @@ def _options(
 @app.command()
 def train(run_file: RunFile, overrides: Overrides = None) -> None:
     """Run the whole job, from the data to the report."""
-    config = configfile.load(run_file, overrides or [])
+    config = load_config(run_file, overrides or [])
     signal.signal(signal.SIGTERM, _terminated)
     from grpo import cluster
     from grpo.observe.report import write_report
@@ -105,7 +105,7 @@ def evaluate(run_file: RunFile, overrides: Overrides = None) -> None:
 
     `model.path=runs/x/checkpoints/step_000045/policy` scores a policy that a run saved.
     """
-    config = configfile.load(run_file, overrides or [])
+    config = load_config(run_file, overrides or [])
     if config.eval.prompts == 0:
         raise ConfigError("eval.prompts = 0: an evaluation needs held-out prompts; add eval.prompts=128")
     signal.signal(signal.SIGTERM, _terminated)
@@ -152,9 +152,8 @@ def plan(
 
     Ends with exit code 2 if the run cannot fit the device that cluster.device names.
     """
-    config = configfile.load(run_file, overrides or [])
-    from grpo.plan.memory import cannot_fit
-    from grpo.plan.memory import plan as make_plan
+    config = load_config(run_file, overrides or [])
+    from grpo.plan.memory import cannot_fit, make_plan
     from grpo.plan.table import tables
 
     made = make_plan(config, gpu_gib=gpu_gib)
@@ -173,7 +172,7 @@ def preflight(run_file: RunFile, overrides: Overrides = None) -> None:
 
     Exit code 2: something has to be changed. 10: it may come by itself, such as a node that is still starting.
     """
-    config = configfile.load(run_file, overrides or [])
+    config = load_config(run_file, overrides or [])
     signal.signal(signal.SIGTERM, _terminated)
     from grpo import cluster
     from grpo.plan.preflight.verdict import conclude, lines
@@ -200,7 +199,7 @@ def drain(
     Beside the driver: SIGTERM, and a wait for its commit and end. In a pod of workers: they move elsewhere first.
     """
     known = run_file != POD_FILE or run_file.exists()  # a pod of workers needs none
-    config = configfile.load(run_file, overrides or []) if known else None
+    config = load_config(run_file, overrides or []) if known else None
     from grpo.cluster.drain import drain as drain_here
 
     print(drain_here(config, seconds or (config.run.grace_seconds if config else WORKER_SECONDS)))
@@ -209,13 +208,13 @@ def drain(
 @config_app.command()
 def schema() -> None:
     """Print the JSON schema: every key and its meaning."""
-    print(json.dumps(configfile.schema(), indent=2))
+    print(json.dumps(config_schema(), indent=2))
 
 
 @config_app.command()
 def show(run_file: RunFile, overrides: Overrides = None) -> None:
     """Print a configuration with every key filled in."""
-    print(configfile.dump(configfile.load(run_file, overrides or [])), end="")
+    print(dump_config(load_config(run_file, overrides or [])), end="")
 
 
 def _terminated(_number: int, _frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ from grpo.algorithm.evaluation import score_evaluation
 from grpo.checkpoint import Commit
 from grpo.config import Config
 from grpo.errors import Interrupted, InterruptedEarly, NoLearningSignal, TrainerLost, WeightSyncError
-from grpo.interfaces import Parts
+from grpo.interfaces import Components
 from grpo.run.faults import fault_point
 from grpo.types import Groups, Prompt, Sampling
 
@@ -29,20 +29,26 @@ class Progress:
     prompts: dict[str, Any]
     """State of the prompt stream: what the finished steps have consumed, not what the next one has taken."""
     step: int = 0
-    silent: int = 0
+    zero_variance_steps: int = 0
     """Steps in a row up to this one that had nothing to teach."""
     evaluated: int = -1
     """Step of the last evaluation."""
     score: float | None = None
     """Accuracy of the last evaluation, or the step's mean reward where nothing is evaluated."""
 
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Progress":
+        """What `asdict` made, also in the words of 0.1.0 as it was first released (`silent`)."""
+        words = {"silent": "zero_variance_steps"}
+        return cls(**{words.get(name, name): value for name, value in state.items()})
+
 
 class Controller:
     """Runs the loop. `eval_prompts` may be empty: then nothing is evaluated."""
 
-    def __init__(self, config: Config, parts: Parts, eval_prompts: Sequence[Prompt]) -> None:
-        self.config, self.parts, self.eval_prompts = config, parts, eval_prompts
-        self.start = Progress(prompts=parts.prompts.state())
+    def __init__(self, config: Config, components: Components, eval_prompts: Sequence[Prompt]) -> None:
+        self.config, self.components, self.eval_prompts = config, components, eval_prompts
+        self.start = Progress(prompts=components.prompts.state())
         self.progress = self.start  # after the last finished step
         self.committed = 0
         self.training = False  # the trainer is beyond the last finished step
@@ -64,14 +70,16 @@ class Controller:
 
     def resume(self, commit: Commit | None) -> None:
         """Takes up a checkpoint, or the very start, and brings the engines there."""
-        parts = self.parts
-        self.progress = Progress(**commit.state["progress"]) if commit else self.start
+        components = self.components
+        self.progress = Progress.from_state(commit.state["progress"]) if commit else self.start
         step = self.committed = self.progress.step
         if commit:
             fault_point("resume.found", step)
-            parts.trainer.load(commit)
-        parts.prompts.restore(self.progress.prompts)
-        parts.recorder.rewind(step, {name: commit.read(name) for name in commit.state["attachments"]} if commit else {})
+            components.trainer.load(commit)
+        components.prompts.restore(self.progress.prompts)
+        components.recorder.rewind(
+            step, {name: commit.read(name) for name in commit.state["attachments"]} if commit else {}
+        )
         self.training = False
         fault_point("resume.restored", step)
         self.sync(version=step)
@@ -79,87 +87,88 @@ class Controller:
 
     def advance(self) -> None:
         """One step, and what is due after it."""
-        config, parts, record = self.config, self.parts, self.parts.recorder
+        config, components, record = self.config, self.components, self.components.recorder
         step = self.progress.step + 1
-        parts.stop.check()
+        components.stop.check()
         with record.step(step):
             with record.phase("rollout"):
-                groups = parts.rollouts.generate(
-                    parts.prompts.take(config.rollout.prompts_per_step), train_sampling(config), step
+                groups = components.rollouts.generate(
+                    components.prompts.take(config.rollout.prompts_per_step), train_sampling(config), step
                 )
                 self.check_versions(groups)
             fault_point("generate.done", step)
-            if parts.trainer.leaving and self.committed < step - 1:  # its node may not last for the rest of the step
+            # A node that is about to go away may not last for the rest of the step.
+            if components.trainer.leaving and self.committed < step - 1:
                 self.commit()
             fault_point("reward.dispatched", step)
-            with record.phase("reward"), parts.stop.abortable():
-                groups = parts.rewards.score(groups)
+            with record.phase("reward"), components.stop.abortable():
+                groups = components.rewards.score(groups)
             fault_point("reward.done", step)
             with record.phase("advantage"):
                 batch = advantages(groups, std=config.algorithm.advantage_std)
-                silent = self.check_signal(groups)
+                zero_variance_steps = self.check_signal(groups)
             with record.phase("train"):
                 self.training = True
-                stats = parts.trainer.step(batch, step)
+                stats = components.trainer.step(batch, step)
             if due(step, config.sync.every):
                 self.sync(version=step)
-            record.log_step(step, groups, stats | parts.rewards.failures())
+            record.log_step(step, groups, stats | components.rewards.failures())
         rewards_B = (reward for group in groups for reward in group.rewards_G)
         score = self.progress.score if self.eval_prompts else fmean(rewards_B)
-        self.progress = Progress(parts.prompts.state(), step, silent, self.progress.evaluated, score)
+        self.progress = Progress(components.prompts.state(), step, zero_variance_steps, self.progress.evaluated, score)
         self.training = False
         self.evaluate()
-        last, leaving = step == config.run.steps, parts.trainer.leaving
+        last, leaving = step == config.run.steps, components.trainer.leaving
         if due(step, config.checkpoint.every) or last or leaving:
             self.commit()
         if leaving and not last:
-            parts.trainer.leave()
+            components.trainer.leave()
 
     def sync(self, version: int) -> None:
-        weights, record = self.parts.weights, self.parts.recorder
+        weights, record = self.components.weights, self.components.recorder
         with record.phase("weight_sync"):
             record.log_sync(weights.sync(version), weights.digest)
 
     def evaluate(self) -> None:
         """Scores the held-out prompts if that is due; a policy that is newer than the engines' is synced first."""
-        parts, step, last = self.parts, self.progress.step, self.config.run.steps
+        components, step, last = self.components, self.progress.step, self.config.run.steps
         wanted = due(step, self.config.eval.every) or step in (0, last)
         if not (self.eval_prompts and wanted) or self.progress.evaluated == step:
             return
-        if step > parts.weights.version:
+        if step > components.weights.version:
             self.sync(version=step)
-        with parts.recorder.phase("eval"):
-            groups = parts.rollouts.generate(self.eval_prompts, eval_sampling(self.config), step)
-            with parts.stop.abortable():
-                groups = parts.rewards.score(groups)
+        with components.recorder.phase("eval"):
+            groups = components.rollouts.generate(self.eval_prompts, eval_sampling(self.config), step)
+            with components.stop.abortable():
+                groups = components.rewards.score(groups)
             scores = score_evaluation(groups)
-            parts.recorder.log_eval(step, groups, scores)
+            components.recorder.log_eval(step, groups, scores)
         self.progress = replace(self.progress, evaluated=step, score=scores["eval/accuracy"])
 
     def commit(self) -> None:
         """Commits the last finished step."""
-        parts, progress, began = self.parts, self.progress, time.monotonic()
-        with parts.recorder.phase("checkpoint"):
-            folder = parts.checkpoints.begin(progress.step)
-            records = parts.trainer.save(folder, progress.step)
-            attachments = parts.recorder.attachments()
+        components, progress, began = self.components, self.progress, time.monotonic()
+        with components.recorder.phase("checkpoint"):
+            folder = components.checkpoints.begin(progress.step)
+            records = components.trainer.save(folder, progress.step)
+            attachments = components.recorder.attachments()
             state = {"progress": asdict(progress), "attachments": sorted(attachments)}
-            commit = parts.checkpoints.commit(progress.step, records, state, progress.score, attachments)
-            parts.recorder.log_commit(commit.step, sum(file.size for file in commit.files))
+            commit = components.checkpoints.commit(progress.step, records, state, progress.score, attachments)
+            components.recorder.log_commit(commit.step, sum(file.size for file in commit.files))
         self.committed = progress.step
-        parts.stop.reserve_seconds = time.monotonic() - began
+        components.stop.reserve_seconds = time.monotonic() - began
 
     def recover(self, lost: TrainerLost) -> None:
         """New trainer ranks in the place of lost ones; the next turn of the loop resumes."""
         began = time.monotonic()
-        self.parts.trainer.rebuild()
-        self.resume(self.parts.checkpoints.newest())
-        self.parts.recorder.recovered("trainer", lost, time.monotonic() - began)
+        self.components.trainer.rebuild()
+        self.resume(self.components.checkpoints.newest())
+        self.components.recorder.recovered("trainer", lost, time.monotonic() - began)
 
     def last_commit(self, stopped: Interrupted) -> Interrupted:
         """What a stopped run ends with: all finished steps committed if the time is enough, and a word on it."""
         step = self.progress.step
-        if step > self.committed and not self.training and self.parts.stop.time_to_commit:
+        if step > self.committed and not self.training and self.components.stop.time_to_commit:
             self.commit()
         if step == self.committed and not self.training:
             return Interrupted(f"{stopped}; step {step} is safe, the same command goes on from there")
@@ -170,7 +179,7 @@ class Controller:
 
     def check_versions(self, groups: Groups) -> None:
         """No sample may come from other weights than those of the last sync."""
-        version = self.parts.weights.version
+        version = self.components.weights.version
         for sample in (sample for group in groups for sample in group.samples):
             if sample.version != version:
                 raise WeightSyncError(
@@ -180,15 +189,15 @@ class Controller:
 
     def check_signal(self, groups: Groups) -> int:
         """How many steps in a row had only groups of equal rewards, which teach nothing; too many end the run."""
-        silent = self.progress.silent + 1 if all(group.silent for group in groups) else 0
-        if silent > self.config.run.max_steps_without_signal:
+        steps = self.progress.zero_variance_steps + 1 if all(group.zero_variance for group in groups) else 0
+        if steps > self.config.run.max_steps_without_signal:
             rewards = sorted({reward for group in groups for reward in group.rewards_G})
             raise NoLearningSignal(
-                f"rewards must differ within groups to teach anything, but in each of the last {silent} steps every "
+                f"rewards must differ within groups to teach anything, but in each of the last {steps} steps every "
                 f"group had equal rewards (the last ones: {rewards[:4]}); look at samples.jsonl, change the data or "
                 "the reward, or raise run.max_steps_without_signal"
             )
-        return silent
+        return steps
 
 
 def due(step: int, every: int) -> bool:

@@ -150,7 +150,7 @@ class Recorder(Observer, Protocol):
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """What the loop drives."""
 
     prompts: PromptStream

@@ -64,7 +64,7 @@ class Group:
         return rewards
 
     @property
-    def silent(self) -> bool:
+    def zero_variance(self) -> bool:
         """All rewards are equal: the group teaches nothing."""
         return len(set(self.rewards_G)) == 1
 

@@ -1,14 +1,14 @@
 """The order of the loop, against fakes of all its parts."""
 
 import signal
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
 
 from grpo.checkpoint import Checkpoints
 from grpo.config import Config
-from grpo.controller import Controller, due
+from grpo.controller import Controller, Progress, due
 from grpo.errors import (
     ClusterError,
     Interrupted,
@@ -18,7 +18,7 @@ from grpo.errors import (
     TrainerLost,
     WeightSyncError,
 )
-from grpo.interfaces import Parts
+from grpo.interfaces import Components
 from grpo.run.stopping import StopRequest
 from grpo.types import Sampling
 from tests.fakes import (
@@ -56,7 +56,7 @@ class Job:
     def run(self) -> list[str]:
         held_out = [prompt(1000 + number) for number in range(self.held_out)]
         parts = (self.rollouts, self.rewards, self.trainer, self.weights, self.checkpoints, self.recorder, self.stop)
-        Controller(self.config, Parts(self.prompts, *parts), held_out).run(self.checkpoints.newest())
+        Controller(self.config, Components(self.prompts, *parts), held_out).run(self.checkpoints.newest())
         return self.events
 
 
@@ -351,7 +351,13 @@ def test_too_many_steps_without_a_signal_end_the_run(tmp_path: Path) -> None:
     assert len(job.trainer.batches) == 2
 
 
-def test_the_count_of_silent_steps_survives_a_restart(tmp_path: Path) -> None:
+def test_the_state_of_the_first_release_is_read() -> None:
+    state = {"prompts": {"epoch": 0}, "step": 7, "silent": 2, "evaluated": 5, "score": 0.5}
+    assert Progress.from_state(state) == Progress({"epoch": 0}, 7, zero_variance_steps=2, evaluated=5, score=0.5)
+    assert Progress.from_state(asdict(Progress({}, 3, 1))) == Progress({}, 3, 1)
+
+
+def test_the_count_of_steps_without_signal_survives_a_restart(tmp_path: Path) -> None:
     sections = {"run": {"steps": 2, "max_steps_without_signal": 2}, "checkpoint": {"every": 1}}
     job = Job(config(**sections), tmp_path, held_out=0)
     job.rewards.right = "#### 3"

@@ -14,7 +14,10 @@ def loaded(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["controller", "cli", "data.prompts", "plan.memory", "observe.metrics", "algorithm.advantages"])
+MODULES = ["controller", "cli", "data.prompts", "plan.memory", "observe.metrics", "algorithm.advantages"]
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_importing_it_loads_nothing_heavy(module: str) -> None:
     assert loaded(f"import grpo.{module}").intersection(HEAVY) == set()
 

@@ -22,13 +22,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from grpo.config import Config
-from grpo.config import load as configfile
+from grpo.config.load import load_config
 from grpo.data.tokenizer import load_tokenizer
 from grpo.errors import ConfigError, GrpoError
 from grpo.observe.progress import RunProgress
 from grpo.observe.prometheus import PrometheusMetrics
 from grpo.observe.report import write_report
-from grpo.plan.memory import plan
+from grpo.plan.memory import make_plan
 from grpo.rollout.environment import FORBIDDEN, prepare_environment
 from tests.runs import HOSTILE, make_config, make_group, make_stats, write_run
 from tests.test_end_to_end import MARK, left_behind, marked
@@ -72,7 +72,7 @@ def test_code_in_a_model_folder_does_not_run(evil_model: tuple[Path, Path]) -> N
     folder, marker = evil_model
     config = Config.model_validate({"model": {"path": str(folder)}})
     attempts = (
-        lambda: plan(config),
+        lambda: make_plan(config),
         lambda: load_tokenizer(config),
         lambda: load_policy(str(folder), None, torch.float32, 1.0, False),
     )
@@ -187,7 +187,7 @@ HERE: dict[str, Any] = {"model": {"path": "./model"}, "data": {"source": "rows.j
 def load(tmp_path: Path, **sections: dict[str, Any]) -> Config:
     tree = {name: HERE.get(name, {}) | sections.get(name, {}) for name in {**HERE, **sections}}
     (tmp_path / "run.yaml").write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
-    return configfile.load(tmp_path / "run.yaml")
+    return load_config(tmp_path / "run.yaml")
 
 
 @pytest.mark.parametrize(
@@ -228,13 +228,13 @@ def test_what_is_on_this_machine_needs_no_commit(in_tmp: Path, source: str) -> N
 def test_without_the_file_check_the_loaders_still_refuse(in_tmp: Path) -> None:
     """A Config may be made in code, too."""
     config = Config.model_validate({"model": {"path": "owner/model"}, "data": {"source": "owner/rows"}})
-    for use in (load_tokenizer, plan):
+    for use in (load_tokenizer, make_plan):
         with pytest.raises(ConfigError, match="set model.revision"):
             use(config)
 
 
 def test_the_examples_name_commits() -> None:
-    config = configfile.load(ROOT / "examples" / "gsm8k.yaml")
+    config = load_config(ROOT / "examples" / "gsm8k.yaml")
     assert config.model.revision and config.data.revision
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from charts.generate.comments import descriptions
 from charts.generate.tools import ROOT
-from grpo.config.load import schema as config_schema
+from grpo.config.load import config_schema
 
 Schema = dict[str, Any]
 CHART = ROOT / "charts" / "grpo"

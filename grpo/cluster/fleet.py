@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from grpo.cluster.session import Session
-from grpo.cluster.waiting import Call, Member
+from grpo.cluster.waiting import ActorHandle, Call
 from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, GrpoError
 from grpo.interfaces import Observer
@@ -33,7 +33,7 @@ ARCS = {
 }
 
 
-class Recoveries:
+class RecoveryBudget:
     """Counts replacements since the last checkpoint, so that a run which cannot get on gives up."""
 
     def __init__(self, limit: int) -> None:
@@ -58,7 +58,7 @@ class Slot:
     """The place of one engine; `lost` and `lost_at` tell of the one before."""
 
     index: int
-    member: Member
+    handle: ActorHandle
     state: State = State.DEAD
     starting: Call | None = None
     lost: ClusterError | None = None
@@ -76,8 +76,8 @@ class Fleet:
         self,
         session: Session,
         config: Config,
-        create: Callable[[int], Member],
-        recoveries: Recoveries,
+        create: Callable[[int], ActorHandle],
+        recoveries: RecoveryBudget,
         observer: Observer,
     ) -> None:
         self.session, self.config, self.create = session, config, create
@@ -94,21 +94,21 @@ class Fleet:
         if not lost:
             return
         for slot, error in lost.items():
-            self.session.discard(slot.member, error, False)
+            self.session.discard(slot.handle, error, False)
             slot.to(State.DEAD)
             slot.lost, slot.lost_at = error, time.monotonic()
         self.recoveries.spend(max(lost.values(), key=lambda error: error.counts))
         for slot in lost:
-            slot.member = self.create(slot.index)
+            slot.handle = self.create(slot.index)
             self._start(slot)
         self._report()
 
     def retire(self) -> None:
         """Replaces engines whose node is about to go away; the new ones wait for another node."""
         serving = self.of(State.STALE, State.HEALTHY)
-        leaving = self.session.leaving([slot.member for slot in serving])
+        leaving = self.session.leaving([slot.handle for slot in serving])
         error = EngineLost("engines move: their node is about to go away", counts=False)
-        self.lose({slot: error for slot in serving if slot.member in leaving})
+        self.lose({slot: error for slot in serving if slot.handle in leaving})
 
     def gather(self, wait: bool) -> None:
         """Takes in the engines that have started since; with `wait` those that are still starting too."""
@@ -117,14 +117,14 @@ class Fleet:
         if not wait:
             starting = [slot for slot in starting if slot.starting and self.session.has_answered(slot.starting)]
         calls = [slot.starting for slot in starting if slot.starting]
-        outcomes = self.session.outcomes(calls, self.config.deadlines.start, "start", pulse="")
+        outcomes = self.session.outcomes(calls, self.config.deadlines.start, "start", heartbeat="")
         for slot, outcome in zip(starting, outcomes, strict=True):
             if isinstance(outcome, EngineLost):
                 self.lose({slot: outcome})
             elif isinstance(outcome, GrpoError):
                 raise outcome
             else:
-                self.session.started(slot.member, outcome)
+                self.session.started(slot.handle, outcome)
                 slot.to(State.STALE)
         self._report()
         if wait and self.of(State.RESTARTING):  # one was lost while it started
@@ -141,7 +141,7 @@ class Fleet:
 
     def _start(self, slot: Slot) -> None:
         slot.to(State.RESTARTING)
-        slot.starting = slot.member.call("start")
+        slot.starting = slot.handle.call("start")
 
     def _report(self) -> None:
         self.observer.workers("rollout", len(self.of(State.HEALTHY)), sum(slot.lost is not None for slot in self.slots))

@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 import ray
 
 from grpo.checkpoint import Commit
-from grpo.cluster.fleet import Fleet, Recoveries, Slot, State
+from grpo.cluster.fleet import Fleet, RecoveryBudget, Slot, State
 from grpo.cluster.session import Session
-from grpo.cluster.waiting import Call, Member
+from grpo.cluster.waiting import ActorHandle, Call
 from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, GrpoError, NoNode, StoreLost, TrainerLost
 from grpo.interfaces import Observer
@@ -24,8 +24,8 @@ class RayTrainer:
         self,
         session: Session,
         config: Config,
-        create: Callable[[int], Member],
-        recoveries: Recoveries,
+        create: Callable[[int], ActorHandle],
+        recoveries: RecoveryBudget,
         observer: Observer,
     ) -> None:
         self.session, self.config, self.create = session, config, create
@@ -39,13 +39,13 @@ class RayTrainer:
         self.moved = False  # since its weights were last sent
         self.connected = False  # to the engines; see RayWeights
         self.ranks = [self.create(rank) for rank in range(self.config.train.ranks)]
-        host, port = self.all([self.ranks[0].call("address")], self.config.deadlines.start, "start", pulse="")[0]
+        host, port = self.all([self.ranks[0].call("address")], self.config.deadlines.start, "start", heartbeat="")[0]
         self.observer.workers("trainer", 0, len(self.ranks) if self.lost else 0)  # the first has a place
         self.starting = [rank.call("start", host, port) for rank in self.ranks]
 
     def ready(self) -> None:
         if self.starting:
-            places = self.all(self.starting, self.config.deadlines.start, "start", pulse="")
+            places = self.all(self.starting, self.config.deadlines.start, "start", heartbeat="")
             for rank, place in zip(self.ranks, places, strict=True):
                 self.session.started(rank, place)
             self.starting = []
@@ -139,13 +139,13 @@ class RayRollouts:
         slots = self.fleet.of(State.HEALTHY)
         shares = [places[index :: len(slots)] for index in range(len(slots))]
         calls = [
-            slot.member.call("generate", [requests[place] for place in share], sampling)
+            slot.handle.call("generate", [requests[place] for place in share], sampling)
             for slot, share in zip(slots, shares, strict=True)
         ]
         fault_point("generate.dispatched", step)
         groups: dict[int, Group] = {}
         lost: dict[Slot, ClusterError] = {}
-        results = self.session.outcomes(calls, self.config.deadlines.rollout, "rollout", pulse="health")
+        results = self.session.outcomes(calls, self.config.deadlines.rollout, "rollout", heartbeat="health")
         for slot, share, result in zip(slots, shares, results, strict=True):
             if isinstance(result, EngineLost):
                 lost[slot] = result

@@ -7,17 +7,17 @@ from pathlib import Path
 from grpo.algorithm.evaluation import score_evaluation
 from grpo.checkpoint import Checkpoints, Commit
 from grpo.cluster.actors import PolicyModelActor, VLLMActor
-from grpo.cluster.fleet import Fleet, Recoveries, State
+from grpo.cluster.fleet import Fleet, RecoveryBudget, State
 from grpo.cluster.groups import RayRollouts, RayTrainer
 from grpo.cluster.session import Session, session
 from grpo.cluster.syncing import RayWeights
-from grpo.cluster.waiting import Member
+from grpo.cluster.waiting import ActorHandle
 from grpo.config import Config
-from grpo.config.diff import check_drift, config_hash
+from grpo.config.diff import check_config_diff, config_hash
 from grpo.controller import Controller, eval_sampling
 from grpo.data.prompts import PromptStream, eval_prompts, load_tokenizer, train_prompts
 from grpo.errors import GrpoError
-from grpo.interfaces import Parts
+from grpo.interfaces import Components
 from grpo.observe.progress import RunProgress
 from grpo.observe.recorder import RunRecorder
 from grpo.plan.placement import gpus_of
@@ -75,16 +75,16 @@ def _train(config: Config, run_dir: Path, actors: Actors, stop: StopRequest, lea
             roles = f"{config.rollout.engines} x vLLM and {config.train.ranks} x DeepSpeed"
             with session(config, stop, record.say) as cluster:
                 record.say(f"starting {roles} on {cluster.device}")
-                recoveries = Recoveries(config.run.max_recoveries)
-                fleet = Fleet(cluster, config, partial(engine, cluster, config, actors), recoveries, record)
-                trainer = RayTrainer(cluster, config, partial(rank, cluster, config, actors), recoveries, record)
-                weights = RayWeights(cluster, config, fleet, trainer, canary=loaded.prompts[0].token_ids)
+                recoveries = RecoveryBudget(config.run.max_recoveries)
+                fleet = Fleet(cluster, config, partial(create_engine, cluster, config, actors), recoveries, record)
+                trainer = RayTrainer(cluster, config, partial(create_rank, cluster, config, actors), recoveries, record)
+                weights = RayWeights(cluster, config, fleet, trainer, self_test_prompt=loaded.prompts[0].token_ids)
                 fleet.gather(wait=True)
                 trainer.ready()
                 record.say("engines and ranks are ready")
                 rollouts = RayRollouts(cluster, config, fleet, weights.ensure)
-                parts = Parts(prompts, rollouts, rewards, trainer, weights, checkpoints, record, stop)
-                Controller(config, parts, held_out.prompts).run(newest)
+                components = Components(prompts, rollouts, rewards, trainer, weights, checkpoints, record, stop)
+                Controller(config, components, held_out.prompts).run(newest)
 
 
 def find_newest(config: Config, checkpoints: Checkpoints, prompts: PromptStream) -> Commit | None:
@@ -94,7 +94,7 @@ def find_newest(config: Config, checkpoints: Checkpoints, prompts: PromptStream)
     """
     commit = checkpoints.newest()
     if commit is not None:
-        check_drift(commit.config, config)
+        check_config_diff(commit.config, config)
         state = prompts.state()
         prompts.restore(commit.state["progress"]["prompts"])
         prompts.restore(state)
@@ -107,8 +107,10 @@ def evaluate(config: Config) -> Stats:
         held_out = eval_prompts(config, load_tokenizer(config)).prompts
         rewards.check_answers(held_out)
         with session(config, stop) as cluster:
-            recoveries = Recoveries(config.run.max_recoveries)
-            fleet = Fleet(cluster, config, partial(engine, cluster, config, Actors()), recoveries, Teller())
+            recoveries = RecoveryBudget(config.run.max_recoveries)
+            fleet = Fleet(
+                cluster, config, partial(create_engine, cluster, config, Actors()), recoveries, ConsoleObserver()
+            )
             rollouts = RayRollouts(cluster, config, fleet, partial(serve_as_loaded, cluster, config, fleet))
             return score_evaluation(rewards.score(rollouts.generate(held_out, eval_sampling(config), step=0)))
 
@@ -116,13 +118,13 @@ def evaluate(config: Config) -> Stats:
 def serve_as_loaded(cluster: Session, config: Config, fleet: Fleet) -> int:
     """Lets engines sample from the weights they were started with; waits until there is one."""
     fleet.gather(wait=not fleet.of(State.HEALTHY))
-    calls = [slot.member.call("commit_weights", 0) for slot in fleet.of(State.STALE)]
+    calls = [slot.handle.call("commit_weights", 0) for slot in fleet.of(State.STALE)]
     cluster.get(calls, config.deadlines.sync, "start")
     fleet.verified()
     return 0
 
 
-class Teller:
+class ConsoleObserver:
     """An Observer without a run's folder or metrics: it prints what was replaced."""
 
     def recovered(self, role: str, _error: Exception, seconds: float) -> None:
@@ -138,11 +140,11 @@ class Teller:
         pass
 
 
-def engine(cluster: Session, config: Config, actors: Actors, index: int) -> Member:
+def create_engine(cluster: Session, config: Config, actors: Actors, index: int) -> ActorHandle:
     gpus = gpus_of(config, "rollout")
     return cluster.create(actors.rollout, "rollout", index, gpus, config, index, cluster.device)
 
 
-def rank(cluster: Session, config: Config, actors: Actors, rank: int) -> Member:
+def create_rank(cluster: Session, config: Config, actors: Actors, rank: int) -> ActorHandle:
     gpus = gpus_of(config, "trainer")
     return cluster.create(actors.trainer, "trainer", rank, gpus, config, rank, cluster.device)

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray._private.state import state
 
-KNOCK_SECONDS = 3.0
+CONNECT_SECONDS = 3.0
 """How long a node's port may take to open; far longer than it does."""
 
 
@@ -21,7 +21,7 @@ def node_is_lost(actor: Any) -> bool:
     return _known(actor)["Address"]["NodeID"] not in {node["NodeID"] for node in living_nodes()}
 
 
-def answers(node_id: str, seconds: float) -> bool:
+def is_reachable(node_id: str, seconds: float) -> bool:
     """Whether a node's port can be reached. Ray itself takes a minute to notice that a node is gone."""
     for node in living_nodes():
         if node["NodeID"] == node_id:

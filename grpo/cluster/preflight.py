@@ -17,11 +17,11 @@ import ray
 
 from grpo.checkpoint.commit import checkpoints_url
 from grpo.cluster.nodes import living_nodes
-from grpo.cluster.probes import HERE, Crew, OneMachine, OnNodes
+from grpo.cluster.probes import HERE, LocalProbe, NodeProbes, Probes
 from grpo.config import Config
 from grpo.config.text import short
 from grpo.errors import ConfigError, GrpoError, Interrupted
-from grpo.plan.memory import plan
+from grpo.plan.memory import make_plan
 from grpo.plan.placement import Node, place
 from grpo.plan.preflight import inputs, links, nodes, sizes
 from grpo.plan.preflight.facts import Facts, look
@@ -40,7 +40,7 @@ def preflight(config: Config) -> list[Check]:
         driver = look(config)
         cores = float(max(config.rollout.engines + config.train.ranks, os.cpu_count() or 1))
         here = Node(HERE, platform.node(), "127.0.0.1", None, cores, float(len(driver.gpus)))
-        return _checks(config, driver, [here], OneMachine())
+        return _checks(config, driver, [here], LocalProbe())
     return _on_cluster(config, look(config, weights=False))
 
 
@@ -54,12 +54,12 @@ def _on_cluster(config: Config, driver: Facts) -> list[Check]:
             lost = "failed" if "mismatch" in str(error) or "uthentication" in str(error) else "missing"
             said = short(" ".join(str(error).split()), most=LONGEST)
             text = f"cannot reach the cluster at {config.cluster.address!r}: {said}; check cluster.address"
-            return [Check("ray", lost, text), *_checks(config, driver, [], OneMachine())]  # type: ignore[arg-type]
+            return [Check("ray", lost, text), *_checks(config, driver, [], LocalProbe())]  # type: ignore[arg-type]
         found = _wait_for_nodes(config)
-        crew = OnNodes([node for node in found if node.hosts])
-        ending.callback(crew.close)
+        probes = NodeProbes([node for node in found if node.hosts])
+        ending.callback(probes.close)
         text = f"Ray {ray.__version__}, {len(found)} nodes: {', '.join(map(str, found[:4]))}"
-        return [Check("ray", "ok", text), *_checks(config, driver, found, crew)]
+        return [Check("ray", "ok", text), *_checks(config, driver, found, probes)]
 
 
 @contextlib.contextmanager
@@ -127,18 +127,18 @@ def device_of(config: Config, found: Sequence[Node]) -> str:
     return "cuda" if any(node.gpus for node in found) else "cpu"
 
 
-def _checks(config: Config, driver: Facts, found: Sequence[Node], crew: Crew) -> list[Check]:
+def _checks(config: Config, driver: Facts, found: Sequence[Node], probes: Probes) -> list[Check]:
     device = device_of(config, found)
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"device": device})})
     able = [node for node in found if node.hosts]
     asked = time.time()
-    facts: dict[str, Facts] = crew.ask("look", config) if able else {}
+    facts: dict[str, Facts] = probes.ask("look", config) if able else {}
     site = Site(config, device, able, facts, driver)
     skews = {node.name: _skew(seen.clock, asked) for node, seen in site.known()}
     checks = [*nodes.room(site), nodes.labels(site), nodes.versions(site)] if found else []
-    checks += [*_against_plan(site), *_storage(site, crew), inputs.model(site), inputs.data(config)]
-    checks += [inputs.secrets(site), links.interfaces(site), _connections(site, crew), links.clocks(skews)]
-    return [_answers(site, crew), *checks] if len(able) > 1 else checks
+    checks += [*_against_plan(site), *_storage(site, probes), inputs.model(site), inputs.data(config)]
+    checks += [inputs.secrets(site), links.interfaces(site), _connections(site, probes), links.clocks(skews)]
+    return [_answers(site, probes), *checks] if len(able) > 1 else checks
 
 
 def _skew(clock: float, asked: float) -> float:
@@ -146,10 +146,10 @@ def _skew(clock: float, asked: float) -> float:
     return min(0.0, clock - asked) + max(0.0, clock - time.time())
 
 
-def _answers(site: Site, crew: Crew) -> Check:
+def _answers(site: Site, probes: Probes) -> Check:
     problems = []
     for node in site.nodes:
-        if text := crew.silent.get(node.id):
+        if text := probes.unanswered.get(node.id):
             other = any(name in text for name in ("ModuleNotFoundError", "ImportError", "AttributeError"))
             said = f"{text}; grpo is missing or another version there" if other else text
             problems.append(Problem("failed" if other else "missing", node.name, said))
@@ -160,7 +160,7 @@ def _against_plan(site: Site) -> list[Check]:
     if site.driver.model.problem:  # the check of the model says so; the hub would be asked again and again
         return [Check("plan", "warning", "not made without the model, so memory and space are not checked")]
     try:
-        made = plan(site.config)
+        made = make_plan(site.config)
     except ConfigError as error:
         return [Check("plan", "warning", f"{error}; memory and space are not checked")]
     checks = [sizes.gpus(site)] if site.device == "cuda" else []
@@ -172,7 +172,7 @@ def storage_url(config: Config) -> str:
     return Store(checkpoints_url(config.checkpoint.dir, Path(config.run.dir))).url
 
 
-def _storage(site: Site, crew: Crew) -> list[Check]:
+def _storage(site: Site, probes: Probes) -> list[Check]:
     """The driver and every node of the trainer write, and each reads what the other wrote."""
     config, driver = site.config, Probe("driver")
     url, folder = storage_url(config), f".preflight-{secrets.token_hex(8)}"
@@ -180,7 +180,7 @@ def _storage(site: Site, crew: Crew) -> list[Check]:
     with _as_before(url, folder):
         problems = [Problem("failed", "driver", text) for text in [driver.write(url, folder)] if text]
         if not problems:
-            problems = list(_shared(crew, names, url, folder, driver))
+            problems = list(_shared(probes, names, url, folder, driver))
     way_out = "all need the same folder: a volume with ReadWriteMany, or checkpoint.dir: s3://bucket/prefix"
     if url.startswith("s3://"):
         way_out = "look at the bucket's name, endpoint and credentials, and at networkPolicy.extraEgress"
@@ -191,10 +191,10 @@ def _storage(site: Site, crew: Crew) -> list[Check]:
     return checks
 
 
-def _shared(crew: Crew, names: Mapping[str, str], url: str, folder: str, driver: Probe) -> Iterator[Problem]:
+def _shared(probes: Probes, names: Mapping[str, str], url: str, folder: str, driver: Probe) -> Iterator[Problem]:
     """What is wrong on the nodes `names` (by id), after the driver has written."""
-    written = crew.ask("write", url, folder, only=list(names))
-    unseen = crew.ask("read", url, folder, ["driver"], only=list(names))
+    written = probes.ask("write", url, folder, only=list(names))
+    unseen = probes.ask("read", url, folder, ["driver"], only=list(names))
     for node, name in names.items():
         if text := written.get(node, "no answer"):
             yield Problem("failed", name, text)
@@ -226,17 +226,17 @@ def _as_before(url: str, folder: str) -> Iterator[None]:
                 path.rmdir()
 
 
-def _connections(site: Site, crew: Crew) -> Check:
+def _connections(site: Site, probes: Probes) -> Check:
     """Every node connects to every other, as NCCL's and gloo's rings may."""
     if len(site.facts) < 2:
         return links.connections({}, 0)
     known = {node.id: node for node, _ in site.known()}
-    ports: Mapping[str, int] = crew.ask("listen")
+    ports: Mapping[str, int] = probes.ask("listen")
     places = [(known[node].address, port) for node, port in ports.items()]
     errors = {}
-    for node, answers in crew.ask("connect", places).items():
+    for node, answers in probes.ask("connect", places).items():
         for target, text in zip(ports, answers, strict=True):
             if text and target != node:
                 errors[known[node].name, known[target].name] = text
-    crew.ask("close")
+    probes.ask("close")
     return links.connections(errors, len(ports) * (len(ports) - 1))

@@ -16,46 +16,46 @@ ANSWER_SECONDS = 90.0  # a node has to start a worker first
 HERE = "here"
 
 
-class Crew(Protocol):
-    """One probe on each node; `silent` says why a node has not answered."""
+class Probes(Protocol):
+    """One probe on each node; `unanswered` says why a node has not answered."""
 
-    silent: dict[str, str]
+    unanswered: dict[str, str]
 
     def ask(self, verb: str, *args: object, only: Sequence[str] | None = None) -> dict[str, Any]:
         """Answers by node id, side by side."""
 
 
-class OneMachine:
+class LocalProbe:
     """This machine is all there is."""
 
     def __init__(self) -> None:
-        self.silent: dict[str, str] = {}
+        self.unanswered: dict[str, str] = {}
         self.probe = Probe(HERE)
 
     def ask(self, verb: str, *args: object, only: Sequence[str] | None = None) -> dict[str, Any]:
         return {} if only is not None and HERE not in only else {HERE: getattr(self.probe, verb)(*args)}
 
 
-class OnNodes:
+class NodeProbes:
     """An actor without resources on each node."""
 
     def __init__(self, nodes: Sequence[Node]) -> None:
-        self.silent: dict[str, str] = {}
+        self.unanswered: dict[str, str] = {}
         make: Any = ray.remote(num_cpus=0, max_restarts=0)(Probe)
         there = {node.id: NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes}
         self.actors = {node: make.options(scheduling_strategy=place).remote(node) for node, place in there.items()}
 
     def ask(self, verb: str, *args: object, only: Sequence[str] | None = None) -> dict[str, Any]:
-        asked = [node for node in self.actors if node not in self.silent and (only is None or node in only)]
+        asked = [node for node in self.actors if node not in self.unanswered and (only is None or node in only)]
         refs = {getattr(self.actors[node], verb).remote(*args): node for node in asked}
         done, late = ray.wait(list(refs), num_returns=len(refs), timeout=ANSWER_SECONDS) if refs else ([], [])
-        self.silent |= {refs[ref]: f"no answer within {ANSWER_SECONDS:g} s" for ref in late}
+        self.unanswered |= {refs[ref]: f"no answer within {ANSWER_SECONDS:g} s" for ref in late}
         answers = {}
         for ref in done:
             try:
                 answers[refs[ref]] = ray.get(ref)
             except RayError as error:
-                self.silent[refs[ref]] = last_line(error)
+                self.unanswered[refs[ref]] = last_line(error)
         return answers
 
     def close(self) -> None:

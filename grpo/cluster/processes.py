@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from grpo.cluster.nodes import KNOCK_SECONDS, answers
+from grpo.cluster.nodes import CONNECT_SECONDS, is_reachable
 
 STACK_SECONDS = 5.0
 PATIENCE_SECONDS = 1.0
@@ -55,7 +55,7 @@ def on_node(node_id: str, function: Any, pids: Sequence[int]) -> Any:
     """`function(pids)` on a node: in this process if it is ours, else as a task there. None if the node is gone."""
     if node_id == ray.get_runtime_context().get_node_id():
         return function(pids)
-    if not answers(node_id, KNOCK_SECONDS):
+    if not is_reachable(node_id, CONNECT_SECONDS):
         return None
     affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
     task: Any = ray.remote(num_cpus=0, max_retries=0)(function).options(scheduling_strategy=affinity)

@@ -16,13 +16,13 @@ import ray
 from ray.exceptions import RayError
 
 from grpo.cluster import processes as node
-from grpo.cluster.waiting import HEALTH, Call, Member, RayPulse, Waiting
+from grpo.cluster.waiting import HEALTH, ActorHandle, Call, HeadHeartbeat, Waiting
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, GrpoError, Interrupted
 from grpo.plan.placement import CPUS, OTHER_ROLE
 from grpo.run.faults import publish_pids
 from grpo.run.stopping import StopRequest
-from grpo.run.watchdog import watch
+from grpo.run.watchdog import start_watchdog
 
 GRACE_SECONDS = 10.0  # for an actor to end by itself before it is killed
 SHUTDOWN_SECONDS = 20.0  # for Ray to leave a cluster
@@ -34,9 +34,9 @@ class Session:
     def __init__(self, config: Config, stop: StopRequest, say: Callable[[str], None] = print) -> None:
         self.config, self.stop_request, self.say = config, stop, say
         self.device = "cpu"
-        self.head: RayPulse | None = None
+        self.head: HeadHeartbeat | None = None
         self._own: list[psutil.Process] = []
-        self._members: list[Member] = []
+        self._handles: list[ActorHandle] = []
 
     def start(self) -> None:
         """Connects to `cluster.address` or starts Ray on this machine with as many CPUs as the actors reserve."""
@@ -61,11 +61,11 @@ class Session:
         self._own = [process for process in processes_below_us() if process not in before and address is None]
         for process in self._own:
             if process.name() == "raylet":  # its agents outlive it while they wait for a head that is gone
-                watch(os.getpid(), "", process.pid)
+                start_watchdog(os.getpid(), "", process.pid)
         publish_pids("controller", [os.getpid()])
         heads = [process for process in self._own if process.name() == "gcs_server"]
         publish_pids("gcs", [process.pid for process in heads])
-        self.head = RayPulse(self.config.deadlines.health, heads[0] if heads else None)
+        self.head = HeadHeartbeat(self.config.deadlines.health, heads[0] if heads else None)
         waiting = Waiting(self.config, self.stop_request, self.head, self.discard)
         self.outcomes = waiting.outcomes
         has_gpus = resources().get("GPU", 0) > 0
@@ -74,7 +74,7 @@ class Session:
         if self.device == "cuda" and not has_gpus:
             raise ConfigError("cluster.device is cuda, but Ray sees no GPU; set cluster.device to cpu or auto")
 
-    def create(self, actor_class: type, role: str, index: int, gpus: float, *args: object) -> Member:
+    def create(self, actor_class: type, role: str, index: int, gpus: float, *args: object) -> ActorHandle:
         """An actor on a node of its role: one whose label `cluster.role_label` is not the other role's.
 
         Nothing retries a method (a second optimizer step would be silent), and a dead actor stays dead.
@@ -92,8 +92,8 @@ class Session:
         remote = make(actor_class)
         label = f"{self.config.cluster.role_label}={OTHER_ROLE[role]}"
         needs = f"{CPUS} CPU, {options['num_gpus']:g} GPU, no label {label}"
-        self._members.append(Member(role, index, remote.options(**options).remote(*args), needs))
-        return self._members[-1]
+        self._handles.append(ActorHandle(role, index, remote.options(**options).remote(*args), needs))
+        return self._handles[-1]
 
     def get(self, calls: Sequence[Call], seconds: float, what: str, **options: Any) -> list[Any]:
         """Results of calls that make sense only together, in order; see `Waiting.outcomes`. Raises the first error."""
@@ -102,10 +102,10 @@ class Session:
     def has_answered(self, call: Call) -> bool:
         return bool(ray.wait([call.ref], timeout=0)[0])
 
-    def started(self, member: Member, where: tuple[str, list[int]]) -> None:
+    def started(self, handle: ActorHandle, where: tuple[str, list[int]]) -> None:
         """Remembers the node and the processes that an actor tells once it has started."""
-        member.node_id, member.pids = where
-        if member.role == "trainer":
+        handle.node_id, handle.pids = where
+        if handle.role == "trainer":
             publish_pids("trainer_rank", [other.pids[0] for other in self.alive("trainer")])
         else:
             publish_pids("rollout_actor", [other.pids[0] for other in self.alive("rollout")])
@@ -116,39 +116,39 @@ class Session:
         """Whether Ray's head is lost, or was never there."""
         return self.head is None or self.head.lost
 
-    def leaving(self, members: Sequence[Member]) -> list[Member]:
+    def leaving(self, handles: Sequence[ActorHandle]) -> list[ActorHandle]:
         """Those whose node is about to go away."""
         draining = self.head.draining if self.head else frozenset()
-        return [member for member in members if member.node_id in draining]
+        return [handle for handle in handles if handle.node_id in draining]
 
-    def alive(self, role: str) -> list[Member]:
+    def alive(self, role: str) -> list[ActorHandle]:
         """Started actors of a role that are not lost."""
-        return [member for member in self._members if member.role == role and member.pids and not member.lost]
+        return [handle for handle in self._handles if handle.role == role and handle.pids and not handle.lost]
 
-    def discard(self, member: Member, error: GrpoError, stacks: bool) -> None:
+    def discard(self, handle: ActorHandle, error: GrpoError, stacks: bool) -> None:
         """Ends a lost actor and its processes; the stacks of a frozen one are written down first."""
-        if member.lost:
+        if handle.lost:
             return
-        told = any(other.lost is error for other in self._members)  # all ranks are lost with one
-        member.lost = error
+        told = any(other.lost is error for other in self._handles)  # all ranks are lost with one
+        handle.lost = error
         if not told:
             self.say(str(error))
-        if member.pids and stacks:
-            self._write_stacks(member)
-        self._end(member)
+        if handle.pids and stacks:
+            self._write_stacks(handle)
+        self._end(handle)
 
-    def _end(self, member: Member) -> None:
+    def _end(self, handle: ActorHandle) -> None:
         with contextlib.suppress(RayError):
-            ray.kill(member.actor)
-        if member.pids:  # it leaves children, and a frozen process does not hear Ray
-            node.on_node(member.node_id, node.end, member.pids)
+            ray.kill(handle.actor)
+        if handle.pids:  # it leaves children, and a frozen process does not hear Ray
+            node.on_node(handle.node_id, node.end, handle.pids)
 
-    def _write_stacks(self, member: Member) -> None:
-        name = f"{member.role}-{member.index}-{time.strftime('%Y%m%dT%H%M%S')}.txt"
+    def _write_stacks(self, handle: ActorHandle) -> None:
+        name = f"{handle.role}-{handle.index}-{time.strftime('%Y%m%dT%H%M%S')}.txt"
         path = Path(self.config.run.dir, "stacks", name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(node.on_node(member.node_id, node.stacks, member.pids) or "its node is gone")
-        self.say(f"stacks of {member}: {path}")
+        path.write_text(node.on_node(handle.node_id, node.stacks, handle.pids) or "its node is gone")
+        self.say(f"stacks of {handle}: {path}")
 
     def stop(self) -> None:
         """Asks every actor to close, kills those that do not, and waits until their processes are gone."""
@@ -167,13 +167,13 @@ class Session:
         node.end([process.pid for process in self._own if process.is_running()])
 
     def _close_actors(self) -> None:
-        living = [member for member in self._members if not member.lost]
-        closing = [member.actor.close.remote() for member in living]
+        living = [handle for handle in self._handles if not handle.lost]
+        closing = [handle.actor.close.remote() for handle in living]
         with contextlib.suppress(RayError):
             ray.wait(closing, num_returns=len(closing), timeout=GRACE_SECONDS)
-        for member in living:
-            self._end(member)
-        self._members = []
+        for handle in living:
+            self._end(handle)
+        self._handles = []
 
 
 def resources() -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 from grpo.cluster.fleet import Fleet, Slot, State
 from grpo.cluster.groups import RayTrainer
 from grpo.cluster.session import Session
-from grpo.cluster.waiting import Call, Member
+from grpo.cluster.waiting import ActorHandle, Call
 from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, GrpoError, TrainerLost
 from grpo.run.faults import fault_point
@@ -26,14 +26,14 @@ class RayWeights:
     """
 
     def __init__(
-        self, session: Session, config: Config, fleet: Fleet, trainer: RayTrainer, canary: Sequence[int]
+        self, session: Session, config: Config, fleet: Fleet, trainer: RayTrainer, self_test_prompt: Sequence[int]
     ) -> None:
         self.session, self.config, self.fleet, self.trainer = session, config, fleet, trainer
-        self.canary = list(canary)
+        self.self_test_prompt = list(self_test_prompt)
         self.version = -1
         self.digest = ""
         self.last: Manifest | None = None
-        self.connected: list[Member] = []  # engines of the transfer group
+        self.connected: list[ActorHandle] = []  # engines of the transfer group
 
     def sync(self, version: int) -> Stats:
         """Until all engines that are there have the weights; those that are lost meanwhile are started again."""
@@ -43,9 +43,9 @@ class RayWeights:
             self.fleet.gather(wait=not self._slots())
             if not self._slots():  # all that were there had to leave their nodes
                 continue
-            members = [slot.member for slot in self._slots()]
+            handles = [slot.handle for slot in self._slots()]
             try:
-                stats = self._connect() if members != self.connected or not self.trainer.connected else {}
+                stats = self._connect() if handles != self.connected or not self.trainer.connected else {}
                 sent = self._send(version)
                 self._call("commit_weights", version)
                 break
@@ -76,12 +76,12 @@ class RayWeights:
         world_size = 1 + workers * len(self._slots())
         calls = [ranks[0].call("open_transfer", host, port, world_size)]
         for place, slot in enumerate(self._slots()):
-            calls.append(slot.member.call("join_transfer", host, port, 1 + place * workers, world_size))
+            calls.append(slot.handle.call("join_transfer", host, port, 1 + place * workers, world_size))
         self._exchange(calls)
         self.last = None
         difference = self._self_test()
         self.trainer.connected = True
-        self.connected = [slot.member for slot in self._slots()]
+        self.connected = [slot.handle for slot in self._slots()]
         return {"sync/self_test_diff": difference}
 
     def _self_test(self) -> float:
@@ -97,11 +97,11 @@ class RayWeights:
         return check_self_test(perturbed, true, tolerance=self.config.sync.tolerance)
 
     def _compare(self) -> tuple[list[float], list[list[float]]]:
-        """Logprobs of the canary prompt after a sync: the trainer's, and each engine's."""
+        """Logprobs of the self-test's prompt after a sync: the trainer's, and each engine's."""
         self._send(version=0)
         self._call("commit_weights", 0)
-        calls = [rank.call("logprobs", self.canary) for rank in self.trainer.ranks]
-        calls += [slot.member.call("prompt_logprobs", self.canary) for slot in self._slots()]
+        calls = [rank.call("logprobs", self.self_test_prompt) for rank in self.trainer.ranks]
+        calls += [slot.handle.call("prompt_logprobs", self.self_test_prompt) for slot in self._slots()]
         results = self._exchange(calls)
         return results[0], results[len(self.trainer.ranks) :]
 
@@ -109,7 +109,7 @@ class RayWeights:
         """One version of the weights, verified but not committed."""
         ranks = self.trainer.ranks
         calls = [rank.call("send_weights", version) for rank in ranks]
-        calls += [slot.member.call("receive_weights", version, self.records) for slot in self._slots()]
+        calls += [slot.handle.call("receive_weights", version, self.records) for slot in self._slots()]
         fault_point("sync.dispatched", version)
         results = self._exchange(calls)
         sent: Manifest = results[0]
@@ -130,7 +130,7 @@ class RayWeights:
         self._exchange([rank.call(verb, *args) for rank in self.trainer.ranks])
 
     def _call(self, verb: str, *args: object) -> None:
-        self._exchange([slot.member.call(verb, *args) for slot in self._slots()])
+        self._exchange([slot.handle.call(verb, *args) for slot in self._slots()])
 
     def _exchange(self, calls: Sequence[Call]) -> list[Any]:
         """Results of calls of one phase of a sync.
@@ -141,11 +141,11 @@ class RayWeights:
         deadlines = self.config.deadlines  # the ends of a transfer know deadlines.sync too, and which end was late
         results = self.session.outcomes(calls, deadlines.sync + deadlines.health, "weight sync", finish_first=True)
         self.fleet.observer.alive()
-        ended = zip((call.member for call in calls), results, strict=True)
-        errors = {member: result for member, result in ended if isinstance(result, GrpoError)}
-        losses = {member: error for member, error in errors.items() if isinstance(error, ClusterError)}
+        ended = zip((call.handle for call in calls), results, strict=True)
+        errors = {handle: result for handle, result in ended if isinstance(result, GrpoError)}
+        losses = {handle: error for handle, error in errors.items() if isinstance(error, ClusterError)}
         trainer = [error for error in errors.values() if isinstance(error, TrainerLost)]
-        broken = [slot for slot in self._slots() if slot.member in losses]
+        broken = [slot for slot in self._slots() if slot.handle in losses]
         other = [error for error in errors.values() if not isinstance(error, ClusterError)]
         if other:
             raise other[0]
@@ -153,7 +153,7 @@ class RayWeights:
             self.trainer.end(trainer[0])
         if broken:
             self.trainer.connected = False
-            cause = next((losses[slot.member] for slot in broken if slot.member.lost), losses[broken[0].member])
+            cause = next((losses[slot.handle] for slot in broken if slot.handle.lost), losses[broken[0].handle])
             self.fleet.lose(dict.fromkeys(broken, cause))
         for error in errors.values():
             raise trainer[0] if trainer else EngineLost(str(error)) if broken else error

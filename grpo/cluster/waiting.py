@@ -1,4 +1,4 @@
-"""How the driver waits for actors: with a deadline, and with a pulse, since Ray never reports a frozen process.
+"""How the driver waits for actors: with a deadline, and with a heartbeat, since Ray never reports a frozen process.
 
 While calls are pending every actor is asked for a sign of life; one that gives none for `deadlines.health` seconds is
 lost like one that has died: its stacks are written down and it is killed. So is one that misses the deadline itself.
@@ -15,7 +15,7 @@ import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from grpo.cluster.nodes import KNOCK_SECONDS, answers, describe_nodes, has_place, log_folder, node_is_lost
+from grpo.cluster.nodes import CONNECT_SECONDS, describe_nodes, has_place, is_reachable, log_folder, node_is_lost
 from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, GrpoError, NoNode, TrainerLost
 from grpo.run.stopping import StopRequest
@@ -26,7 +26,7 @@ LOST = {"rollout": EngineLost, "trainer": TrainerLost}
 
 
 @dataclass(eq=False)
-class Member:
+class ActorHandle:
     """An actor and where it runs; `pids` are its process and those below it, once it has told.
 
     `needs` says what a node must have to host it.
@@ -54,49 +54,59 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    member: Member
+    handle: ActorHandle
     ref: Any
 
 
-class Pulse:
-    """How long the members of one wait have been silent. `verb` is what they are asked; "" asks nothing.
+class Heartbeat:
+    """How long the actors of one wait have given no sign of life. `verb` is what they are asked; "" asks nothing.
 
-    Only time that this process has watched counts: if it was frozen itself, or busy with another member, the members
+    Only time that this process has watched counts: if it was frozen itself, or busy with another actor, the actors
     are asked before they are blamed.
     """
 
-    def __init__(self, members: Sequence[Member], verb: str, seconds: float) -> None:
+    def __init__(self, handles: Sequence[ActorHandle], verb: str, seconds: float) -> None:
         self.verb, self.seconds = verb, seconds
-        self.silent = {member: 0.0 for member in members if verb}
+        self.seconds_since_heartbeat = {handle: 0.0 for handle in handles if verb}
         self.looked = time.monotonic()
-        self.asked: dict[Any, Member] = {}
+        self.asked: dict[Any, ActorHandle] = {}
 
-    def frozen(self, waiting: set[Member]) -> list[Member]:
+    def frozen(self, waiting: set[ActorHandle]) -> list[ActorHandle]:
         """Members in `waiting` that have been silent for too long; asks again those that have answered."""
         now = time.monotonic()
         watched, self.looked = min(now - self.looked, 2 * SLICE_SECONDS), now
-        self.silent = {member: silent + watched for member, silent in self.silent.items()}
+        self.seconds_since_heartbeat = {
+            handle: seconds + watched for handle, seconds in self.seconds_since_heartbeat.items()
+        }
         done = ray.wait(list(self.asked), num_returns=len(self.asked), timeout=0)[0] if self.asked else []
         for ref in done:
-            member = self.asked.pop(ref)
+            handle = self.asked.pop(ref)
             try:
                 ray.get(ref)
-                self.silent[member] = 0.0
+                self.seconds_since_heartbeat[handle] = 0.0
             except EngineLost:  # its actor lives, but the engine core does not answer
-                self.silent[member] = self.seconds
+                self.seconds_since_heartbeat[handle] = self.seconds
             except RayError:  # it is dead, which the call itself will tell
                 continue
-        for member in set(self.silent) - set(self.asked.values()):
-            if self.silent[member] > self.seconds / 4:
-                self.asked[member.ask(self.verb, self.seconds / 2)] = member
-        return [member for member, silent in self.silent.items() if member in waiting and silent >= self.seconds]
+        for handle in set(self.seconds_since_heartbeat) - set(self.asked.values()):
+            if self.seconds_since_heartbeat[handle] > self.seconds / 4:
+                self.asked[handle.ask(self.verb, self.seconds / 2)] = handle
+        return [
+            handle
+            for handle, seconds in self.seconds_since_heartbeat.items()
+            if handle in waiting and seconds >= self.seconds
+        ]
 
 
 class Waiting:
-    """Waits for calls. `discard` ends a lost member; it is told the error and whether there are stacks to look at."""
+    """Waits for calls. `discard` ends a lost actor; it is told the error and whether there are stacks to look at."""
 
     def __init__(
-        self, config: Config, stop: StopRequest, head: "RayPulse", discard: Callable[[Member, GrpoError, bool], None]
+        self,
+        config: Config,
+        stop: StopRequest,
+        head: "HeadHeartbeat",
+        discard: Callable[[ActorHandle, GrpoError, bool], None],
     ) -> None:
         self.config, self.stop, self.head, self.discard = config, stop, head, discard
         self.gone: set[str] = set()  # nodes that went away without a word
@@ -106,20 +116,20 @@ class Waiting:
         calls: Sequence[Call],
         seconds: float,
         what: str,
-        pulse: str = "ping",
+        heartbeat: str = "ping",
         finish_first: bool = False,
         fail_fast: bool = False,
     ) -> list[Any]:
         """Results in order; a GrpoError in the place of a call that failed. Returns once all have ended.
 
-        `pulse` is the verb that asks for a sign of life, "" for none. With `fail_fast` the first failure is raised,
+        `heartbeat` is the verb that asks for a sign of life, "" for none. With `fail_fast` the first failure is raised,
         without a wait for the rest. After a request to stop it raises Interrupted, with `finish_first` only when no
         time but that to commit is left. Raises ClusterError if Ray itself is lost.
         """
         deadline = time.monotonic() + seconds
         pending = {call.ref: call for call in calls}
         results: dict[Any, Any] = {}
-        beat = Pulse([call.member for call in calls], pulse, self.config.deadlines.health)
+        beat = Heartbeat([call.handle for call in calls], heartbeat, self.config.deadlines.health)
         while pending:
             self.stop.check(finish_first)
             self.head.check()
@@ -127,11 +137,11 @@ class Waiting:
             for ref in done:
                 results[ref] = self._result(pending.pop(ref), what)
             late = time.monotonic() > deadline
-            waiting = {call.member for call in pending.values()}
-            for member in waiting if late else beat.frozen(waiting):
-                error = self._too_late(member, seconds, what) if late else self._frozen(member, what)
-                self.discard(member, error, True)
-                lost = [call for call in pending.values() if call.member is member]
+            waiting = {call.handle for call in pending.values()}
+            for handle in waiting if late else beat.frozen(waiting):
+                error = self._too_late(handle, seconds, what) if late else self._frozen(handle, what)
+                self.discard(handle, error, True)
+                lost = [call for call in pending.values() if call.handle is handle]
                 results |= {pending.pop(call.ref).ref: error for call in lost}
             for error in results.values():
                 if fail_fast and isinstance(error, GrpoError):
@@ -144,65 +154,65 @@ class Waiting:
         except RayTaskError as error:
             cause = error.cause
             if not isinstance(cause, GrpoError):
-                return ClusterError(f"{what}: {call.member} failed: {last_line(error)}; logs are in {log_folder()}")
+                return ClusterError(f"{what}: {call.handle} failed: {last_line(error)}; logs are in {log_folder()}")
             if isinstance(cause, EngineLost | TrainerLost):
-                self.discard(call.member, cause, True)
+                self.discard(call.handle, cause, True)
             return cause
         except RayActorError as error:
-            member = call.member
-            died = LOST[member.role](f"{what}: {member} died: {last_line(error)}", self._counts(member))
-            self.discard(member, died, False)
+            handle = call.handle
+            died = LOST[handle.role](f"{what}: {handle} died: {last_line(error)}", self._counts(handle))
+            self.discard(handle, died, False)
             return died
 
-    def _counts(self, member: Member) -> bool:
+    def _counts(self, handle: ActorHandle) -> bool:
         """Whether a loss counts: not one by a drain, and of all that go with one node the first only."""
-        if not member.pids:  # Ray may pick a lost node until it notices
-            return not node_is_lost(member.actor)
-        if member.node_id in self.head.draining | self.gone:
+        if not handle.pids:  # Ray may pick a lost node until it notices
+            return not node_is_lost(handle.actor)
+        if handle.node_id in self.head.draining | self.gone:
             return False
-        if not answers(member.node_id, KNOCK_SECONDS):
-            self.gone.add(member.node_id)
+        if not is_reachable(handle.node_id, CONNECT_SECONDS):
+            self.gone.add(handle.node_id)
         return True
 
-    def _frozen(self, member: Member, what: str) -> GrpoError:
+    def _frozen(self, handle: ActorHandle, what: str) -> GrpoError:
         limit = self.config.deadlines.health
-        said = f"{what}: {member} is frozen: no sign of life for deadlines.health = {limit:g} s"
-        return LOST[member.role](said, self._counts(member))
+        said = f"{what}: {handle} is frozen: no sign of life for deadlines.health = {limit:g} s"
+        return LOST[handle.role](said, self._counts(handle))
 
-    def _too_late(self, member: Member, seconds: float, what: str) -> GrpoError:
-        if not member.pids and not has_place(member.actor):
+    def _too_late(self, handle: ActorHandle, seconds: float, what: str) -> GrpoError:
+        if not handle.pids and not has_place(handle.actor):
             nodes = describe_nodes(self.config.cluster.role_label, self.head.draining)
             return NoNode(
-                f"{what}: no node for {member} came within {seconds:g} s (deadlines.start): it needs {member.needs}; "
+                f"{what}: no node for {handle} came within {seconds:g} s (deadlines.start): it needs {handle.needs}; "
                 f"nodes: {'; '.join(nodes)}"
             )
-        return LOST[member.role](
-            f"{what} must end within {seconds:g} s (deadlines.*), but {member} has not answered; raise the deadline or "
+        return LOST[handle.role](
+            f"{what} must end within {seconds:g} s (deadlines.*), but {handle} has not answered; raise the deadline or "
             f"look at its stacks and at its log in {log_folder()}",
-            self._counts(member),
+            self._counts(handle),
         )
 
 
-class RayPulse:
+class HeadHeartbeat:
     """Asks Ray's head (the GCS) for a sign of life in the background; a frozen one is reported by nobody else.
 
-    Like Pulse it counts only time that it has watched. The death of `process`, if it runs here, is noticed at once.
+    Like Heartbeat it counts only time that it has watched. The death of `process`, if it runs here, is noticed at once.
     `draining` are the ids of all nodes that were ever about to go away.
     """
 
     def __init__(self, seconds: float, process: psutil.Process | None = None) -> None:
         self.seconds, self.process = seconds, process
         self.pause, self.patience = min(1.0, seconds / 4), seconds / 4
-        self.silent = 0.0
+        self.seconds_since_heartbeat = 0.0
         self.error = ""
         self.draining: frozenset[str] = frozenset()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._ask, name="ray-pulse", daemon=True)
+        self._thread = threading.Thread(target=self._ask, name="head-heartbeat", daemon=True)
         self._thread.start()
 
     @property
     def lost(self) -> bool:
-        return self.silent >= self.seconds
+        return self.seconds_since_heartbeat >= self.seconds
 
     def check(self) -> None:
         """Raises ClusterError if the head has been silent for `seconds`."""
@@ -222,14 +232,14 @@ class RayPulse:
         asked = time.monotonic()
         while not self._ended.wait(self.pause):
             if self.process and has_ended(self.process):
-                self.silent, self.error = self.seconds, "its process has ended"
+                self.seconds_since_heartbeat, self.error = self.seconds, "its process has ended"
                 return
             try:
                 worker.gcs_client.check_alive([node], timeout=self.patience)
-                self.silent = 0.0
+                self.seconds_since_heartbeat = 0.0
             except (RayError, GetTimeoutError, RuntimeError) as error:
                 self.error = str(error)
-                self.silent += min(time.monotonic() - asked, self.pause + self.patience)
+                self.seconds_since_heartbeat += min(time.monotonic() - asked, self.pause + self.patience)
             with contextlib.suppress(RayError, GetTimeoutError, RuntimeError):  # a head that is silent tells nothing
                 self.draining |= worker.gcs_client.get_draining_nodes(timeout=self.patience).keys()
             asked = time.monotonic()

@@ -25,7 +25,7 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
-def check_drift(old: dict[str, Any], config: Config) -> None:
+def check_config_diff(old: dict[str, Any], config: Config) -> None:
     """Compares with the configuration that a checkpoint holds, as JSON; a key that it lacks had its default then.
 
     Raises ConfigError with every key that differs and is not in run.allow_drift, and for a key there that is none.

@@ -36,7 +36,7 @@ _MESSAGES = {
 Path_ = tuple[str | int, ...]
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file, changed by `overrides` such as "train.learning_rate=2e-6".
 
     An override's value is read as YAML ("null", "[0.9, 0.95]"); for a key that takes text it is the text itself. List
@@ -71,13 +71,13 @@ def _unknown_drift(config: Config) -> Iterator[str]:
             yield f"run.allow_drift.{place} = {_show(key)}: unknown key; {_suggest(path)}"
 
 
-def schema() -> dict[str, Any]:
+def config_schema() -> dict[str, Any]:
     """JSON schema of a configuration, with the description of every key."""
     return Config.model_json_schema()
 
 
-def dump(config: Config) -> str:
-    """YAML with every key of the configuration; `load` of it gives an equal Config."""
+def dump_config(config: Config) -> str:
+    """YAML with every key of the configuration; `load_config` of it gives an equal Config."""
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 

@@ -30,7 +30,7 @@ from typing import Any
 from tensorboard.summary import Writer
 
 from grpo.config import Config
-from grpo.config.load import dump
+from grpo.config.load import dump_config
 from grpo.errors import CheckpointError, ConfigError
 from grpo.observe.metrics import lookup
 from grpo.run.layout import CHECKPOINTS, CONFIG, METRICS, SAMPLES, SUPERSEDED, TENSORBOARD
@@ -60,7 +60,7 @@ class RunFolder:
         self.run_dir = run_dir
         self._groups_kept = config.metrics.completions_per_step
         with _writing(run_dir):
-            _replace(run_dir / CONFIG, dump(config).encode())
+            _replace(run_dir / CONFIG, dump_config(config).encode())
             self._open()
 
     def _open(self) -> None:

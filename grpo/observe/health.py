@@ -37,12 +37,12 @@ class Health:
     def health(self) -> tuple[bool, str]:
         """Whether the loop gets on within its deadlines, and a line that says so."""
         sign = self._sign
-        silent, (limit, keys) = self._now() - sign.at, self._limits[sign.phase]
+        seconds, (limit, keys) = self._now() - sign.at, self._limits[sign.phase]
         since = datetime.fromtimestamp(sign.clock, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         phase = sign.phase or "between phases"
-        if silent <= limit:
-            return True, f"{phase}: last progress {silent:.0f} s ago, at {since}; the limit is {limit:g} s"
-        return False, f"{phase}: no progress for {silent:.0f} s, since {since}; the limit is {limit:g} s ({keys})"
+        if seconds <= limit:
+            return True, f"{phase}: last progress {seconds:.0f} s ago, at {since}; the limit is {limit:g} s"
+        return False, f"{phase}: no progress for {seconds:.0f} s, since {since}; the limit is {limit:g} s ({keys})"
 
     def readiness(self) -> tuple[bool, str]:
         """Whether the run has come so far that it makes steps, and a line that says so."""

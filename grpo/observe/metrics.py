@@ -139,7 +139,7 @@ def summarize(groups: Sequence[Group], step: int) -> Stats:
     return {
         "reward/mean": fmean(rewards_B),
         "reward/std": pstdev(rewards_B),
-        "reward/zero_variance": fmean(group.silent for group in groups),
+        "reward/zero_variance": fmean(group.zero_variance for group in groups),
         "completion/tokens": fmean(lengths_B),
         "completion/truncated": fmean(sample.finish_reason == "length" for sample in samples),
         "rollout/prompt_tokens": float(sum(len(group.prompt.token_ids) for group in groups)),

@@ -67,7 +67,7 @@ class Plan:
         return self.weights + self.reference + self.gradients + self.optimizer + self.activations + self.head
 
 
-def plan(config: Config, gpu_gib: float = 80.0) -> Plan:
+def make_plan(config: Config, gpu_gib: float = 80.0) -> Plan:
     """The plan for `config` on GPUs of `gpu_gib` GiB. Raises ConfigError if the model's config.json is out of reach."""
     shape, rollout, train = read_shape(config), config.rollout, config.train
     size = {"float32": 4, "bfloat16": 2}[config.model.dtype]

@@ -11,7 +11,7 @@ from grpo.config.text import first_line
 from grpo.errors import ConfigError
 
 # model_type -> (biases of q, k and v; norms of q and k), as transformers builds these models
-FAMILIES = {"llama": (False, False), "mistral": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
+MODEL_TYPES = {"llama": (False, False), "mistral": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,12 @@ class Shape:
 def read_shape(config: Config) -> Shape:
     """Sizes from config.json of `model.path`: a local folder, else the hub's cache, else the hub."""
     path, raw = config.model.path, _read_model_config(config)
-    family = raw.get("model_type")
-    if family not in FAMILIES:
+    model_type = raw.get("model_type")
+    if model_type not in MODEL_TYPES:
         raise ConfigError(
-            f"{path}: plan knows the model types {', '.join(FAMILIES)}, not {family!r}; train may still work"
+            f"{path}: plan knows the model types {', '.join(MODEL_TYPES)}, not {model_type!r}; train may still work"
         )
-    qkv_bias, qk_norm = FAMILIES[family]
+    qkv_bias, qk_norm = MODEL_TYPES[model_type]
     bias = bool(raw.get("attention_bias", False))
     try:
         heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])

@@ -66,15 +66,15 @@ _PUNCTUATION = str.maketrans(
 
 def gsm8k(prompt: str, completion: str, answer: str) -> float:
     """1.0 if the number after the last `####` of the completion equals the reference, else 0.0. Never raises."""
-    return _agree(marked_number(completion), answer)
+    return _one_if_equal(marked_number(completion), answer)
 
 
 def boxed(prompt: str, completion: str, answer: str) -> float:
     """1.0 if the number in the last `\\boxed{…}` of the completion equals the reference, else 0.0. Never raises."""
-    return _agree(boxed_number(completion), answer)
+    return _one_if_equal(boxed_number(completion), answer)
 
 
-def _agree(number: Decimal | None, answer: str) -> float:
+def _one_if_equal(number: Decimal | None, answer: str) -> float:
     return 1.0 if number is not None and number == reference_number(answer) else 0.0
 
 

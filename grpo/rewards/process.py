@@ -87,7 +87,7 @@ class RewardProcess:
             "requests": requests,
             "replies": replies,
         }
-        self._keeper = subprocess.Popen(
+        self._supervisor = subprocess.Popen(
             [sys.executable, "-P", "-c", BOOT, str(Path(__file__).parents[2])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -97,11 +97,11 @@ class RewardProcess:
         )
         os.close(requests)
         os.close(replies)
-        assert self._keeper.stdin and self._keeper.stdout
-        self._status = Messages(self._keeper.stdout.fileno())
+        assert self._supervisor.stdin and self._supervisor.stdout
+        self._status = Messages(self._supervisor.stdout.fileno())
         with suppress(BrokenPipeError):
-            self._keeper.stdin.write(json.dumps(settings).encode() + b"\n")
-            self._keeper.stdin.flush()
+            self._supervisor.stdin.write(json.dumps(settings).encode() + b"\n")
+            self._supervisor.stdin.flush()
 
     def wait(self, end: float) -> str | None:
         """Until the functions are imported; what is wrong with one of them, or None.
@@ -141,9 +141,9 @@ class RewardProcess:
 
     def kill(self) -> None:
         """Ends the processes, from any thread; whoever waits for a reply learns it."""
-        assert self._keeper.stdin
+        assert self._supervisor.stdin
         with suppress(BrokenPipeError):
-            self._keeper.stdin.close()  # the keeper then kills the worker's whole group, and ends
+            self._supervisor.stdin.close()  # the supervisor then kills the worker's whole group, and ends
 
     def close(self) -> None:
         """Ends the worker and everything that it started; for the thread that uses it."""
@@ -151,16 +151,16 @@ class RewardProcess:
             return
         self.alive = self.ready = False
         self.kill()
-        assert self._keeper.stdout
+        assert self._supervisor.stdout
         try:
-            self._keeper.wait(GRACE_SECONDS)
+            self._supervisor.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
-            self._keeper.kill()
-            self._keeper.wait()
-        with suppress(ProcessLookupError):  # only if the keeper was killed or frozen
-            if self.pid and self._keeper.returncode != 0:
+            self._supervisor.kill()
+            self._supervisor.wait()
+        with suppress(ProcessLookupError):  # only if the supervisor was killed or frozen
+            if self.pid and self._supervisor.returncode != 0:
                 os.killpg(self.pid, signal.SIGKILL)
-        self._keeper.stdout.close()
+        self._supervisor.stdout.close()
         os.close(self._requests)
         os.close(self._answers.fd)
         if os.path.exists(self.scratch):
@@ -185,7 +185,7 @@ class RewardProcess:
                 continue
 
     def _how_it_ended(self) -> Failure:
-        """What the keeper says of a worker whose pipe has ended."""
+        """What the supervisor says of a worker whose pipe has ended."""
         with suppress(TimeoutError, EOFError):
             ended = self._status.read(time.monotonic() + GRACE_SECONDS)
             return Failure(ended["ended"], ended["what"], outside=ended["ended"] == "exited")

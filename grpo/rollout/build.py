@@ -17,7 +17,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerFactory
 
 from grpo.config import Config
-from grpo.rollout.executors import GuardedMultiprocExecutor, GuardedUniProcExecutor
+from grpo.rollout.executors import WatchedMultiprocExecutor, WatchedUniProcExecutor
 from grpo.types import Sampling
 
 FEWEST_SEQUENCES, MOST_SEQUENCES = 64, 512  # that decode together; vLLM's CUDA graphs end at 512
@@ -63,7 +63,7 @@ def start_engine(config: Config, device: str, fork: bool, metrics: ModuleType | 
 
     `metrics`: see `stat_loggers`.
     """
-    executor = GuardedMultiprocExecutor if config.rollout.tensor_parallel > 1 else GuardedUniProcExecutor
+    executor = WatchedMultiprocExecutor if config.rollout.tensor_parallel > 1 else WatchedUniProcExecutor
     with contextlib.ExitStack() as shortcuts:
         if device == "cpu":
             # vLLM looks at the model's class in a process that loads vLLM again, to keep CUDA out of this one.
@@ -124,7 +124,7 @@ def sample_slots(vllm_config: VllmConfig) -> int:
     return int(vllm_config.scheduler_config.max_num_seqs) - PROBES
 
 
-def canary(vllm_config: VllmConfig) -> list[int]:
+def cache_probe_prompt(vllm_config: VllmConfig) -> list[int]:
     """A prompt that the prefix cache must know when it comes again: a whole block and one token more.
 
     Empty if no prompt can be that long: then nothing is ever found in the cache.

@@ -66,7 +66,7 @@ class EngineCore:
         self.processes = psutil.Process().children(recursive=True)
 
     def _start_core(self, fork: bool) -> "AsyncLLM":
-        """The watcher of a core removes the folder of its sockets; for one that does not come up it is done here."""
+        """The watchdog of a core removes the folder of its sockets; for one that does not come up it is done here."""
         try:
             return self.build.start_engine(self.config, self.device, fork, self.metrics)
         except BaseException:

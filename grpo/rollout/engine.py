@@ -34,7 +34,7 @@ class RolloutEngine(EngineCore):
         self.tokenizer = load_tokenizer(self.config)
         self.stop_ids = self.build.stop_ids(self.tokenizer, self.llm.model_config)
         self.vocab_size = int(self.llm.model_config.get_vocab_size())
-        self.canary = self.build.canary(self.llm.vllm_config)
+        self.cache_probe_prompt = self.build.cache_probe_prompt(self.llm.vllm_config)
         self.slots = asyncio.Semaphore(self.build.sample_slots(self.llm.vllm_config))
 
     async def generate(self, requests: Sequence[tuple[Prompt, int]], sampling: Sampling) -> list[Group]:
@@ -127,14 +127,14 @@ class RolloutEngine(EngineCore):
                 f"version {version}; sync that version first"
             )
         async with self.alone():
-            await self._ask_canary()
+            await self._probe_cache()
             if not await self.answer(self.llm.reset_prefix_cache()):
                 raise WeightSyncError(
                     f"engine {self.index} must drop its prefix cache with version {version}, but requests still use "
                     "it; wait for them before the sync"
                 )
             await self.answer(self.llm.update_weight_version(str(version)))
-            kept = await self._ask_canary()
+            kept = await self._probe_cache()
             if kept:
                 raise WeightSyncError(
                     f"engine {self.index} must hold nothing of older weights, but its prefix cache kept {kept} tokens "
@@ -147,11 +147,11 @@ class RolloutEngine(EngineCore):
         async with self.slots:
             return await self.complete(prompt.token_ids, params)
 
-    async def _ask_canary(self) -> int:
-        """Leaves the canary prompt in the prefix cache; how many of its tokens were there already."""
-        if not self.canary:
+    async def _probe_cache(self) -> int:
+        """Leaves the probe prompt in the prefix cache; how many of its tokens were there already."""
+        if not self.cache_probe_prompt:
             return 0
-        output = await self.answer(self.complete(self.canary, self.build.probe_params()))
+        output = await self.answer(self.complete(self.cache_probe_prompt, self.build.probe_params()))
         return int(output.num_cached_tokens or 0)
 
     def _refuse_stale(self) -> None:

@@ -29,7 +29,7 @@ COMPILED_SHAPES = "256"
 def prepare_environment(config: Config, device: str) -> None:
     """Makes vLLM quiet; on the CPU also takes one process less, no compiler, and threads that soon sleep when idle."""
     os.environ[PARENT] = str(os.getpid())
-    os.environ[SOCKETS] = tempfile.mkdtemp(prefix="grpo-")  # removed by the engine's watcher
+    os.environ[SOCKETS] = tempfile.mkdtemp(prefix="grpo-")  # removed by the engine's watchdog
     for opens_a_door in FORBIDDEN:
         os.environ.pop(opens_a_door, None)
     os.environ["VLLM_NO_USAGE_STATS"] = "1"

@@ -1,9 +1,9 @@
 """A process beside each engine (and a local Ray) that ends what it leaves behind, in whatever state that is.
 
 An engine core that is frozen cannot watch anything itself, so this is a process of its own, a child of nobody, with
-nothing but the standard library: `python -I -S watcher.py PARENT CORE FOLDER`. When the process that started the engine
-(PARENT) or the engine core (CORE) is gone, it kills the core and all its descendants, stopped ones too, removes their
-shared memory and FOLDER (the engine's sockets), and ends.
+nothing but the standard library: `python -I -S watchdog.py PARENT CORE FOLDER`. When the process that started the
+engine (PARENT) or the engine core (CORE) is gone, it kills the core and all its descendants, stopped ones too, removes
+their shared memory and FOLDER (the engine's sockets), and ends.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ FIRST_LOOK, RAREST_LOOK = 0.25, 10.0  # seconds between two looks at what the en
 SHARED = "/dev/shm/"
 
 
-class Engine:
+class WatchedProcesses:
     """The processes of one engine, held by descriptors (a pid may be another process's by now), and their memory."""
 
     def __init__(self, core: int, not_ours: set[str]) -> None:
@@ -52,12 +52,12 @@ class Engine:
                 os.unlink(path)
 
 
-def watch(parent: int, folder: str, core: int | None = None) -> None:
-    """Starts a watcher of `core`, by default this process, in a session of its own, with nothing of ours open or set.
+def start_watchdog(parent: int, folder: str, core: int | None = None) -> None:
+    """Starts a watchdog of `core`, by default this process, in a session of its own, with nothing of ours open or set.
 
     Raises: CalledProcessError if it cannot watch.
     """
-    import subprocess  # not for the watcher itself
+    import subprocess  # not for the watchdog itself
 
     subprocess.run(
         [sys.executable, "-I", "-S", __file__, str(parent), str(core or os.getpid()), folder],
@@ -101,7 +101,7 @@ def shared_memory(pid: int) -> set[str]:
 
 
 def main(parent: int, core: int, folder: str) -> None:
-    engine = Engine(core, not_ours=shared_memory(parent))
+    engine = WatchedProcesses(core, not_ours=shared_memory(parent))
     poll = select.poll()
     poll.register(engine.held[core], select.POLLIN)
     with contextlib.suppress(ProcessLookupError):

@@ -7,7 +7,7 @@ from grpo.errors import CheckpointError, GrpoError, NonFiniteError
 CLASSES = {error.__name__: error for error in (CheckpointError, NonFiniteError)}
 
 
-def agree(error: GrpoError | None) -> None:
+def raise_on_all_ranks(error: GrpoError | None) -> None:
     """Raises on all ranks the error of the first rank that has one. A collective."""
     mine = None if error is None else (type(error).__name__, str(error))
     found: list[tuple[str, str] | None] = [None] * distributed.get_world_size()

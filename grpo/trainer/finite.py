@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from grpo.errors import NonFiniteError
-from grpo.trainer.collective import agree
+from grpo.trainer.collective import raise_on_all_ranks
 from grpo.trainer.shards import Shards
 
 
@@ -33,4 +33,4 @@ def check_finite(params: Mapping[str, Any], shards: Shards) -> None:
         for kind, tensor in {"weight": param.data, **shards.of(param).views}.items()
         if not is_finite(tensor)
     ]
-    agree(not_finite(bad))
+    raise_on_all_ranks(not_finite(bad))

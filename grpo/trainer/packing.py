@@ -1,4 +1,4 @@
-"""Samples to packed micro-batches: which rows go where (`plan`), and how they look to the model (`pack`).
+"""Samples to packed micro-batches: which rows go where (`plan_minibatches`), and how they look to the model (`pack`).
 
 Everything here is a pure function of its arguments. Every rank computes the whole plan by itself and finds the same
 one, so nothing is sent between ranks to agree on it. Masks come from lengths, never from pad or end-of-text ids.
@@ -28,7 +28,7 @@ class Minibatch:
     micro_batches: tuple[tuple[Rows, ...], ...]
 
 
-class Extent(NamedTuple):
+class RowTokens(NamedTuple):
     """What a row costs a forward pass, in tokens. Rows of a micro-batch with the same prompt share its tokens."""
 
     prompt: Hashable
@@ -36,13 +36,13 @@ class Extent(NamedTuple):
     own_tokens: int
 
 
-def extent(sample: Sample) -> Extent:
+def row_tokens(sample: Sample) -> RowTokens:
     """A sample's extent. Its last token predicts nothing and is not forwarded."""
-    return Extent(sample.prompt_ids, len(sample.prompt_ids), max(len(sample.output_ids) - 1, 0))
+    return RowTokens(sample.prompt_ids, len(sample.prompt_ids), max(len(sample.output_ids) - 1, 0))
 
 
-def plan(
-    extents_B: Sequence[Extent],
+def plan_minibatches(
+    row_tokens_B: Sequence[RowTokens],
     *,
     ranks: int,
     minibatches: int,
@@ -55,13 +55,13 @@ def plan(
     `token_budget` is that of a micro-batch. `seed` names the shuffle: "7/step 3/epoch 0". A minibatch's rows with the
     same prompt stay together as far as that leaves the ranks even. Raises ValueError if a row exceeds the budget.
     """
-    for row, (_, prompt_tokens, own_tokens) in enumerate(extents_B):
+    for row, (_, prompt_tokens, own_tokens) in enumerate(row_tokens_B):
         if prompt_tokens + own_tokens > token_budget:
             raise ValueError(
                 f"a row must fit a micro-batch: row {row} has {prompt_tokens + own_tokens} tokens, the budget is "
                 f"{token_budget}; raise train.tokens_per_micro_batch"
             )
-    order = list(range(len(extents_B)))
+    order = list(range(len(row_tokens_B)))
     random.Random(seed).shuffle(order)
     bounds = [len(order) * part // minibatches for part in range(minibatches + 1)]
     parts = [order[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
@@ -69,60 +69,64 @@ def plan(
     return tuple(
         Minibatch(
             rows=tuple(part),
-            micro_batches=_micro_batches([r for r in part if r not in skipped], extents_B, ranks, token_budget),
+            micro_batches=_micro_batches([r for r in part if r not in skipped], row_tokens_B, ranks, token_budget),
         )
         for part in parts
     )
 
 
 def _micro_batches(
-    rows: Sequence[int], extents_B: Sequence[Extent], ranks: int, token_budget: int
+    rows: Sequence[int], row_tokens_B: Sequence[RowTokens], ranks: int, token_budget: int
 ) -> tuple[tuple[Rows, ...], ...]:
-    """Deals families of rows to ranks, packs each rank's, and evens the numbers of micro-batches with empty ones."""
-    families = _families(rows, extents_B, token_budget)
+    """Deals prompt groups to ranks, packs each rank's, and evens the numbers of micro-batches with empty ones."""
+    prompt_groups = _prompt_groups(rows, row_tokens_B, token_budget)
     if ranks > 1:
-        share = sum(_cost(family, extents_B) for family in families) // ranks
-        families = _families(rows, extents_B, min(token_budget, share // 4))
+        share = sum(_cost(prompt_group, row_tokens_B) for prompt_group in prompt_groups) // ranks
+        prompt_groups = _prompt_groups(rows, row_tokens_B, min(token_budget, share // 4))
     dealt: list[list[Rows]] = [[] for _ in range(ranks)]
     tokens = [0] * ranks
-    for family in sorted(families, key=lambda family: (-_cost(family, extents_B), family)):
+    for prompt_group in sorted(
+        prompt_groups, key=lambda prompt_group: (-_cost(prompt_group, row_tokens_B), prompt_group)
+    ):
         rank = tokens.index(min(tokens))
-        dealt[rank].append(family)
-        tokens[rank] += _cost(family, extents_B)
-    packed = [_fill(mine, extents_B, token_budget) for mine in dealt]
+        dealt[rank].append(prompt_group)
+        tokens[rank] += _cost(prompt_group, row_tokens_B)
+    packed = [_fill(mine, row_tokens_B, token_budget) for mine in dealt]
     count = max(len(micro_batches) for micro_batches in packed)
     return tuple(tuple(micro_batches + [()] * (count - len(micro_batches))) for micro_batches in packed)
 
 
-def _families(rows: Sequence[int], extents_B: Sequence[Extent], limit: int) -> list[Rows]:
-    """Rows with the same prompt, in families of at most `limit` tokens (but at least one row), longest row first."""
-    families: list[list[int]] = []
+def _prompt_groups(rows: Sequence[int], row_tokens_B: Sequence[RowTokens], limit: int) -> list[Rows]:
+    """Rows with the same prompt, in groups of at most `limit` tokens (but at least one row), longest row first."""
+    prompt_groups: list[list[int]] = []
     latest: dict[Hashable, list[int]] = {}
-    for row in sorted(rows, key=lambda row: (-sum(extents_B[row][1:]), row)):
-        family = latest.get(extents_B[row].prompt, [])
-        if not family or _cost([*family, row], extents_B) > limit:
-            family = []
-            families.append(family)
-            latest[extents_B[row].prompt] = family
-        family.append(row)
-    return [tuple(family) for family in families]
+    for row in sorted(rows, key=lambda row: (-sum(row_tokens_B[row][1:]), row)):
+        prompt_group = latest.get(row_tokens_B[row].prompt, [])
+        if not prompt_group or _cost([*prompt_group, row], row_tokens_B) > limit:
+            prompt_group = []
+            prompt_groups.append(prompt_group)
+            latest[row_tokens_B[row].prompt] = prompt_group
+        prompt_group.append(row)
+    return [tuple(prompt_group) for prompt_group in prompt_groups]
 
 
-def _cost(family: Sequence[int], extents_B: Sequence[Extent]) -> int:
+def _cost(prompt_group: Sequence[int], row_tokens_B: Sequence[RowTokens]) -> int:
     """Tokens of rows that share their prompt."""
-    return extents_B[family[0]].prompt_tokens + sum(extents_B[row].own_tokens for row in family)
+    return row_tokens_B[prompt_group[0]].prompt_tokens + sum(row_tokens_B[row].own_tokens for row in prompt_group)
 
 
-def _fill(families: Sequence[Rows], extents_B: Sequence[Extent], token_budget: int) -> list[Rows]:
+def _fill(prompt_groups: Sequence[Rows], row_tokens_B: Sequence[RowTokens], token_budget: int) -> list[Rows]:
     """Fills one micro-batch after the other, longest rows first: neighbours are alike, attention pads little."""
     micro_batches: list[Rows] = []
     room = 0
-    for family in sorted(families, key=lambda family: (-sum(extents_B[family[0]][1:]), family)):
-        cost = _cost(family, extents_B)
+    for prompt_group in sorted(
+        prompt_groups, key=lambda prompt_group: (-sum(row_tokens_B[prompt_group[0]][1:]), prompt_group)
+    ):
+        cost = _cost(prompt_group, row_tokens_B)
         if not micro_batches or cost > room:
             micro_batches.append(())
             room = token_budget
-        micro_batches[-1] += family
+        micro_batches[-1] += prompt_group
         room -= cost
     return micro_batches
 

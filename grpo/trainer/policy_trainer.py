@@ -22,7 +22,7 @@ from grpo.trainer.deepspeed import Engine, start_process_group
 from grpo.trainer.finite import check_finite
 from grpo.trainer.malloc import keep_freed_memory
 from grpo.trainer.model import Policy, load_policy
-from grpo.trainer.packing import Minibatch, PackedBatch, Rows, extent, pack, plan
+from grpo.trainer.packing import Minibatch, PackedBatch, Rows, pack, plan_minibatches, row_tokens
 from grpo.trainer.schedule import learning_rate
 from grpo.trainer.state import StateFolder
 from grpo.trainer.statistics import reduce_outputs, summarise
@@ -101,8 +101,8 @@ class PolicyTrainer:
         train = self.config.train
         skip = [] if self.reference else [row for row, sample in enumerate(batch) if sample.advantage == 0.0]
         for epoch in range(train.epochs):
-            yield from plan(
-                [extent(sample) for sample in batch],
+            yield from plan_minibatches(
+                [row_tokens(sample) for sample in batch],
                 ranks=self.world_size,
                 minibatches=train.minibatches,
                 token_budget=train.tokens_per_micro_batch,

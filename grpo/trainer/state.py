@@ -19,7 +19,7 @@ from torch import distributed
 
 from grpo.errors import CheckpointError, GrpoError
 from grpo.trainer import rng
-from grpo.trainer.collective import agree
+from grpo.trainer.collective import raise_on_all_ranks
 from grpo.trainer.deepspeed import gathered
 from grpo.trainer.shards import KINDS, Shards
 from grpo.types import TensorRecord
@@ -62,14 +62,14 @@ class StateFolder:
             (self.folder / f"rng-{self.rank:05d}.json").write_text(rng.capture(device))
         except OSError as error:
             failure = failure or self._unwritten(error)
-        agree(failure)
+        raise_on_all_ranks(failure)
         if self.rank == 0:
             known = {"format": FORMAT, "world_size": self.ranks, "files": files}
             try:
                 (self.folder / HEADER).write_text(json.dumps(known | dict(header), indent=1))
             except OSError as error:
                 failure = self._unwritten(error)
-        agree(failure)
+        raise_on_all_ranks(failure)
 
     def _write_shares(self, files: Mapping[str, str]) -> GrpoError | None:
         """Gathers every parameter; a rank that cannot write goes on gathering, as the others need it."""
@@ -108,7 +108,7 @@ class StateFolder:
             self._read_rng(header["world_size"], device)
         except CheckpointError as error:
             failure = error
-        agree(failure)
+        raise_on_all_ranks(failure)
         with torch.no_grad():
             for param in self.params.values():
                 whole = self.shards.gather(param, "master")

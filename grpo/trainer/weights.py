@@ -9,7 +9,7 @@ from torch import distributed
 from transformers import AutoTokenizer
 
 from grpo.errors import CheckpointError, GrpoError
-from grpo.trainer.collective import agree
+from grpo.trainer.collective import raise_on_all_ranks
 from grpo.trainer.deepspeed import gathered
 from grpo.trainer.finite import is_finite, not_finite
 from grpo.types import TensorRecord
@@ -70,13 +70,13 @@ class LiveWeights:
         failure: GrpoError | None = None
         if distributed.get_rank() == 0:
             failure = not_finite([f"weight of {name}" for name, tensor in tensors.items() if not is_finite(tensor)])
-        agree(failure)
+        raise_on_all_ranks(failure)
         if distributed.get_rank() == 0:
             try:
                 self._write(path, tensors, tokenizer_path, revision)
             except CheckpointError as error:
                 failure = error
-        agree(failure)
+        raise_on_all_ranks(failure)
 
     def _write(self, path: Path, tensors: dict[str, torch.Tensor], tokenizer_path: str, revision: str | None) -> None:
         if path.exists():

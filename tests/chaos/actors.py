@@ -116,7 +116,7 @@ class FakeEngineActor:
         self.version = version
 
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        answer: list[float] = await self.ask({"weights": flat(self.weights), "canary": list(token_ids)})
+        answer: list[float] = await self.ask({"weights": flat(self.weights), "self_test_prompt": list(token_ids)})
         return answer
 
     async def close(self) -> None:

@@ -32,8 +32,8 @@ def main() -> None:
                 sample(request["weights"], request["token_ids"], request["seed"], index)
                 for index in range(request["samples"])
             ]
-        elif "canary" in request:
-            answer = logprobs(request["weights"], request["canary"])
+        elif "self_test_prompt" in request:
+            answer = logprobs(request["weights"], request["self_test_prompt"])
         else:
             answer = "ok"
         print(json.dumps(answer), flush=True)

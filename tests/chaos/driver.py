@@ -3,14 +3,14 @@
 import sys
 
 from grpo.cluster.job import Actors, train
-from grpo.config import load as configfile
+from grpo.config.load import load_config
 from grpo.errors import GrpoError
 from tests.chaos.actors import FakeEngineActor, FakeRankActor
 
 
 def main() -> int:
     try:
-        train(configfile.load(sys.argv[1], sys.argv[2:]), Actors(FakeEngineActor, FakeRankActor))
+        train(load_config(sys.argv[1], sys.argv[2:]), Actors(FakeEngineActor, FakeRankActor))
     except GrpoError as error:
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

@@ -90,8 +90,8 @@ def roles(pids: Path) -> Iterator[tuple[str, int]]:
         known = json.loads(pids.read_text())
     except (OSError, ValueError):
         return
-    for role, members in known.items():
-        yield from ((role, pid) for pid in members)
+    for role, handles in known.items():
+        yield from ((role, pid) for pid in handles)
 
 
 def numbers(pid: int) -> Iterator[tuple[str, float]]:

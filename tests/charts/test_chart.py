@@ -15,7 +15,7 @@ import yaml
 from charts.generate import manifests, schema
 from charts.generate.schema import CHART
 from charts.generate.tools import ROOT
-from grpo.config import load as configfile
+from grpo.config.load import load_config
 from tests import helm as charts
 from tests.helm import HELMS, RDMA, SMOKE, SPOT, container, env, helm, job, one, pods, rules, run_yaml, template
 
@@ -59,12 +59,12 @@ def test_the_configuration_is_passed_through_whole(profile: str, tmp_path: Path)
     objects = template(profile=profile)
     name = one(objects, "RayJob")["metadata"]["labels"]["grpo.dev/run"]
     (tmp_path / "run.yaml").write_text(run_yaml(objects))
-    config = configfile.load(tmp_path / "run.yaml")
+    config = load_config(tmp_path / "run.yaml")
     assert (config.run.name, config.run.dir, config.run.grace_seconds) == (name, f"/runs/{name}", 110)
     assert (config.cluster.address, config.metrics.port) == ("auto", 9400)
     given = yaml.safe_load((CHART / "ci" / f"{profile}-values.yaml").read_text())["config"]
     (tmp_path / "given.yaml").write_text(yaml.safe_dump(given))
-    wanted = configfile.load(tmp_path / "given.yaml").model_dump()
+    wanted = load_config(tmp_path / "given.yaml").model_dump()
     got = config.model_dump()
     filled = {"run": ("name", "dir", "grace_seconds"), "cluster": ("address",), "metrics": ("port",)}
     for tree in (wanted, got):

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 from grpo.checkpoint import Checkpoints
 from grpo.checkpoint.export import check_policy, export
-from grpo.config.load import dump
+from grpo.config.load import dump_config
 from grpo.errors import CheckpointError, ConfigError
 from grpo.store import Store
 from tests.checkpoints import Held
@@ -25,7 +25,7 @@ def save_policy(run_dir, step, change=lambda policy: None, directory=None):
     """Commits a checkpoint whose policy was changed before; returns the folder of the policy."""
     run_dir.mkdir(exist_ok=True)
     config = make_config(run_dir, dir=directory, keep=9)
-    (run_dir / "config.yaml").write_text(dump(config))
+    (run_dir / "config.yaml").write_text(dump_config(config))
     writer = Checkpoints(config, run_dir, Held())
     store = Store(writer.begin(step))
     with store.workspace("") as work:

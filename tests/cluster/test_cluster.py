@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from grpo.cluster import processes as node
-from grpo.cluster.fleet import ARCS, Fleet, Recoveries, Slot, State
+from grpo.cluster.fleet import ARCS, Fleet, RecoveryBudget, Slot, State
 from grpo.cluster.groups import RayRollouts, RayTrainer, request_seed
 from grpo.cluster.session import Session, session
-from grpo.cluster.waiting import Member
+from grpo.cluster.waiting import ActorHandle
 from grpo.config import Config
 from grpo.errors import (
     ClusterError,
@@ -120,39 +120,41 @@ def cluster(run_dir: Path, said: list[str]) -> Iterator[Session]:
         yield current
 
 
-def make(cluster: Session, role: str, index: int = 0) -> Member:
-    member = cluster.create(Worker, role, index, 0, None, index, "cpu")
-    cluster.started(member, cluster.get([member.call("start")], SECONDS, "start", pulse="")[0])
-    return member
+def make(cluster: Session, role: str, index: int = 0) -> ActorHandle:
+    handle = cluster.create(Worker, role, index, 0, None, index, "cpu")
+    cluster.started(handle, cluster.get([handle.call("start")], SECONDS, "start", heartbeat="")[0])
+    return handle
 
 
 @pytest.fixture
-def rank(cluster: Session) -> Member:
+def rank(cluster: Session) -> ActorHandle:
     return make(cluster, "trainer")
 
 
 @pytest.mark.slow
-def test_results_come_in_order(cluster: Session, rank: Member) -> None:
+def test_results_come_in_order(cluster: Session, rank: ActorHandle) -> None:
     other = make(cluster, "trainer", 1)
     calls = [rank.call("number", 1), other.call("number", 2), rank.call("number", 3)]
     assert cluster.get(calls, SECONDS, "train") == [1, 2, 3]
 
 
 @pytest.mark.slow
-def test_an_actors_own_error_arrives_as_it_is(cluster: Session, rank: Member) -> None:
+def test_an_actors_own_error_arrives_as_it_is(cluster: Session, rank: ActorHandle) -> None:
     with pytest.raises(DataError, match="^row 3: no answer$"):
         cluster.get([rank.call("refuse")], SECONDS, "rollout")
     assert not rank.lost
 
 
 @pytest.mark.slow
-def test_an_unexpected_error_names_the_actor_the_phase_and_the_logs(cluster: Session, rank: Member) -> None:
+def test_an_unexpected_error_names_the_actor_the_phase_and_the_logs(cluster: Session, rank: ActorHandle) -> None:
     with pytest.raises(ClusterError, match=r"^train: trainer rank 0 failed: .*lines; logs are in .*logs$"):
         cluster.get([rank.call("fail")], SECONDS, "train")
 
 
 @pytest.mark.slow
-def test_a_wait_ends_at_its_deadline_and_the_actor_with_it(cluster: Session, rank: Member, said: list[str]) -> None:
+def test_a_wait_ends_at_its_deadline_and_the_actor_with_it(
+    cluster: Session, rank: ActorHandle, said: list[str]
+) -> None:
     with pytest.raises(TrainerLost, match=r"^train must end within 0.5 s \(deadlines.\*\), but trainer rank 0 has not"):
         cluster.get([rank.call("hang")], 0.5, "train")
     assert rank.lost and not psutil.pid_exists(rank.pids[0])
@@ -161,7 +163,7 @@ def test_a_wait_ends_at_its_deadline_and_the_actor_with_it(cluster: Session, ran
 
 
 @pytest.mark.slow
-def test_a_dead_actor_is_reported_while_its_sibling_still_works(cluster: Session, rank: Member) -> None:
+def test_a_dead_actor_is_reported_while_its_sibling_still_works(cluster: Session, rank: ActorHandle) -> None:
     busy = make(cluster, "trainer", 1)
     began = time.monotonic()
     with pytest.raises(TrainerLost, match="^train: trainer rank 0 died: "):
@@ -170,7 +172,7 @@ def test_a_dead_actor_is_reported_while_its_sibling_still_works(cluster: Session
 
 
 @pytest.mark.slow
-def test_outcomes_wait_for_all_and_keep_the_failures_in_their_places(cluster: Session, rank: Member) -> None:
+def test_outcomes_wait_for_all_and_keep_the_failures_in_their_places(cluster: Session, rank: ActorHandle) -> None:
     others = [make(cluster, "trainer", index) for index in (1, 2)]
     calls = [rank.call("die"), others[0].call("hang", 1), others[1].call("refuse")]
     lost, slow, refused = cluster.outcomes(calls, SECONDS, "train")
@@ -178,7 +180,9 @@ def test_outcomes_wait_for_all_and_keep_the_failures_in_their_places(cluster: Se
 
 
 @pytest.mark.slow
-def test_a_frozen_actor_is_noticed_written_down_and_killed(cluster: Session, rank: Member, said: list[str]) -> None:
+def test_a_frozen_actor_is_noticed_written_down_and_killed(
+    cluster: Session, rank: ActorHandle, said: list[str]
+) -> None:
     threading.Timer(0.5, os.kill, (rank.pids[0], signal.SIGSTOP)).start()
     began = time.monotonic()
     with pytest.raises(TrainerLost, match="^train: trainer rank 0 is frozen: no sign of life for deadlines.health = 4"):
@@ -189,7 +193,7 @@ def test_a_frozen_actor_is_noticed_written_down_and_killed(cluster: Session, ran
 
 
 @pytest.mark.slow
-def test_a_busy_actor_is_not_taken_for_a_frozen_one(cluster: Session, rank: Member) -> None:
+def test_a_busy_actor_is_not_taken_for_a_frozen_one(cluster: Session, rank: ActorHandle) -> None:
     assert cluster.get([rank.call("hang", 8)], SECONDS, "train") == [None]
 
 
@@ -202,7 +206,7 @@ def test_engines_share_prompts_and_a_frozen_ones_share_goes_to_the_others(cluste
         cluster,
         config,
         lambda index: cluster.create(Echo, "rollout", index, 0, config, index, "cpu"),
-        Recoveries(3),
+        RecoveryBudget(3),
         FakeRecorder(told),
     )
     fleet.gather(wait=True)
@@ -254,7 +258,7 @@ def test_the_trainer_tells_of_its_ranks_and_of_the_step_that_they_are_at(
     told: list[str] = []
     ranks: Any = Ranks()
     config = make_config(run_dir, train={"ranks": 2})
-    trainer = RayTrainer(ranks, config, ranks.create, Recoveries(3), FakeRecorder(told))
+    trainer = RayTrainer(ranks, config, ranks.create, RecoveryBudget(3), FakeRecorder(told))
     trainer.ready()
     trainer.step([], 1)
     assert told == [
@@ -273,7 +277,7 @@ def test_the_trainer_tells_of_its_ranks_and_of_the_step_that_they_are_at(
 
 
 def test_the_arcs_of_an_engines_state() -> None:
-    slot = Slot(0, Member("rollout", 0, None))
+    slot = Slot(0, ActorHandle("rollout", 0, None))
     for state in (State.RESTARTING, State.STALE, State.HEALTHY, State.DEAD):
         slot.to(state)
     with pytest.raises(AssertionError, match="cannot go from dead to healthy"):
@@ -282,7 +286,7 @@ def test_the_arcs_of_an_engines_state() -> None:
 
 
 def test_too_many_recoveries_without_a_checkpoint_end_the_run() -> None:
-    recoveries = Recoveries(2)
+    recoveries = RecoveryBudget(2)
     for _ in range(3):
         recoveries.spend(EngineLost("engine 0 died"))
         recoveries.reset()

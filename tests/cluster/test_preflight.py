@@ -16,7 +16,7 @@ import pytest
 from grpo import cluster
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError
-from grpo.plan.memory import GIB, plan
+from grpo.plan.memory import GIB, make_plan
 from grpo.plan.placement import Node, place
 from grpo.plan.preflight import inputs, links, nodes, sizes
 from grpo.plan.preflight.facts import Facts, look, memory_limit
@@ -181,7 +181,7 @@ def test_shared_memory_for_the_queues_is_a_must_and_for_objects_advice() -> None
     def checked(shm: int, split: int) -> Check:
         wanted = config(rollout={"tensor_parallel": split}, cluster={"device": "cuda"})
         found = {node("r", "rollout", gpus=4, object_store=GIB): facts(shm=shm), node("t", "trainer", gpus=1): facts()}
-        return sizes.shared_memory(site(wanted, found, "cuda"), plan(wanted))
+        return sizes.shared_memory(site(wanted, found, "cuda"), make_plan(wanted))
 
     assert checked(8 * GIB, 4).status == "ok"
     assert checked(GIB, 1).status == "warning"
@@ -193,7 +193,7 @@ def test_shared_memory_for_the_queues_is_a_must_and_for_objects_advice() -> None
 def test_a_limit_below_what_is_certain_fails_below_the_estimate_warns(memory: int, status: str) -> None:
     wanted = config(rollout={"kv_cache_gib": 2.0}, cluster={"device": "cpu"})
     found = {node("r", "rollout"): facts(memory=memory), node("t", "trainer"): facts()}
-    assert sizes.memory(site(wanted, found), plan(wanted)).status == status
+    assert sizes.memory(site(wanted, found), make_plan(wanted)).status == status
 
 
 def test_the_smallest_gpu_counts() -> None:
@@ -204,7 +204,7 @@ def test_the_smallest_gpu_counts() -> None:
 
 
 def test_space_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = plan(config())
+    made = make_plan(config())
     monkeypatch.setattr("psutil.disk_usage", lambda _: type("Usage", (), {"free": made.volume - 1000})())
     short = sizes.space(two(), made, str(tmp_path / "not" / "yet"))
     assert (short.status, "4 checkpoints of 22.2 MiB" in short.text) == ("failed", True)

@@ -11,13 +11,13 @@ class LeavingFleet:
     """Its only engine has to leave its node just as a sync begins; the new one is there once somebody waits for it."""
 
     def __init__(self) -> None:
-        self.slots = [SimpleNamespace(member="old")]
+        self.slots = [SimpleNamespace(handle="old")]
         self.waited: list[bool] = []
         self.observer = SimpleNamespace(policy_version=lambda role, version: None)
 
     def gather(self, wait: bool) -> None:
         self.waited.append(wait)
-        self.slots = [SimpleNamespace(member="new")] if wait else []
+        self.slots = [SimpleNamespace(handle="new")] if wait else []
 
     def of(self, *_states: object) -> list[SimpleNamespace]:
         return self.slots
@@ -29,11 +29,11 @@ class LeavingFleet:
 def test_a_sync_waits_for_a_new_engine_where_the_last_one_just_leaves() -> None:
     fleet: Any = LeavingFleet()
     trainer: Any = SimpleNamespace(ready=lambda: None, connected=True)
-    weights = RayWeights(SimpleNamespace(), make_config(), fleet, trainer, canary=[1])  # type: ignore[arg-type]
+    weights = RayWeights(SimpleNamespace(), make_config(), fleet, trainer, self_test_prompt=[1])  # type: ignore[arg-type]
     sent: list[list[str]] = []
 
     def send(version: int) -> Any:
-        sent.append([slot.member for slot in fleet.slots])
+        sent.append([slot.handle for slot in fleet.slots])
         return SimpleNamespace(records=())
 
     weights._connect = dict  # type: ignore[method-assign, assignment]

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from grpo.config import Config
-from grpo.config.load import MOST_PROBLEMS, load
+from grpo.config.load import MOST_PROBLEMS, load_config
 from grpo.config.yaml import MOST_CHARACTERS
 from grpo.errors import ConfigError
 
@@ -87,7 +87,7 @@ def refusal(text: str, *overrides: str) -> str | None:
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         started = time.perf_counter()
         try:
-            load(path, overrides)
+            load_config(path, overrides)
         except ConfigError as error:
             slowest[0] = max(slowest[0], time.perf_counter() - started)
             return well_formed(str(error))
@@ -260,11 +260,11 @@ def test_broken_yaml_is_refused(name: str) -> None:
 def test_no_file_is_read_for_ever(tmp_path: Path) -> None:
     for path in ("/dev/zero", "/dev/null", tmp_path, tmp_path / "none", f"{tmp_path}/{'x' * 300}"):
         with pytest.raises(ConfigError) as caught:
-            load(path)
+            load_config(path)
         well_formed(str(caught.value))
     (tmp_path / "utf16").write_bytes("model: {path: x}".encode("utf-16"))
     with pytest.raises(ConfigError, match="not UTF-8 text"):
-        load(tmp_path / "utf16")
+        load_config(tmp_path / "utf16")
 
 
 KEYS = st.sampled_from([*Config.model_fields, *(part for name in LEAVES for part in name.split(".")), "x", "", "modle"])

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from grpo.config import Config
-from grpo.config.diff import FREE, FREE_SECTIONS, check_drift
+from grpo.config.diff import FREE, FREE_SECTIONS, check_config_diff
 from grpo.errors import ConfigError
 from tests.config.test_schema import leaves
 
@@ -22,7 +22,7 @@ SAME = {"train": {"betas": [0.9, 0.99]}, "rewards": [{"function": "boxed", "weig
 
 
 def test_the_same_configuration():
-    check_drift(OLD, make(**SAME))
+    check_config_diff(OLD, make(**SAME))
 
 
 @pytest.mark.parametrize(
@@ -37,13 +37,13 @@ def test_the_same_configuration():
     ],
 )
 def test_how_and_where_it_runs_does_not_count(change):
-    check_drift(OLD, make(**SAME | change))
+    check_config_diff(OLD, make(**SAME | change))
 
 
 def test_every_difference_is_listed():
     new = make(run={"steps": 7}, train={"betas": [0.9, 0.95], "learning_rate": 0.5}, data={"source": "other.jsonl"})
     with pytest.raises(ConfigError) as caught:
-        check_drift(OLD, new)
+        check_config_diff(OLD, new)
     assert str(caught.value).splitlines() == [
         "a run goes on with the configuration that it was begun with, but these keys differ:",
         "  run.steps: 100 -> 7",
@@ -59,31 +59,31 @@ def test_every_difference_is_listed():
 def test_keys_are_allowed_one_by_one():
     changed = {"data": {"source": "other.jsonl"}, "train": {**SAME["train"], "learning_rate": 0.5}}
     allowed = ["train.learning_rate", "data.source"]
-    check_drift(OLD, make(**SAME | changed, run={"allow_drift": allowed}))
+    check_config_diff(OLD, make(**SAME | changed, run={"allow_drift": allowed}))
     with pytest.raises(ConfigError, match=r"allow_drift=\[data.source\]"):
-        check_drift(OLD, make(**SAME | changed, run={"allow_drift": allowed[:1]}))
+        check_config_diff(OLD, make(**SAME | changed, run={"allow_drift": allowed[:1]}))
 
 
 @pytest.mark.parametrize("name", ["train", "learning_rate", "train.lr", "TRAIN.LEARNING_RATE"])
 def test_an_allowed_key_that_is_none(name):
     with pytest.raises(ConfigError, match="run.allow_drift.*is none"):
-        check_drift(OLD, make(**SAME, run={"allow_drift": [name]}))
+        check_config_diff(OLD, make(**SAME, run={"allow_drift": [name]}))
 
 
 def test_a_key_that_is_new_had_its_default():
     old = saved(make(**SAME))
     del old["train"]["learning_rate"], old["reward_code"]
-    check_drift(old, make(**SAME))
+    check_config_diff(old, make(**SAME))
     with pytest.raises(ConfigError, match="train.learning_rate: 1e-06 -> 0.5"):
-        check_drift(old, make(**SAME | {"train": {**SAME["train"], "learning_rate": 0.5}}))
+        check_config_diff(old, make(**SAME | {"train": {**SAME["train"], "learning_rate": 0.5}}))
 
 
 def test_a_key_that_is_gone_counts_until_it_is_allowed():
     old = saved(make(**SAME))
     old["train"]["momentum"] = 0.5
     with pytest.raises(ConfigError, match="train.momentum: 0.5 -> no such key"):
-        check_drift(old, make(**SAME))
-    check_drift(old, make(**SAME, run={"allow_drift": ["train.momentum"]}))
+        check_config_diff(old, make(**SAME))
+    check_config_diff(old, make(**SAME, run={"allow_drift": ["train.momentum"]}))
 
 
 def test_every_free_key_is_a_key():

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo.config import Config
-from grpo.config.load import dump, load, schema
+from grpo.config.load import config_schema, dump_config, load_config
 from grpo.errors import ConfigError
 
 MINIMAL = "model: {path: ./x}\ndata: {source: arithmetic}\n"
@@ -27,14 +27,14 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def problems(tmp_path: Path, text: str, *overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        load(write(tmp_path, text), overrides)
+        load_config(write(tmp_path, text), overrides)
     return str(caught.value).splitlines()
 
 
 @pytest.mark.parametrize("spelling", ["1e-6", "1e-06", "1.0e-6", "0.000001", "1E-6"])
 def test_a_learning_rate_is_a_number_however_it_is_spelled(tmp_path: Path, spelling: str) -> None:
-    assert load(write(tmp_path, MINIMAL + f"train: {{learning_rate: {spelling}}}")).train.learning_rate == 1e-6
-    assert load(write(tmp_path, MINIMAL), [f"train.learning_rate={spelling}"]).train.learning_rate == 1e-6
+    assert load_config(write(tmp_path, MINIMAL + f"train: {{learning_rate: {spelling}}}")).train.learning_rate == 1e-6
+    assert load_config(write(tmp_path, MINIMAL), [f"train.learning_rate={spelling}"]).train.learning_rate == 1e-6
 
 
 def test_overrides_win_over_the_file_and_keep_the_rest(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_overrides_win_over_the_file_and_keep_the_rest(tmp_path: Path) -> None:
         tmp_path,
         MINIMAL + "train: {epochs: 2, ranks: 4}\nrewards:\n- function: boxed\n- {function: gsm8k, weight: 3}\n",
     )
-    config = load(path, ["train.epochs=3", "rewards.1.weight=0.5", "train.betas=[0.8, 0.9]", "eval.source=null"])
+    config = load_config(path, ["train.epochs=3", "rewards.1.weight=0.5", "train.betas=[0.8, 0.9]", "eval.source=null"])
     assert (config.train.epochs, config.train.ranks) == (3, 4)
     assert [(reward.function, reward.weight) for reward in config.rewards] == [("boxed", 1.0), ("gsm8k", 0.5)]
     assert config.train.betas == (0.8, 0.9)
@@ -51,22 +51,24 @@ def test_overrides_win_over_the_file_and_keep_the_rest(tmp_path: Path) -> None:
 
 def test_overrides_start_from_the_default_list_and_may_add_one_item(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
-    assert load(path, ["rewards.0.weight=2"]).rewards[0].function == "gsm8k"
-    assert [r.function for r in load(path, ["rewards.1.function=m:f"]).rewards] == ["gsm8k", "m:f"]
-    assert load(path, ["train.betas.0=0.5"]).train.betas == (0.5, 0.95)
+    assert load_config(path, ["rewards.0.weight=2"]).rewards[0].function == "gsm8k"
+    assert [r.function for r in load_config(path, ["rewards.1.function=m:f"]).rewards] == ["gsm8k", "m:f"]
+    assert load_config(path, ["train.betas.0=0.5"]).train.betas == (0.5, 0.95)
 
 
 @pytest.mark.parametrize("text", ["5", "no", "{question}", "a: b", "[x", "1e-6", "2024-01-01", "'quoted'"])
 def test_the_value_of_a_text_key_is_the_text_itself(tmp_path: Path, text: str) -> None:
-    assert load(write(tmp_path, MINIMAL), [f"data.system_prompt={text}"]).data.system_prompt == text
+    assert load_config(write(tmp_path, MINIMAL), [f"data.system_prompt={text}"]).data.system_prompt == text
 
 
 def test_a_date_is_text(tmp_path: Path) -> None:
-    assert load(write(tmp_path, MINIMAL + "eval: {split: 2024-01-01}")).eval.split == "2024-01-01"
+    assert load_config(write(tmp_path, MINIMAL + "eval: {split: 2024-01-01}")).eval.split == "2024-01-01"
 
 
 def test_a_section_without_keys_means_the_defaults(tmp_path: Path) -> None:
-    assert load(write(tmp_path, MINIMAL + "train:\n#  epochs: 3\n")).train == Config.model_fields["train"].default
+    assert (
+        load_config(write(tmp_path, MINIMAL + "train:\n#  epochs: 3\n")).train == Config.model_fields["train"].default
+    )
 
 
 def test_a_mistyped_key_names_the_path_the_value_and_the_nearest_key(tmp_path: Path) -> None:
@@ -156,11 +158,11 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     }
     for name, problem in expected.items():
         with pytest.raises(ConfigError, match=problem):
-            load(os.path.join(tmp_path, name))
+            load_config(os.path.join(tmp_path, name))
 
 
 def test_the_schema_is_closed_and_documents_every_key() -> None:
-    definitions = json.loads(json.dumps(schema()))["$defs"]
+    definitions = json.loads(json.dumps(config_schema()))["$defs"]
     for name, definition in definitions.items():
         assert definition["additionalProperties"] is False, name
         undocumented = [key for key, leaf in definition["properties"].items() if not leaf.get("description")]
@@ -223,9 +225,9 @@ def check(text: str, overrides: list[str]) -> None:
         path = Path(folder) / "run.yaml"
         path.write_text(text, encoding="utf-8", newline="")
         try:
-            config = load(path, overrides)
+            config = load_config(path, overrides)
         except ConfigError as error:
             assert str(error).strip()
             return
-        path.write_text(dump(config), encoding="utf-8")
-        assert load(path) == config
+        path.write_text(dump_config(config), encoding="utf-8")
+        assert load_config(path) == config

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.config import load as configfile
+from grpo.config.load import load_config
 from grpo.data.arithmetic import MAX_ROWS, rows
 from grpo.errors import DataError
 from grpo.rewards.gsm8k import gsm8k
@@ -102,7 +102,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def config():
-    return configfile.load(QUICKSTART.with_suffix(".yaml"))
+    return load_config(QUICKSTART.with_suffix(".yaml"))
 
 
 def test_every_row_survives_the_shipped_tokenizer(tokenizer, config):

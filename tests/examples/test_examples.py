@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from examples.rewards import mentions_answer
-from grpo.config import load as configfile
+from grpo.config.load import load_config
 from grpo.rewards.registry import RewardScorer
 
 ROOT = Path(__file__).parents[2]
@@ -16,12 +16,12 @@ SMOLLM2 = ROOT / "models" / "smollm2-135m-instruct"
 
 
 def load(name):
-    return configfile.load(ROOT / "examples" / name)
+    return load_config(ROOT / "examples" / name)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_is_a_valid_configuration(path):
-    config = configfile.load(path)
+    config = load_config(path)
     assert config.run.name == path.stem
     assert config.run.dir == f"runs/{path.stem}"
     with RewardScorer(config) as scorer:

@@ -8,7 +8,7 @@ import pytest
 
 from grpo.config import Config
 from grpo.errors import ConfigError
-from grpo.plan.memory import GIB, HEAD_CHUNK, QUEUE, cannot_fit, plan
+from grpo.plan.memory import GIB, HEAD_CHUNK, QUEUE, cannot_fit, make_plan
 from grpo.plan.model_size import read_shape
 from grpo.plan.table import tables
 
@@ -45,23 +45,23 @@ def config(folder: Path, sizes: dict[str, Any] | str, **sections: Any) -> Config
     ],
 )
 def test_known_models(tmp_path: Path, model: dict[str, Any], parameters: int, kv_bytes: int) -> None:
-    made = plan(config(tmp_path, model))
+    made = make_plan(config(tmp_path, model))
     assert (made.parameters, made.kv_per_token, made.sync_bytes) == (parameters, kv_bytes, 2 * parameters)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("variant", [{"tie_word_embeddings": True}, {"tie_word_embeddings": False, "head_dim": 12}])
-def test_parameters_are_those_that_transformers_makes(tmp_path: Path, family: str, variant: dict[str, Any]) -> None:
+def test_parameters_are_those_that_transformers_makes(tmp_path: Path, model_type: str, variant: dict[str, Any]) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if family in ("llama", "qwen3"):
+    if model_type in ("llama", "qwen3"):
         variant = variant | {"attention_bias": True}
-    if family == "llama":
+    if model_type == "llama":
         variant = variant | {"mlp_bias": True}
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "vocab_size": 101}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    model_config = AutoConfig.for_model(family, **sizes, **heads, **variant)
+    model_config = AutoConfig.for_model(model_type, **sizes, **heads, **variant)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config)
     model_config.save_pretrained(tmp_path)
@@ -82,45 +82,47 @@ def test_the_head_is_planned_for_the_chunk_that_the_policy_uses() -> None:
 def test_zero_stages_divide_the_states_among_four_ranks(
     tmp_path: Path, stage: int, weights: float, gradients: float, optimizer: float
 ) -> None:
-    made = plan(config(tmp_path, SMOLLM2, train={"ranks": 4, "zero_stage": stage}))
+    made = make_plan(config(tmp_path, SMOLLM2, train={"ranks": 4, "zero_stage": stage}))
     per_parameter = [size / made.parameters for size in (made.weights, made.gradients, made.optimizer)]
     assert per_parameter == pytest.approx([weights, gradients, optimizer], rel=1e-6)
 
 
 def test_fp32_without_zero_has_no_second_copy(tmp_path: Path) -> None:
-    made = plan(config(tmp_path, SMOLLM2, model={"dtype": "float32"}, train={"zero_stage": 0}))
+    made = make_plan(config(tmp_path, SMOLLM2, model={"dtype": "float32"}, train={"zero_stage": 0}))
     assert [size // made.parameters for size in (made.weights, made.gradients, made.optimizer)] == [4, 4, 8]
     assert made.kv_per_token == 2 * 23_040
 
 
 def test_activations_and_head(tmp_path: Path) -> None:
-    made = plan(config(tmp_path, QWEN_1_5B, train={"tokens_per_micro_batch": 8192}))
+    made = make_plan(config(tmp_path, QWEN_1_5B, train={"tokens_per_micro_batch": 8192}))
     assert made.activations == 8192 * 2 * 28 * (8 * 1536 + 2 * 256 + 4 * 8960)  # 2.72 MB a token
     assert made.head == 2 * 1024 * 151936 * 4 + 151936 * 1536 * 4
-    saved = plan(config(tmp_path, QWEN_1_5B, train={"tokens_per_micro_batch": 8192, "gradient_checkpointing": True}))
+    saved = make_plan(
+        config(tmp_path, QWEN_1_5B, train={"tokens_per_micro_batch": 8192, "gradient_checkpointing": True})
+    )
     assert saved.activations == 8192 * 2 * (28 * 1536 + 48640)
 
 
 def test_the_reference_model_counts_only_with_a_kl_term(tmp_path: Path) -> None:
-    assert plan(config(tmp_path, SMOLLM2)).reference == 0
-    assert plan(config(tmp_path, SMOLLM2, algorithm={"kl_coef": 0.01})).reference == 2 * 134_515_008
+    assert make_plan(config(tmp_path, SMOLLM2)).reference == 0
+    assert make_plan(config(tmp_path, SMOLLM2, algorithm={"kl_coef": 0.01})).reference == 2 * 134_515_008
 
 
 def test_engine_and_step(tmp_path: Path) -> None:
     rollout = {"tensor_parallel": 2, "memory_utilization": 0.5, "kv_cache_gib": 2.0, "prompts_per_step": 64}
-    made = plan(config(tmp_path, QWEN_1_5B, rollout=rollout, train={"epochs": 2, "minibatches": 4}), gpu_gib=24)
+    made = make_plan(config(tmp_path, QWEN_1_5B, rollout=rollout, train={"epochs": 2, "minibatches": 4}), gpu_gib=24)
     assert made.engine_weights == 1_543_714_304
     assert made.kv_tokens_cpu == 2 * GIB // 28_672
     assert made.kv_tokens_gpu == (24 * GIB - 2 * 1_543_714_304) // 28_672
     assert (made.rows, made.tokens, made.updates) == (512, 512 * 2048, 8)
     assert ["48.69 GiB of a GPU's 24 GiB" in warning for warning in made.warnings] == [True]
-    assert plan(config(tmp_path, QWEN_1_5B), gpu_gib=80).warnings == ()
+    assert make_plan(config(tmp_path, QWEN_1_5B), gpu_gib=80).warnings == ()
 
 
 def test_what_does_not_fit_is_said_with_the_way_out(tmp_path: Path) -> None:
     def warned(device: str) -> list[str]:
         small = config(tmp_path, QWEN_7B, rollout={"kv_cache_gib": 0.01}, cluster={"device": device})
-        return [warning.split(":")[1] for warning in plan(small, gpu_gib=12).warnings]
+        return [warning.split(":")[1] for warning in make_plan(small, gpu_gib=12).warnings]
 
     rank, engine = " raise train.zero_stage or train.ranks, lower", " raise rollout.tensor_parallel"
     assert [text.startswith(start) for text, start in zip(warned("cuda"), (rank, engine), strict=True)] == [True, True]
@@ -132,14 +134,14 @@ def printed(folder: Path, gpu_gib: float = 80.0, **sections: Any) -> str:
 
     console = Console(width=100, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     planned = config(folder, QWEN_1_5B, **sections)
-    for table in tables(plan(planned, gpu_gib), planned):
+    for table in tables(make_plan(planned, gpu_gib), planned):
         console.print(table)
     return console.export_text()
 
 
 def test_the_tables_show_the_sums(tmp_path: Path) -> None:
     text = printed(tmp_path)
-    made = plan(config(tmp_path, QWEN_1_5B))
+    made = make_plan(config(tmp_path, QWEN_1_5B))
     assert "1,543,714,304" in text and "3,087,428,608" in text and f"{made.rank_bytes / GIB:.2f} GiB" in text
 
 
@@ -172,24 +174,24 @@ def test_each_role_has_a_verdict(tmp_path: Path, gpu_gib: float, sections: dict[
     ("device", "gpu_gib", "refused"), [("cuda", 24, True), ("cuda", 80, False), ("auto", 24, False)]
 )
 def test_only_a_named_device_makes_it_an_error(tmp_path: Path, device: str, gpu_gib: float, refused: bool) -> None:
-    made = plan(config(tmp_path, QWEN_1_5B, cluster={"device": device}), gpu_gib)
+    made = make_plan(config(tmp_path, QWEN_1_5B, cluster={"device": device}), gpu_gib)
     assert (cannot_fit(made), bool(made.warnings)) == (refused, gpu_gib == 24)
 
 
 def test_a_checkpoint_holds_the_weights_and_three_fp32_copies_and_the_volume_two_more_than_are_kept(
     tmp_path: Path,
 ) -> None:
-    made = plan(config(tmp_path, QWEN_1_5B, checkpoint={"keep": 3}))
+    made = make_plan(config(tmp_path, QWEN_1_5B, checkpoint={"keep": 3}))
     assert made.checkpoint == (2 + 3 * 4) * 1_543_714_304
     assert made.volume == 5 * made.checkpoint
 
 
 def test_a_pod_needs_room_for_weights_cache_and_queues(tmp_path: Path) -> None:
-    cpu = plan(config(tmp_path, QWEN_1_5B, cluster={"device": "cpu"}, rollout={"kv_cache_gib": 2}))
+    cpu = make_plan(config(tmp_path, QWEN_1_5B, cluster={"device": "cpu"}, rollout={"kv_cache_gib": 2}))
     assert cpu.pods["rollout"].memory == 1.5 * GIB + cpu.sync_bytes + 2 * GIB
     assert cpu.pods["trainer"].memory == 1.25 * GIB + cpu.rank_bytes + 2 * GIB  # which it copies while it saves
     assert {role: pod.shm for role, pod in cpu.pods.items()} == dict.fromkeys(cpu.pods, cpu.object_store)
-    gpu = plan(config(tmp_path, QWEN_1_5B, cluster={"device": "cuda"}, rollout={"tensor_parallel": 2}))
+    gpu = make_plan(config(tmp_path, QWEN_1_5B, cluster={"device": "cuda"}, rollout={"tensor_parallel": 2}))
     assert gpu.pods["rollout"].shm == gpu.object_store + 3 * QUEUE + GIB // 4
     assert gpu.pods["trainer"].memory == (1.25 + 4 + 2) * GIB
 
@@ -208,11 +210,11 @@ def test_a_pod_needs_room_for_weights_cache_and_queues(tmp_path: Path) -> None:
 )
 def test_an_unusable_config_json_is_refused(tmp_path: Path, model: dict[str, Any] | str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        plan(config(tmp_path, model))
+        make_plan(config(tmp_path, model))
 
 
 @pytest.mark.parametrize("path", ["nobody/nothing", "not an id", "/no/such/folder"])
 def test_a_model_out_of_reach_is_refused(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="set model.path to a folder or a hub id"):
-        plan(Config.model_validate({"model": {"path": path, "revision": "a" * 40}}))
+        make_plan(Config.model_validate({"model": {"path": path, "revision": "a" * 40}}))

@@ -95,7 +95,7 @@ def test_a_hostile_function_harms_nobody(surroundings, port, name, capfd):
             assert failed_kinds(scorer) == {}
             right = 0.0 if name == "patches_the_grader" else 1.0
             assert [s.reward for s in scored[0].samples] == [1.0, right, 3.0]
-        assert len(processes_of(tempfile.gettempdir())) == 2  # the worker and its keeper
+        assert len(processes_of(tempfile.gettempdir())) == 2  # the worker and its supervisor
         assert scorer.score(asked(answer, "dd", "e"))[0].rewards_G == [2.0, 1.0]
     assert len(capfd.readouterr().err) < 70_000
 

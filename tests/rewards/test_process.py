@@ -280,7 +280,7 @@ def test_hanging_import_is_bounded(user_folder):
 
 def test_close_ends_the_processes(user_folder):
     scorer = RewardScorer(configured("my_rewards:length"))
-    assert len(processes_of(user_folder / "scratch")) == 4  # two workers, each with its keeper
+    assert len(processes_of(user_folder / "scratch")) == 4  # two workers, each with its supervisor
     scorer.close()
     scorer.close()
     assert processes_of(user_folder / "scratch") == []
@@ -298,7 +298,7 @@ def test_a_worker_struck_from_outside_costs_nothing(user_folder, number, seconds
 
 def test_a_killed_keeper_takes_its_worker_along_and_is_replaced(user_folder):
     with RewardScorer(configured("my_rewards:naps", workers=1)) as scorer:
-        threading.Timer(0.2, os.kill, (scorer.pool.workers[0]._keeper.pid, signal.SIGKILL)).start()
+        threading.Timer(0.2, os.kill, (scorer.pool.workers[0]._supervisor.pid, signal.SIGKILL)).start()
         assert [g.rewards_G for g in scorer.score(grouped(["ok", "nap", "fine"]))] == [[2.0, 3.0, 4.0]]
         assert len(processes_of(user_folder / "scratch")) == 2
 

@@ -9,8 +9,7 @@ import time
 
 import pytest
 
-from grpo.rewards.sandbox import landlock, limits, seccomp
-from grpo.rewards.sandbox import supervisor as keeper
+from grpo.rewards.sandbox import landlock, limits, seccomp, supervisor
 
 X86, ARM = seccomp.ARCHITECTURES["x86_64"], seccomp.ARCHITECTURES["aarch64"]
 EPERM = seccomp.ERRNO | errno.EPERM
@@ -182,7 +181,7 @@ def test_another_user_is_taken_only_if_it_can_read_what_it_needs(tmp_path):
 
 def test_the_keeper_prints_a_bounded_part_without_control_characters(tmp_path, capfd):
     reader, writer = os.pipe()
-    watch = keeper.Watch(os.getpid(), reader, {"scratch": str(tmp_path), "memory_bytes": 1 << 40}, [])
+    watch = supervisor.Watch(os.getpid(), reader, {"scratch": str(tmp_path), "memory_bytes": 1 << 40}, [])
     os.write(writer, b"\x1b[31mred\ttext\r\n")
     assert watch.pass_on()
     for _ in range(4):
@@ -210,8 +209,8 @@ def test_the_keeper_finds_orphans_of_orphans():
             os.write(writer, b".")
             time.sleep(600)
         os.read(reader, 1)
-        found = len(list(keeper.family(os.getpid())))
-        keeper.end_all(2**22 + 1)
-        return found >= 2, len(list(keeper.family(os.getpid())))
+        found = len(list(supervisor.family(os.getpid())))
+        supervisor.end_all(2**22 + 1)
+        return found >= 2, len(list(supervisor.family(os.getpid())))
 
     assert in_child(family) == str((True, 1))

@@ -70,8 +70,8 @@ def test_a_container_s_quota_limits_the_threads(monkeypatch: pytest.MonkeyPatch,
 CORE = """
 import os, subprocess, sys, time
 from multiprocessing.shared_memory import SharedMemory
-from grpo.run.watchdog import watch
-watch(int(sys.argv[1]), sys.argv[2])
+from grpo.run.watchdog import start_watchdog
+start_watchdog(int(sys.argv[1]), sys.argv[2])
 memory = SharedMemory(create=True, size=1 << 20)
 worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(os.getpid(), worker.pid, memory.name, flush=True)
@@ -84,8 +84,8 @@ subprocess.run([sys.executable, "-c", sys.argv[1], str(os.getpid()), sys.argv[2]
 """
 
 
-def watchers(folder: Path) -> list[psutil.Process]:
-    """The watcher of the engine whose sockets are in `folder`."""
+def watchdogs(folder: Path) -> list[psutil.Process]:
+    """The watchdog of the engine whose sockets are in `folder`."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -113,10 +113,10 @@ def test_a_watcher_leaves_nothing_of_an_engine(fault: str, tmp_path: Path) -> No
     assert parent.stdout is not None
     core_pid, worker_pid, memory = parent.stdout.readline().split()
     core, worker = psutil.Process(int(core_pid)), psutil.Process(int(worker_pid))
-    [watcher] = watchers(folder)
+    [watchdog] = watchdogs(folder)
     assert Path("/dev/shm", memory).exists()
-    assert watcher.ppid() not in (parent.pid, core.pid) and os.getsid(watcher.pid) not in (0, os.getsid(core.pid))
-    assert watcher.memory_info().rss < 16 * 2**20 and not watcher.net_connections()
+    assert watchdog.ppid() not in (parent.pid, core.pid) and os.getsid(watchdog.pid) not in (0, os.getsid(core.pid))
+    assert watchdog.memory_info().rss < 16 * 2**20 and not watchdog.net_connections()
     time.sleep(1)  # for its first looks: a core that is gone cannot be asked for its children
     if fault == "core frozen, parent killed":
         core.suspend()
@@ -125,7 +125,7 @@ def test_a_watcher_leaves_nothing_of_an_engine(fault: str, tmp_path: Path) -> No
         core.kill()
     else:
         core.terminate()
-    assert_gone([core, worker, watcher])
+    assert_gone([core, worker, watchdog])
     parent.wait(timeout=10)
     parent.stdout.close()
     assert not Path("/dev/shm", memory).exists() and not folder.exists()
@@ -363,7 +363,7 @@ def test_the_engine_core_ends_with_its_parent_and_its_death_is_an_error(stack: S
 
     cores = [psutil.Process(pid) for pid in stack.engine.pids]
     folder = Path(stack.engine.call("environment", SOCKETS)[SOCKETS])
-    [watcher] = watchers(folder)
+    [watchdog] = watchdogs(folder)
     assert cores and folder.exists()
     if stack.model.config.model_type == "llama":
         receiving = stack.engine.begin("receive_weights", 52, stack.records())
@@ -378,7 +378,7 @@ def test_the_engine_core_ends_with_its_parent_and_its_death_is_an_error(stack: S
     else:
         cores[0].suspend()
         stack.engine.process.kill()
-    assert_gone([*cores, watcher])
+    assert_gone([*cores, watchdog])
     assert not folder.exists()
 
 

@@ -12,7 +12,7 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 from grpo.checkpoint.export import export
-from grpo.config.load import dump
+from grpo.config.load import dump_config
 from grpo.errors import CheckpointError, ClusterError, Fenced, StoreLost
 from grpo.store import Store
 from grpo.store.bucket import ATTEMPTS, ROUNDS, Bucket
@@ -335,7 +335,7 @@ def test_a_killed_upload_is_not_visible(client, tmp_path):
 def test_export_from_a_bucket(client, tmp_path):
     made = config(tmp_path / "run", dir=URL)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.yaml").write_text(dump(made))
+    (tmp_path / "run/config.yaml").write_text(dump_config(made))
     save(checkpoints(tmp_path / "run", dir=URL), 10)
     with pytest.raises(CheckpointError, match="model_type"):
         export(tmp_path / "run", tmp_path / "out")

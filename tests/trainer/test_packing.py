@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.trainer.packing import Extent, extent, pack, plan
+from grpo.trainer.packing import RowTokens, pack, plan_minibatches, row_tokens
 from grpo.types import Sample
 
 
@@ -13,11 +13,11 @@ def sample(prompt: tuple[int, ...], output: tuple[int, ...], advantage: float | 
     return Sample("p", 0, prompt, output, logprobs, 0, "stop", "", 1.0, advantage)
 
 
-extents = st.builds(lambda prompt, own: Extent(prompt, prompt + 1, own), st.integers(0, 8), st.integers(0, 30))
+extents = st.builds(lambda prompt, own: RowTokens(prompt, prompt + 1, own), st.integers(0, 8), st.integers(0, 30))
 batches = st.lists(extents, min_size=1, max_size=60)
 
 
-def forwarded(rows: tuple[int, ...], batch: list[Extent]) -> int:
+def forwarded(rows: tuple[int, ...], batch: list[RowTokens]) -> int:
     """Tokens of a micro-batch: each prompt once."""
     prompts = {batch[row].prompt: batch[row].prompt_tokens for row in rows}
     return sum(prompts.values()) + sum(batch[row].own_tokens for row in rows)
@@ -28,7 +28,7 @@ def forwarded(rows: tuple[int, ...], batch: list[Extent]) -> int:
 )
 def test_every_row_exactly_once_and_ranks_in_lockstep(batch, ranks, minibatches, budget, data):
     skip = data.draw(st.sets(st.sampled_from(range(len(batch)))))
-    parts = plan(batch, ranks=ranks, minibatches=minibatches, token_budget=budget, seed="s", skip=skip)
+    parts = plan_minibatches(batch, ranks=ranks, minibatches=minibatches, token_budget=budget, seed="s", skip=skip)
     assert sorted(row for part in parts for row in part.rows) == list(range(len(batch)))
     assert {len(part.rows) for part in parts} <= {len(batch) // minibatches, math.ceil(len(batch) / minibatches)}
     for part in parts:
@@ -42,39 +42,41 @@ def test_every_row_exactly_once_and_ranks_in_lockstep(batch, ranks, minibatches,
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60), ranks=st.integers(1, 5))
 def test_ranks_differ_by_one_row_at_most(lengths, ranks):
-    batch = [Extent(row, length, 0) for row, length in enumerate(lengths)]
-    (part,) = plan(batch, ranks=ranks, minibatches=1, token_budget=2400, seed="s")
+    batch = [RowTokens(row, length, 0) for row, length in enumerate(lengths)]
+    (part,) = plan_minibatches(batch, ranks=ranks, minibatches=1, token_budget=2400, seed="s")
     tokens = [sum(lengths[row] for rows in mine for row in rows) for mine in part.micro_batches]
     assert max(tokens) - min(tokens) <= max(lengths)
 
 
 def test_rows_of_a_prompt_stay_together_unless_a_rank_would_idle():
-    batch = [Extent(row % 8, 10, 5) for row in range(64)]
-    (part,) = plan(batch, ranks=2, minibatches=1, token_budget=1000, seed="s")
+    batch = [RowTokens(row % 8, 10, 5) for row in range(64)]
+    (part,) = plan_minibatches(batch, ranks=2, minibatches=1, token_budget=1000, seed="s")
     assert [forwarded(rows, batch) for mine in part.micro_batches for rows in mine] == [4 * 10 + 32 * 5] * 2
-    one_prompt = [Extent("p", 10, 5)] * 64
-    (part,) = plan(one_prompt, ranks=4, minibatches=1, token_budget=1000, seed="s")
+    one_prompt = [RowTokens("p", 10, 5)] * 64
+    (part,) = plan_minibatches(one_prompt, ranks=4, minibatches=1, token_budget=1000, seed="s")
     assert [len(mine[0]) for mine in part.micro_batches] == [16] * 4
 
 
 def test_the_plan_depends_on_the_seed_only():
-    batch = [Extent(row % 4, 3, row) for row in range(20)]
+    batch = [RowTokens(row % 4, 3, row) for row in range(20)]
     arguments = {"ranks": 2, "minibatches": 2, "token_budget": 64}
-    first = plan(batch, **arguments, seed="7/step 1/epoch 0")
-    assert first == plan(batch, **arguments, seed="7/step 1/epoch 0")
-    assert first != plan(batch, **arguments, seed="7/step 1/epoch 1")
+    first = plan_minibatches(batch, **arguments, seed="7/step 1/epoch 0")
+    assert first == plan_minibatches(batch, **arguments, seed="7/step 1/epoch 0")
+    assert first != plan_minibatches(batch, **arguments, seed="7/step 1/epoch 1")
 
 
 def test_a_small_plan_by_hand():
-    batch = [Extent(row, 1, length - 1) for row, length in enumerate([5, 3, 9, 2])]
-    (part,) = plan(batch, ranks=2, minibatches=1, token_budget=9, seed="s")
+    batch = [RowTokens(row, 1, length - 1) for row, length in enumerate([5, 3, 9, 2])]
+    (part,) = plan_minibatches(batch, ranks=2, minibatches=1, token_budget=9, seed="s")
     # longest first to the lighter rank: 9 | 5, 3, 2, and 2 does not fit behind 5 + 3
     assert part.micro_batches == (((2,), ()), ((0, 1), (3,)))
 
 
 def test_a_row_beyond_the_budget_is_refused():
     with pytest.raises(ValueError, match="row 1 has 11 tokens, the budget is 10"):
-        plan([Extent("a", 2, 1), Extent("b", 5, 6)], ranks=1, minibatches=1, token_budget=10, seed="s")
+        plan_minibatches(
+            [RowTokens("a", 2, 1), RowTokens("b", 5, 6)], ranks=1, minibatches=1, token_budget=10, seed="s"
+        )
 
 
 def test_pack_by_hand():
@@ -110,7 +112,7 @@ def test_an_empty_completion_has_no_tokens_but_counts_as_a_row():
     assert batch.rows == 2
     assert batch.input_ids_T.tolist() == [7, 8, 9]
     assert (batch.predict_C.tolist(), batch.rows_C.tolist()) == ([2], [1])
-    assert extent(sample((7, 8), ())) == extent(sample((7, 8), (1,))) == ((7, 8), 2, 0)
+    assert row_tokens(sample((7, 8), ())) == row_tokens(sample((7, 8), (1,))) == ((7, 8), 2, 0)
 
 
 def test_a_filler_has_one_token_and_no_rows():

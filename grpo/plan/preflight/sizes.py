@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from grpo.plan.memory import GIB, Plan, copies, gib, gpu_problems, plan
+from grpo.plan.memory import GIB, Plan, copies, gib, gpu_problems, make_plan
 from grpo.plan.placement import ROLES, Node, Role, place
 from grpo.plan.preflight.facts import Facts
 from grpo.plan.preflight.site import Site
@@ -21,7 +21,7 @@ def gpus(site: Site) -> Check:
             problems.append(Problem("warning", node.name, f"Ray counts {node.gpus:g} GPUs, but nvidia-smi shows none"))
     if sizes:
         smallest = min(sizes) / GIB
-        found = gpu_problems(plan(site.config, gpu_gib=round(smallest, 1)), site.config)
+        found = gpu_problems(make_plan(site.config, gpu_gib=round(smallest, 1)), site.config)
         problems += [Problem("failed", "", text) for text in found]
     well = f"{len(sizes)} of {gib(min(sizes))} or more: the plan fits" if sizes else "not known: see grpo plan"
     return judge("GPU memory", problems, well, "see grpo plan")

@@ -23,7 +23,7 @@ def set_limits(own_user: bool) -> None:
     lower(resource.RLIMIT_NOFILE, OPEN_FILES)
     lower(resource.RLIMIT_CORE, 0)
     if own_user:
-        lower(resource.RLIMIT_NPROC, 2 * TASKS)  # the keeper is asked first
+        lower(resource.RLIMIT_NPROC, 2 * TASKS)  # the supervisor is asked first
 
 
 def limit_memory(more_bytes: int) -> None:

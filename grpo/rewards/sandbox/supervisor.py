@@ -69,18 +69,18 @@ def own_user(settings: dict[str, Any]) -> int | None:
     return None
 
 
-def become_worker(settings: dict[str, Any], uid: int | None, output_end: int, keeper: socket.socket) -> None:
+def become_worker(settings: dict[str, Any], uid: int | None, output_end: int, supervisor: socket.socket) -> None:
     code = 1
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output_end, 1)
         os.dup2(output_end, 2)
-        kept = {0, 1, 2, settings["requests"], settings["replies"], keeper.fileno()}
+        kept = {0, 1, 2, settings["requests"], settings["replies"], supervisor.fileno()}
         for fd in map(int, os.listdir("/proc/self/fd")):
             if fd not in kept:
                 with suppress(OSError):
                     os.close(fd)
-        worker.run(settings, uid, keeper)
+        worker.run(settings, uid, supervisor)
         code = 0
     except BaseException as error:
         with suppress(OSError):

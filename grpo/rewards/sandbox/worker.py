@@ -26,7 +26,7 @@ from grpo.rewards.sandbox import landlock, limits, seccomp
 RewardFunction = Callable[[str, str, str], Any]
 LONGEST_ERROR = 2000
 NICE = 10
-"""Where the keeper is not asked, it must at least get its turn beside hundreds of processes."""
+"""Where the supervisor is not asked, it must at least get its turn beside hundreds of processes."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -34,13 +34,13 @@ class Refused(Exception):
     """A function that cannot be used; the text is for the user."""
 
 
-def run(settings: dict[str, Any], uid: int | None, keeper: socket.socket) -> None:
+def run(settings: dict[str, Any], uid: int | None, supervisor: socket.socket) -> None:
     """Fences this process in, imports the functions and answers requests until their pipe ends."""
     requests, replies = settings["requests"], settings["replies"]
-    send(replies, {"missing": confine(settings, uid, keeper)})
-    keeper.close()
+    send(replies, {"missing": confine(settings, uid, supervisor)})
+    supervisor.close()
     sys.dont_write_bytecode = True
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):  # not those of the keeper, which may have been files
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):  # not those of the supervisor, which may have been files
         stream = os.fdopen(fd, "w" if fd else "r", buffering=1, errors="backslashreplace", closefd=False)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
@@ -63,7 +63,7 @@ def run(settings: dict[str, Any], uid: int | None, keeper: socket.socket) -> Non
             send(replies, {"id": request["id"], **reply})
 
 
-def confine(settings: dict[str, Any], uid: int | None, keeper: socket.socket) -> list[str]:
+def confine(settings: dict[str, Any], uid: int | None, supervisor: socket.socket) -> list[str]:
     """Puts up every fence; returns the names of those that this system does not have."""
     libc = ctypes.CDLL(None)
     os.setsid()
@@ -72,7 +72,7 @@ def confine(settings: dict[str, Any], uid: int | None, keeper: socket.socket) ->
         limits.become(uid)
     limits.drop_capabilities()
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # when the keeper is killed; a change of user clears it
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # when the supervisor is killed; a change of user clears it
     libc.prctl(landlock.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     folders = [os.getcwd(), *settings["path"]]
     readable = [sys.prefix, sys.base_prefix, *landlock.visible(folders), *settings["readable"]]
@@ -83,7 +83,7 @@ def confine(settings: dict[str, Any], uid: int | None, keeper: socket.socket) ->
     if listener is None:
         os.nice(NICE)
     else:
-        socket.send_fds(keeper, [b"."], [listener])
+        socket.send_fds(supervisor, [b"."], [listener])
         os.close(listener)
     return [
         *missing,
