@@ -1,25 +1,20 @@
 """The GRPO loop against Protocols. It imports neither torch nor ray: `cluster` has the real parts, tests bring fakes.
 
-One step: prompts -> rollouts -> rewards -> advantages -> policy updates -> weight sync -> metrics. The controller owns
-the order; rollouts, trainer and weights only offer verbs. Every start is a resume: from the newest checkpoint, or from
-step 0 where there is none. A lost trainer is the same once more, in the same process.
+One step: collect a batch (prompts -> rollouts -> rewards -> advantages), learn from it (policy updates -> weight sync),
+record, commit. The controller owns the order; its parts only offer verbs. Every start is a resume: from the newest
+checkpoint, or from step 0 where there is none. A lost trainer is the same once more, in the same process.
 """
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from statistics import fmean
 from typing import Any
 
-from grpo.algorithm.advantages import advantages
-from grpo.algorithm.evaluation import score_evaluation
 from grpo.checkpoint import Commit
 from grpo.config import Config
-from grpo.errors import Interrupted, InterruptedEarly, NoLearningSignal, TrainerLost, WeightSyncError
-from grpo.interfaces import Components
-from grpo.run.faults import fault_point
-from grpo.types import Groups, Prompt, Sampling
+from grpo.errors import Interrupted, InterruptedEarly, NoLearningSignal, TrainerLost
+from grpo.interfaces import Batch, Components
+from grpo.types import Groups, Stats
 
 
 @dataclass(frozen=True)
@@ -44,11 +39,11 @@ class Progress:
 
 
 class Controller:
-    """Runs the loop. `eval_prompts` may be empty: then nothing is evaluated."""
+    """Runs the loop."""
 
-    def __init__(self, config: Config, components: Components, eval_prompts: Sequence[Prompt]) -> None:
-        self.config, self.components, self.eval_prompts = config, components, eval_prompts
-        self.start = Progress(prompts=components.prompts.state())
+    def __init__(self, config: Config, components: Components) -> None:
+        self.config, self.components = config, components
+        self.start = Progress(prompts=components.collector.state())
         self.progress = self.start  # after the last finished step
         self.committed = 0
         self.training = False  # the trainer is beyond the last finished step
@@ -58,108 +53,100 @@ class Controller:
 
         Raises GrpoError; whatever happens, the caller shuts the actors down.
         """
-        act: Callable[[], None] | None = partial(self.resume, newest)
-        while act:
+        begun = False
+        lost: TrainerLost | None = None
+        while lost or not begun or self.committed < self.config.run.steps:
             try:
-                act()
-                act = self.advance if self.committed < self.config.run.steps else None
-            except TrainerLost as lost:
-                act = partial(self.recover, lost)
+                if lost:
+                    self.recover(lost)
+                elif begun:
+                    self.advance()
+                else:
+                    self.resume(newest)
+                lost = None
+            except TrainerLost as error:
+                lost = error
             except Interrupted as stopped:
                 raise self.last_commit(stopped) from None
+            begun = True
 
     def resume(self, commit: Commit | None) -> None:
         """Takes up a checkpoint, or the very start, and brings the engines there."""
-        components = self.components
+        parts = self.components
         self.progress = Progress.from_state(commit.state["progress"]) if commit else self.start
         step = self.committed = self.progress.step
         if commit:
-            fault_point("resume.found", step)
-            components.trainer.load(commit)
-        components.prompts.restore(self.progress.prompts)
-        components.recorder.rewind(
-            step, {name: commit.read(name) for name in commit.state["attachments"]} if commit else {}
-        )
+            parts.trainer.load(commit)
+        parts.collector.restore(self.progress.prompts)
+        parts.recorder.rewind(step, {name: commit.read(name) for name in commit.state["attachments"]} if commit else {})
         self.training = False
-        fault_point("resume.restored", step)
         self.sync(version=step)
         self.evaluate()
 
     def advance(self) -> None:
         """One step, and what is due after it."""
-        config, components, record = self.config, self.components, self.components.recorder
-        step = self.progress.step + 1
-        components.stop.check()
-        with record.step(step):
-            with record.phase("rollout"):
-                groups = components.rollouts.generate(
-                    components.prompts.take(config.rollout.prompts_per_step), train_sampling(config), step
-                )
-                self.check_versions(groups)
-            fault_point("generate.done", step)
-            # A node that is about to go away may not last for the rest of the step.
-            if components.trainer.leaving and self.committed < step - 1:
+        parts, step = self.components, self.progress.step + 1
+        parts.stop.check()
+        with parts.recorder.step(step):
+            batch = parts.collector.collect(step)
+            if parts.trainer.leaving and self.committed < step - 1:  # its node may not last for the rest of the step
                 self.commit()
-            fault_point("reward.dispatched", step)
-            with record.phase("reward"), components.stop.abortable():
-                groups = components.rewards.score(groups)
-            fault_point("reward.done", step)
-            with record.phase("advantage"):
-                batch = advantages(groups, std=config.algorithm.advantage_std)
-                zero_variance_steps = self.check_signal(groups)
-            with record.phase("train"):
-                self.training = True
-                stats = components.trainer.step(batch, step)
-            if due(step, config.sync.every):
-                self.sync(version=step)
-            record.log_step(step, groups, stats | components.rewards.failures())
-        rewards_B = (reward for group in groups for reward in group.rewards_G)
-        score = self.progress.score if self.eval_prompts else fmean(rewards_B)
-        self.progress = Progress(components.prompts.state(), step, zero_variance_steps, self.progress.evaluated, score)
+            zero_variance_steps = self.check_signal(batch.groups)
+            stats = self.learn(batch, step)
+            parts.recorder.log_step(step, batch.groups, batch.stats | stats)
+        score = self.progress.score if parts.collector.held_out else mean_reward(batch.groups)
+        self.progress = Progress(parts.collector.state(), step, zero_variance_steps, self.progress.evaluated, score)
         self.training = False
         self.evaluate()
-        last, leaving = step == config.run.steps, components.trainer.leaving
-        if due(step, config.checkpoint.every) or last or leaving:
+        last, leaving = step == self.config.run.steps, parts.trainer.leaving
+        if due(step, self.config.checkpoint.every) or last or leaving:
             self.commit()
         if leaving and not last:
-            components.trainer.leave()
+            parts.trainer.leave()
+
+    def learn(self, batch: Batch, step: int) -> Stats:
+        """Policy updates on the batch, and the new weights to the engines if that is due."""
+        with self.components.recorder.phase("train"):
+            self.training = True
+            stats = self.components.trainer.step(batch.samples, step)
+        if due(step, self.config.sync.every):
+            self.sync(version=step)
+        return stats
 
     def sync(self, version: int) -> None:
+        """Brings the trainer's weights to the engines."""
         weights, record = self.components.weights, self.components.recorder
         with record.phase("weight_sync"):
             record.log_sync(weights.sync(version), weights.digest)
 
     def evaluate(self) -> None:
         """Scores the held-out prompts if that is due; a policy that is newer than the engines' is synced first."""
-        components, step, last = self.components, self.progress.step, self.config.run.steps
+        parts, step, last = self.components, self.progress.step, self.config.run.steps
         wanted = due(step, self.config.eval.every) or step in (0, last)
-        if not (self.eval_prompts and wanted) or self.progress.evaluated == step:
+        if not (parts.collector.held_out and wanted) or self.progress.evaluated == step:
             return
-        if step > components.weights.version:
+        if step > parts.weights.version:
             self.sync(version=step)
-        with components.recorder.phase("eval"):
-            groups = components.rollouts.generate(self.eval_prompts, eval_sampling(self.config), step)
-            with components.stop.abortable():
-                groups = components.rewards.score(groups)
-            scores = score_evaluation(groups)
-            components.recorder.log_eval(step, groups, scores)
+        with parts.recorder.phase("eval"):
+            groups, scores = parts.collector.evaluate(step)
+            parts.recorder.log_eval(step, groups, scores)
         self.progress = replace(self.progress, evaluated=step, score=scores["eval/accuracy"])
 
     def commit(self) -> None:
         """Commits the last finished step."""
-        components, progress, began = self.components, self.progress, time.monotonic()
-        with components.recorder.phase("checkpoint"):
-            folder = components.checkpoints.begin(progress.step)
-            records = components.trainer.save(folder, progress.step)
-            attachments = components.recorder.attachments()
+        parts, progress, began = self.components, self.progress, time.monotonic()
+        with parts.recorder.phase("checkpoint"):
+            folder = parts.checkpoints.begin(progress.step)
+            records = parts.trainer.save(folder, progress.step)
+            attachments = parts.recorder.attachments()
             state = {"progress": asdict(progress), "attachments": sorted(attachments)}
-            commit = components.checkpoints.commit(progress.step, records, state, progress.score, attachments)
-            components.recorder.log_commit(commit.step, sum(file.size for file in commit.files))
+            commit = parts.checkpoints.commit(progress.step, records, state, progress.score, attachments)
+            parts.recorder.log_commit(commit.step, sum(file.size for file in commit.files))
         self.committed = progress.step
-        components.stop.reserve_seconds = time.monotonic() - began
+        parts.stop.reserve_seconds = time.monotonic() - began
 
     def recover(self, lost: TrainerLost) -> None:
-        """New trainer ranks in the place of lost ones; the next turn of the loop resumes."""
+        """New trainer ranks in the place of lost ones, which resume from the newest checkpoint."""
         began = time.monotonic()
         self.components.trainer.rebuild()
         self.resume(self.components.checkpoints.newest())
@@ -171,21 +158,11 @@ class Controller:
         if step > self.committed and not self.training and self.components.stop.time_to_commit:
             self.commit()
         if step == self.committed and not self.training:
-            return Interrupted(f"{stopped}; step {step} is safe, the same command goes on from there")
+            return Interrupted(f"{stopped}; step {step} is safe, the same command resumes from there")
         return InterruptedEarly(
             f"{stopped}; run.grace_seconds = {self.config.run.grace_seconds:g} left no time to commit step "
-            f"{step + self.training}, the same command goes on from step {self.committed}"
+            f"{step + self.training}, the same command resumes from step {self.committed}"
         )
-
-    def check_versions(self, groups: Groups) -> None:
-        """No sample may come from other weights than those of the last sync."""
-        version = self.components.weights.version
-        for sample in (sample for group in groups for sample in group.samples):
-            if sample.version != version:
-                raise WeightSyncError(
-                    f"samples must come from weight version {version}, but sample {sample.index} of prompt "
-                    f"{sample.prompt_id} says {sample.version}; the engine missed a sync, start the run again"
-                )
 
     def check_signal(self, groups: Groups) -> int:
         """How many steps in a row had only groups of equal rewards, which teach nothing; too many end the run."""
@@ -205,10 +182,6 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def train_sampling(config: Config) -> Sampling:
-    rollout = config.rollout
-    return Sampling(rollout.samples_per_prompt, rollout.max_tokens, rollout.temperature, rollout.top_p)
-
-
-def eval_sampling(config: Config) -> Sampling:
-    return Sampling(config.eval.samples_per_prompt, config.rollout.max_tokens, config.eval.temperature, 1.0)
+def mean_reward(groups: Groups) -> float:
+    """Over all samples."""
+    return fmean(reward for group in groups for reward in group.rewards_G)

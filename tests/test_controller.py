@@ -19,6 +19,7 @@ from grpo.errors import (
     WeightSyncError,
 )
 from grpo.interfaces import Components
+from grpo.rollout.collector import InlineCollector
 from grpo.run.stopping import StopRequest
 from grpo.types import Sampling
 from tests.fakes import (
@@ -55,8 +56,10 @@ class Job:
 
     def run(self) -> list[str]:
         held_out = [prompt(1000 + number) for number in range(self.held_out)]
-        parts = (self.rollouts, self.rewards, self.trainer, self.weights, self.checkpoints, self.recorder, self.stop)
-        Controller(self.config, Components(self.prompts, *parts), held_out).run(self.checkpoints.newest())
+        parts = (self.rollouts, self.rewards, self.weights, self.recorder, self.stop)
+        collector = InlineCollector(self.config, self.prompts, *parts, held_out)
+        components = Components(collector, self.trainer, self.weights, self.checkpoints, self.recorder, self.stop)
+        Controller(self.config, components).run(self.checkpoints.newest())
         return self.events
 
 
@@ -280,7 +283,8 @@ def test_a_node_that_drains_during_the_rollout_may_be_gone_before_the_end_of_the
     job.rollouts.generate = draining  # type: ignore[assignment, method-assign]
     job.trainer.lost_at = ["step 3"]
     events = job.run()
-    assert events[events.index("generate 3") + 1] == "save 2", "before the step that the node may not outlive"
+    collected = events.index("generate 3")
+    assert events[collected + 1 : collected + 4] == ["score", "save 2", "step 3"], "before the node may be gone"
     assert events[events.index("rebuild") + 1] == "load 2"
     assert job.recorder.steps == whole.recorder.steps and job.prompts.taken == whole.prompts.taken
 
@@ -330,7 +334,7 @@ def test_a_stop_without_the_time_to_commit_says_so_and_leaves_the_checkpoint_bef
     job = Job(config(steps=6, checkpoint={"every": 2}), tmp_path, held_out=0)
     job.stop.grace_seconds = 0
     interrupt(job, job.rollouts, "generate", 4, monkeypatch)
-    with pytest.raises(InterruptedEarly, match="left no time to commit step 3, .* goes on from step 2"):
+    with pytest.raises(InterruptedEarly, match="left no time to commit step 3, .* resumes from step 2"):
         job.run()
     assert job.events[-1] == "generate 4"
     assert again(job).run()[0] == "load 2"

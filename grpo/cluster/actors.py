@@ -1,17 +1,78 @@
 """What runs in the actors: thin shells with verbs around the rollout engine and the trainer rank.
 
-Heavy imports happen inside `start`, so that all actors import side by side and the driver imports nothing heavy.
+`EngineActor` and `RankActor` are what `handles.py` calls; other classes may stand behind them. Heavy imports happen
+inside `start`, so that all actors import side by side and the driver imports nothing heavy.
 """
 
 import os
 import socket
 from collections.abc import Sequence
+from typing import Protocol
 
 from grpo.config import Config
+from grpo.interfaces import Place, Transfer
 from grpo.rollout.environment import COMPILED_SHAPES, SPIN_COUNT, usable_cores
 from grpo.store import Store
 from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
-from grpo.weights import Sender
+from grpo.weights import Transport
+
+
+class EngineActor(Protocol):
+    """What an actor with an engine in it does; see `interfaces.Engine` for each verb. All are coroutines."""
+
+    def __init__(self, config: Config, index: int, device: str) -> None: ...
+
+    async def start(self) -> Place: ...
+
+    async def ping(self, seconds: float) -> None: ...
+
+    async def health(self, seconds: float) -> str: ...
+
+    async def generate(self, requests: Sequence[tuple[Prompt, int]], sampling: Sampling) -> list[Group]: ...
+
+    async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]: ...
+
+    async def join_transfer(self, transfer: Transfer, place: int) -> None: ...
+
+    async def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> list[Manifest]: ...
+
+    async def commit_weights(self, version: int) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class RankActor(Protocol):
+    """What an actor with a trainer rank in it does; see `interfaces.TrainerRank` for each verb."""
+
+    def __init__(self, config: Config, rank: int, device: str) -> None: ...
+
+    def address(self) -> tuple[str, int]: ...
+
+    def start(self, host: str, port: int) -> Place: ...
+
+    def ping(self, seconds: float) -> None: ...
+
+    def step(self, batch: Sequence[Sample], step: int) -> Stats: ...
+
+    def save(self, folder: str, step: int) -> tuple[FileRecord, ...]: ...
+
+    def load(self, folder: str, names: Sequence[str], step: int) -> None: ...
+
+    def records(self) -> tuple[TensorRecord, ...]: ...
+
+    def offer_transfer(self) -> str: ...
+
+    def open_transfer(self, transfer: Transfer) -> None: ...
+
+    def send_weights(self, version: int) -> Manifest | None: ...
+
+    def perturb(self, scale: float, seed: int) -> None: ...
+
+    def restore(self) -> None: ...
+
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]: ...
+
+    def close(self) -> None: ...
 
 
 class VLLMActor:
@@ -20,8 +81,8 @@ class VLLMActor:
     def __init__(self, config: Config, index: int, device: str) -> None:
         self.config, self.index, self.device = config, index, device
 
-    async def start(self) -> tuple[str, list[int]]:
-        """Builds the engine; returns the node's id and the pids of its processes, this one first."""
+    async def start(self) -> Place:
+        """Builds the engine; the pids are those of this process, of the engine core and of its workers."""
         from ray.util import metrics
 
         from grpo.rollout.engine import RolloutEngine
@@ -30,9 +91,9 @@ class VLLMActor:
         wanted = metrics if self.config.cluster.address is not None else None
         self.engine = RolloutEngine(self.config, self.index, self.device, wanted)
         await self.engine.start()
-        return node_id(), [os.getpid(), *self.engine.pids()]
+        return Place(node_id(), [os.getpid(), *self.engine.pids()])
 
-    async def ping(self, _seconds: float) -> None:
+    async def ping(self, seconds: float) -> None:
         """A sign of life of this process."""
 
     async def health(self, seconds: float) -> str:
@@ -42,8 +103,8 @@ class VLLMActor:
     async def generate(self, requests: Sequence[tuple[Prompt, int]], sampling: Sampling) -> list[Group]:
         return await self.engine.generate(list(requests), sampling)
 
-    async def join_transfer(self, host: str, port: int, rank_offset: int, world_size: int) -> None:
-        await self.engine.join_transfer(host, port, rank_offset, world_size)
+    async def join_transfer(self, transfer: Transfer, place: int) -> None:
+        await self.engine.join_transfer(transfer.url, place, transfer.size)
 
     async def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> list[Manifest]:
         return await self.engine.receive_weights(version, records)
@@ -64,17 +125,17 @@ class PolicyModelActor:
 
     def __init__(self, config: Config, rank: int, device: str) -> None:
         self.config, self.rank, self.device = config, rank, device
-        self.sender: Sender | None = None
+        self.transport: Transport | None = None
 
     def address(self) -> tuple[str, int]:
         """Host and a free port for the ranks' rendezvous."""
         return free_address()
 
-    def ping(self, _seconds: float) -> None:
+    def ping(self, seconds: float) -> None:
         """A sign of life of this process, from a thread beside the one that trains."""
 
-    def start(self, host: str, port: int) -> tuple[str, list[int]]:
-        """Builds the DeepSpeed engine together with the other ranks; returns the node's id and this process's pid."""
+    def start(self, host: str, port: int) -> Place:
+        """Builds the DeepSpeed engine together with the other ranks."""
         ranks = self.config.train.ranks
         on_cpu = self.device == "cpu"
         if on_cpu:  # before torch is loaded
@@ -93,7 +154,7 @@ class PolicyModelActor:
             total_steps=self.config.run.steps,
             threads=max(1, usable_cores() // ranks) if on_cpu else None,
         )
-        return node_id(), [os.getpid()]
+        return Place(node_id(), [os.getpid()])
 
     def records(self) -> tuple[TensorRecord, ...]:
         return self.trainer.weight_records()
@@ -101,20 +162,23 @@ class PolicyModelActor:
     def step(self, batch: Sequence[Sample], step: int) -> Stats:
         return self.trainer.step(batch, step)
 
-    def open_transfer(self, host: str, port: int, world_size: int) -> None:
+    def offer_transfer(self) -> str:
+        """A process group that meets at a free port of this node."""
+        return "tcp://{}:{}".format(*free_address())
+
+    def open_transfer(self, transfer: Transfer) -> None:
         """Rank 0: joins the engines' transfer group as its sender."""
         from grpo.weights import make_transport
 
-        if self.sender:  # to engines of which one was lost
-            self.sender.close()
-        transport = make_transport(self.config, self.device, host, port, rank=0, world_size=world_size)
-        self.sender = Sender(transport)
+        if self.transport:  # to engines of which one was lost
+            self.transport.close()
+        self.transport = make_transport(self.config, self.device, transfer.url, rank=0, world_size=transfer.size)
 
     def send_weights(self, version: int) -> Manifest | None:
         """Sends every tensor; None on the ranks that only help to gather. A collective under ZeRO-3."""
         if self.rank == 0:
-            assert self.sender, "send_weights before open_transfer"
-            return self.sender.send(version, self.trainer.iter_weights())
+            assert self.transport, "send_weights before open_transfer"
+            return Manifest(version, self.transport.send(version, self.trainer.iter_weights()))
         for _ in self.trainer.iter_weights():
             pass
         return None

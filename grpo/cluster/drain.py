@@ -11,21 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import ray
-from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import RayError, RpcError
 
+from grpo.cluster.ray_private import ALIVE, PREEMPTION, bootstrap_address, head_client
 from grpo.config import Config
 from grpo.errors import ClusterError
 from grpo.run.lease import Holder, holder_here
 
-PREEMPTION = 2
-"""DRAIN_NODE_REASON_PREEMPTION in Ray's autoscaler.proto: a reason that it cannot refuse."""
 LOOK_SECONDS = 0.5
 ANSWER_SECONDS = 5.0
 """Longest wait for one answer of Ray's head."""
-ALIVE = 0
-"""State of a node in Ray's table; also the number that protobuf leaves out."""
 
 
 def drain(config: Config | None, seconds: float) -> str:
@@ -65,10 +60,7 @@ class RayNode:
     """
 
     def __init__(self, address: str | None, host: str | None = None) -> None:
-        try:
-            self.address = canonicalize_bootstrap_address(address or "auto")
-        except ConnectionError:  # there is no cluster here
-            self.address = None
+        self.address = bootstrap_address(address or "auto")
         self.host = host or socket.gethostname()
 
     def leave(self, deadline: float) -> str:
@@ -109,8 +101,7 @@ def connect(address: str) -> Any:
     """A client of Ray's head, which alone would wait 40 s for one that is gone. Raises OSError, RayError."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
-    raylet: Any = ray._raylet
-    return raylet.GcsClient(address=address)
+    return head_client(address)
 
 
 async def actors_on(head: Any, node_id: str) -> list[str]:

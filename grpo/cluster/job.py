@@ -1,42 +1,65 @@
 """`grpo train` and `grpo eval` after parsing: folder and data first, then Ray and its actors, then the loop."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from grpo.algorithm.evaluation import score_evaluation
 from grpo.checkpoint import Checkpoints, Commit
-from grpo.cluster.actors import PolicyModelActor, VLLMActor
-from grpo.cluster.fleet import Fleet, RecoveryBudget, State
-from grpo.cluster.groups import RayRollouts, RayTrainer
+from grpo.cluster.actors import EngineActor, PolicyModelActor, RankActor, VLLMActor
+from grpo.cluster.context import RecoveryBudget, RunContext
+from grpo.cluster.fleet import Fleet, State
+from grpo.cluster.handles import RayEngine, RayRank
+from grpo.cluster.rollouts import FleetRollouts
 from grpo.cluster.session import Session, session
-from grpo.cluster.syncing import RayWeights
-from grpo.cluster.waiting import ActorHandle
+from grpo.cluster.syncing import WeightSync
+from grpo.cluster.trainer_group import TrainerGroup
 from grpo.config import Config
 from grpo.config.diff import check_config_diff, config_hash
-from grpo.controller import Controller, eval_sampling
+from grpo.controller import Controller
 from grpo.data.prompts import PromptStream, eval_prompts, load_tokenizer, train_prompts
 from grpo.errors import GrpoError
-from grpo.interfaces import Components
+from grpo.interfaces import Components, Engine, Worker
 from grpo.observe.progress import RunProgress
 from grpo.observe.recorder import RunRecorder
 from grpo.plan.placement import gpus_of
 from grpo.rewards.registry import RewardScorer
+from grpo.rollout.collector import InlineCollector, eval_sampling
 from grpo.run.fatal import check_fatal, write_fatal
 from grpo.run.lease import Lease
 from grpo.run.stopping import StopRequest
 from grpo.types import Stats
 
+W = TypeVar("W", bound=Worker)
+
+
+def placed_engine(cluster: Session, config: Config, index: int, actor: type[EngineActor] = VLLMActor) -> Engine:
+    """An engine in an actor, on a node for rollouts."""
+    placed, needs = cluster.place(actor, "rollout", gpus_of(config, "rollout"), config, index, cluster.device)
+    return RayEngine(placed, index, needs, receivers=config.rollout.tensor_parallel)
+
+
+def placed_rank(cluster: Session, config: Config, index: int, actor: type[RankActor] = PolicyModelActor) -> RayRank:
+    """A trainer rank in an actor, on a node for trainers."""
+    placed, needs = cluster.place(actor, "trainer", gpus_of(config, "trainer"), config, index, cluster.device)
+    return RayRank(placed, index, needs)
+
+
+ENGINES: dict[str, Callable[[Session, Config, int], Engine]] = {"vllm": placed_engine}
+"""Who completes prompts and takes weights, by name; one that needs no place of ours does not ask the session."""
+
 
 @dataclass(frozen=True)
-class Actors:
-    """The classes behind the two roles; the sweep of kills brings small ones."""
+class Makers:
+    """What makes the workers of the two roles; the sweep of kills brings small ones."""
 
-    rollout: type = VLLMActor
-    trainer: type = PolicyModelActor
+    engine: Callable[[Session, Config, int], Engine] = ENGINES["vllm"]
+    rank: Callable[[Session, Config, int], RayRank] = placed_rank
 
 
-def train(config: Config, actors: Actors = Actors()) -> Path:
+def train(config: Config, makers: Makers = Makers()) -> Path:
     """Runs the job, from its newest checkpoint if it has one, and returns the run's folder.
 
     Raises: GrpoError; actors, engines and a local Ray are gone when it returns or raises.
@@ -45,7 +68,7 @@ def train(config: Config, actors: Actors = Actors()) -> Path:
     with StopRequest(config.run.grace_seconds) as stop, Lease(run_dir, config.run.lease_seconds, stop) as lease:
         check_fatal(run_dir, config)
         try:
-            _train(config, run_dir, actors, stop, lease)
+            _train(config, run_dir, makers, stop, lease)
         except GrpoError as error:
             if error.fatal:
                 write_fatal(run_dir, error, config_hash(config))
@@ -53,7 +76,7 @@ def train(config: Config, actors: Actors = Actors()) -> Path:
     return run_dir
 
 
-def _train(config: Config, run_dir: Path, actors: Actors, stop: StopRequest, lease: Lease) -> None:
+def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lease: Lease) -> None:
     with RewardScorer(config) as rewards:
         tokenizer = load_tokenizer(config)
         loaded, held_out = train_prompts(config, tokenizer), eval_prompts(config, tokenizer)
@@ -75,16 +98,24 @@ def _train(config: Config, run_dir: Path, actors: Actors, stop: StopRequest, lea
             roles = f"{config.rollout.engines} x vLLM and {config.train.ranks} x DeepSpeed"
             with session(config, stop, record.say) as cluster:
                 record.say(f"starting {roles} on {cluster.device}")
-                recoveries = RecoveryBudget(config.run.max_recoveries)
-                fleet = Fleet(cluster, config, partial(create_engine, cluster, config, actors), recoveries, record)
-                trainer = RayTrainer(cluster, config, partial(create_rank, cluster, config, actors), recoveries, record)
-                weights = RayWeights(cluster, config, fleet, trainer, self_test_prompt=loaded.prompts[0].token_ids)
+                context = RunContext(config, cluster.workers, RecoveryBudget(config.run.max_recoveries), record)
+                fleet = Fleet(context, partial(made, cluster, config, makers.engine))
+                trainer = TrainerGroup(context, partial(made, cluster, config, makers.rank))
+                weights = WeightSync(context, fleet, trainer, self_test_prompt=loaded.prompts[0].token_ids)
                 fleet.gather(wait=True)
                 trainer.ready()
                 record.say("engines and ranks are ready")
-                rollouts = RayRollouts(cluster, config, fleet, weights.ensure)
-                components = Components(prompts, rollouts, rewards, trainer, weights, checkpoints, record, stop)
-                Controller(config, components, held_out.prompts).run(newest)
+                rollouts = FleetRollouts(context, fleet, weights.ensure)
+                collector = InlineCollector(config, prompts, rollouts, rewards, weights, record, stop, held_out.prompts)
+                components = Components(collector, trainer, weights, checkpoints, record, stop)
+                Controller(config, components).run(newest)
+
+
+def made(cluster: Session, config: Config, make: Callable[[Session, Config, int], W], index: int) -> W:
+    """A worker that the session knows."""
+    worker = make(cluster, config, index)
+    cluster.workers.add(worker)
+    return worker
 
 
 def find_newest(config: Config, checkpoints: Checkpoints, prompts: PromptStream) -> Commit | None:
@@ -108,18 +139,17 @@ def evaluate(config: Config) -> Stats:
         rewards.check_answers(held_out)
         with session(config, stop) as cluster:
             recoveries = RecoveryBudget(config.run.max_recoveries)
-            fleet = Fleet(
-                cluster, config, partial(create_engine, cluster, config, Actors()), recoveries, ConsoleObserver()
-            )
-            rollouts = RayRollouts(cluster, config, fleet, partial(serve_as_loaded, cluster, config, fleet))
+            context = RunContext(config, cluster.workers, recoveries, ConsoleObserver())
+            fleet = Fleet(context, partial(made, cluster, config, Makers().engine))
+            rollouts = FleetRollouts(context, fleet, partial(serve_as_loaded, context, fleet))
             return score_evaluation(rewards.score(rollouts.generate(held_out, eval_sampling(config), step=0)))
 
 
-def serve_as_loaded(cluster: Session, config: Config, fleet: Fleet) -> int:
+def serve_as_loaded(context: RunContext, fleet: Fleet) -> int:
     """Lets engines sample from the weights they were started with; waits until there is one."""
     fleet.gather(wait=not fleet.of(State.HEALTHY))
-    calls = [slot.handle.call("commit_weights", 0) for slot in fleet.of(State.STALE)]
-    cluster.get(calls, config.deadlines.sync, "start")
+    calls = [slot.engine.commit_weights(0) for slot in fleet.of(State.STALE)]
+    context.workers.get(calls, context.config.deadlines.sync, "start")
     fleet.verified()
     return 0
 
@@ -138,13 +168,3 @@ class ConsoleObserver:
 
     def alive(self) -> None:
         pass
-
-
-def create_engine(cluster: Session, config: Config, actors: Actors, index: int) -> ActorHandle:
-    gpus = gpus_of(config, "rollout")
-    return cluster.create(actors.rollout, "rollout", index, gpus, config, index, cluster.device)
-
-
-def create_rank(cluster: Session, config: Config, actors: Actors, rank: int) -> ActorHandle:
-    gpus = gpus_of(config, "trainer")
-    return cluster.create(actors.trainer, "trainer", rank, gpus, config, rank, cluster.device)

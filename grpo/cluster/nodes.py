@@ -4,8 +4,7 @@ import contextlib
 import socket
 from typing import Any
 
-import ray
-from ray._private.state import state
+from grpo.cluster import ray_private
 
 CONNECT_SECONDS = 3.0
 """How long a node's port may take to open; far longer than it does."""
@@ -13,12 +12,12 @@ CONNECT_SECONDS = 3.0
 
 def has_place(actor: Any) -> bool:
     """Whether Ray has found a node for an actor, now or before it died."""
-    return bool(_known(actor)["StartTime"])
+    return bool(ray_private.actor_entry(actor)["StartTime"])
 
 
 def node_is_lost(actor: Any) -> bool:
     """Whether the node that Ray chose for an actor is gone."""
-    return _known(actor)["Address"]["NodeID"] not in {node["NodeID"] for node in living_nodes()}
+    return ray_private.actor_entry(actor)["Address"]["NodeID"] not in {node["NodeID"] for node in living_nodes()}
 
 
 def is_reachable(node_id: str, seconds: float) -> bool:
@@ -42,16 +41,10 @@ def describe_nodes(role_label: str, draining: frozenset[str]) -> list[str]:
 
 
 def living_nodes() -> list[dict[str, Any]]:
-    table: list[dict[str, Any]] = state.node_table()  # type: ignore[no-untyped-call]
-    return [node for node in table if node["Alive"]]
+    """What Ray's head says of each node that is alive."""
+    return [node for node in ray_private.node_table() if node["Alive"]]
 
 
 def log_folder() -> str:
     """Where Ray writes the actors' output."""
-    node: Any = ray._private.worker.global_worker.node
-    return str(node.get_logs_dir_path())
-
-
-def _known(actor: Any) -> dict[str, Any]:
-    found: dict[str, Any] = state.actor_table(actor._actor_id.hex())
-    return found
+    return ray_private.logs_folder()

@@ -21,6 +21,7 @@ from grpo.observe.progress import RunProgress
 from grpo.observe.prometheus import PrometheusMetrics
 from grpo.observe.server import serving
 from grpo.observe.trackers import Tracker, close_tracker, wanted_trackers
+from grpo.run.faults import fault_point, phase_point
 from grpo.run.layout import METRICS
 from grpo.types import Group, Groups, Stats
 
@@ -106,7 +107,9 @@ class RunRecorder:
         ok = False
         try:
             with self._block(name, f"phase/{name}"):
+                phase_point(name, "began", self._step)
                 yield
+                phase_point(name, "ended", self._step)
             ok = True
         finally:
             self.progress.phase("")
@@ -156,6 +159,7 @@ class RunRecorder:
         steps = [row for row in read_rows(self.run_dir / METRICS) if row["event"] == "step"]
         for row in steps[-1:]:
             self._prometheus.restore({key: value for key, value in row.items() if "/" in key}, step, row["time"])
+        fault_point("resume.restored", step)
 
     def damaged(self, name: str, reason: str) -> None:
         """A checkpoint that was passed over."""

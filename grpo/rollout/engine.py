@@ -76,12 +76,12 @@ class RolloutEngine(EngineCore):
         flat: Any = output.prompt_logprobs
         return [flat.logprobs[start] for start in flat.start_indices[1:]]
 
-    async def join_transfer(self, host: str, port: int, rank_offset: int, world_size: int) -> None:
+    async def join_transfer(self, url: str, rank_offset: int, world_size: int) -> None:
         """Every worker leaves its transfer group and joins another; the first as rank `rank_offset`.
 
         Raises: ClusterError.
         """
-        arguments = (self.config.model_dump_json(), host, port, rank_offset, world_size)
+        arguments = (self.config.model_dump_json(), url, rank_offset, world_size)
         async with self.alone():
             await self.on_workers("join_transfer", *arguments)
 

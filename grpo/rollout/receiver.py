@@ -38,7 +38,7 @@ class Receiver:
     def ping(self) -> None:
         """Does nothing: its answer shows that the worker still takes calls between two steps."""
 
-    def join_transfer(self, config: str, host: str, port: int, rank_offset: int, world_size: int) -> None:
+    def join_transfer(self, config: str, url: str, rank_offset: int, world_size: int) -> None:
         """Joins a transfer group as rank `rank_offset` plus this worker's rank, leaving the one before.
 
         `config` is the run's, as JSON.
@@ -50,7 +50,7 @@ class Receiver:
         with (
             unpinned_nccl_env()
         ):  # NCCL settings that vLLM makes for its own groups would make the trainer wait for ever
-            self.transport = make_transport(parsed, self.device.type, host, port, rank_offset + self.rank, world_size)
+            self.transport = make_transport(parsed, self.device.type, url, rank_offset + self.rank, world_size)
 
     def receive_tensors(self, expected: list[list[Any]]) -> tuple[list[PlainRecord], list[str]]:
         """Loads what the trainer sends. `expected` is [[name, shape, dtype], ...] as the trainer announced it.

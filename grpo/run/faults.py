@@ -22,9 +22,9 @@ POINTS = {
     "resume.loaded": "trainer rank: its state was read from the checkpoint",
     "resume.restored": "controller: trainer, data order and metrics are those of the checkpoint",
     "generate.dispatched": "controller: the step's prompts are with the engines",
-    "generate.done": "controller: all samples are back",
-    "reward.dispatched": "controller: the samples are about to be scored",
-    "reward.done": "controller: all rewards are known",
+    "rollout.ended": "controller: all samples are back",
+    "reward.began": "controller: the samples are about to be scored",
+    "reward.ended": "controller: all rewards are known",
     "train.dispatched": "controller: the batch is with the trainer ranks",
     "train.forward": "trainer rank: before the first forward pass of a step",
     "train.optimizer": "trainer rank: gradients are complete, the optimizer has not moved",
@@ -56,6 +56,12 @@ def fault_point(name: str, step: int, rank: int = 0) -> None:
         place, _, action = spec.partition(":")
         if place in (f"{name}@{step}", f"{name}@{step}/{rank}") and _strikes(spec):
             _act(spec, *action.partition("=")[::2])
+
+
+def phase_point(phase: str, edge: str, step: int) -> None:
+    """The fault point at the beginning or end of a phase of the loop ("began", "ended"), where there is one."""
+    if f"{phase}.{edge}" in POINTS:
+        fault_point(f"{phase}.{edge}", step)
 
 
 def publish_pids(role: str, pids: list[int]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from grpo.cluster.actors import free_address, node_id
 from grpo.config import Config
 from grpo.errors import CheckpointError, ClusterError, EngineLost, WeightSyncError
+from grpo.interfaces import Place, Transfer
 from grpo.run.faults import fault_point
 from grpo.store import Store
 from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
@@ -53,14 +54,16 @@ class FakeEngineActor:
         self.link: socket.socket | None = None
         self.turn = asyncio.Lock()
 
-    async def start(self) -> tuple[str, list[int]]:
+    async def start(self) -> Place:
         core = str(Path(__file__).with_name("core.py"))
-        pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
-        self.core = await asyncio.create_subprocess_exec(sys.executable, "-I", "-S", core, **pipes, limit=1 << 24)
+        pipe = asyncio.subprocess.PIPE
+        self.core = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-S", core, stdin=pipe, stdout=pipe, limit=1 << 24
+        )
         await self.ask({})
-        return node_id(), [os.getpid(), self.core.pid]
+        return Place(node_id(), [os.getpid(), self.core.pid])
 
-    async def ping(self, _seconds: float) -> None:
+    async def ping(self, seconds: float) -> None:
         pass
 
     async def health(self, seconds: float) -> str:
@@ -72,6 +75,7 @@ class FakeEngineActor:
         return "ok"
 
     async def ask(self, request: dict[str, object]) -> Any:
+        assert self.core.stdin and self.core.stdout
         async with self.turn:
             with contextlib.suppress(ConnectionError, RuntimeError):  # a pipe that is closed, or closed to asyncio
                 self.core.stdin.write(json.dumps(request).encode() + b"\n")
@@ -95,10 +99,10 @@ class FakeEngineActor:
         ]
         return Group(prompt, tuple(samples))
 
-    async def join_transfer(self, host: str, port: int, rank_offset: int, world_size: int) -> None:
+    async def join_transfer(self, transfer: Transfer, place: int) -> None:
         if self.link:
             self.link.close()
-        self.link = await asyncio.to_thread(connect, host, port, self.config.deadlines.sync)
+        self.link = await asyncio.to_thread(connect, *meeting(transfer), self.config.deadlines.sync)
 
     async def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> list[Manifest]:
         if self.broken:
@@ -137,16 +141,16 @@ class FakeRankActor:
     def address(self) -> tuple[str, int]:
         return free_address()
 
-    def ping(self, _seconds: float) -> None:
+    def ping(self, seconds: float) -> None:
         pass
 
-    def start(self, host: str, port: int) -> tuple[str, list[int]]:
+    def start(self, host: str, port: int) -> Place:
         others = self.config.train.ranks - 1
         if self.rank == 0 and others:
             self.peers = accept(port, others, self.config.deadlines.start)
         elif others:
             self.peers = [connect(host, port, self.config.deadlines.start)]
-        return node_id(), [os.getpid()]
+        return Place(node_id(), [os.getpid()])
 
     def meet(self) -> None:
         """A collective: waits for all ranks; one that died breaks it for the others."""
@@ -189,10 +193,13 @@ class FakeRankActor:
     def records(self) -> tuple[TensorRecord, ...]:
         return tuple(record(name, self.weights[name]) for name in NAMES)
 
-    def open_transfer(self, host: str, port: int, world_size: int) -> None:
+    def offer_transfer(self) -> str:
+        return "tcp://{}:{}".format(*free_address())
+
+    def open_transfer(self, transfer: Transfer) -> None:
         for link in self.links:
             link.close()
-        self.links = accept(port, world_size - 1, self.config.deadlines.sync)
+        self.links = accept(meeting(transfer)[1], transfer.size - 1, self.config.deadlines.sync)
 
     def send_weights(self, version: int) -> Manifest | None:
         if self.rank:
@@ -219,6 +226,11 @@ class FakeRankActor:
 
     def close(self) -> None:
         pass
+
+
+def meeting(transfer: Transfer) -> tuple[str, int]:
+    host, _, port = transfer.url.removeprefix("tcp://").rpartition(":")
+    return host, int(port)
 
 
 def accept(port: int, count: int, seconds: float) -> list[socket.socket]:

@@ -1,16 +1,19 @@
 """`grpo train` with the small actors: python -m tests.chaos.driver RUN.yaml KEY=VALUE ...; exit codes as the CLI's."""
 
 import sys
+from functools import partial
 
-from grpo.cluster.job import Actors, train
+from grpo.cluster.job import Makers, placed_engine, placed_rank, train
 from grpo.config.load import load_config
 from grpo.errors import GrpoError
 from tests.chaos.actors import FakeEngineActor, FakeRankActor
 
+SMALL = Makers(partial(placed_engine, actor=FakeEngineActor), partial(placed_rank, actor=FakeRankActor))
+
 
 def main() -> int:
     try:
-        train(load_config(sys.argv[1], sys.argv[2:]), Actors(FakeEngineActor, FakeRankActor))
+        train(load_config(sys.argv[1], sys.argv[2:]), SMALL)
     except GrpoError as error:
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

@@ -25,7 +25,7 @@ FREEZES = (
             Kill("generate.dispatched", 5, "rollout_actor", action="stop"),
             Kill("train.forward", 9, "trainer_rank", 1, action="stop"),
             Kill("sync.tensor", 10, "rollout_actor", action="stop"),
-            Kill("reward.dispatched", 14, "reward_worker", action="stop"),
+            Kill("reward.began", 14, "reward_worker", action="stop"),
             Kill("save.files", 18, "trainer_rank", action="stop"),
         ),
         ("rollout.engines=1", "reward_code.seconds=2"),
@@ -33,7 +33,7 @@ FREEZES = (
     Scenario("frozen-head-1", 0, (Kill("generate.dispatched", 1, "gcs", action="stop"),)),
     Scenario("frozen-head-2", 0, (Kill("save.written", 3, "gcs", action="stop"),), ("deadlines.health=2",)),
 )
-ZOMBIES = ("save.written@6", "save.manifest@9", "generate.done@11", "save.renamed@15")
+ZOMBIES = ("save.written@6", "save.manifest@9", "rollout.ended@11", "save.renamed@15")
 """Where starts of one run are frozen, each after the one before; then the run ends, and then they wake up."""
 
 

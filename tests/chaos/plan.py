@@ -15,8 +15,8 @@ SOFT = ("rollout_actor", "engine_core", "reward_worker")
 HARD = ("trainer_rank", "gcs", "controller")
 ROLES = SOFT + HARD
 PHASES = {
-    "generate": ("generate.dispatched", "generate.done"),
-    "reward": ("reward.dispatched", "reward.done"),
+    "generate": ("generate.dispatched", "rollout.ended"),
+    "reward": ("reward.began", "reward.ended"),
     "forward": ("train.dispatched", "train.forward"),
     "optimizer step": ("train.optimizer", "train.stepped"),
     "save": ("save.begin", "save.files", "save.written", "save.manifest"),
@@ -118,8 +118,8 @@ def _place(number: int, seed: int) -> int:
 
 def quick() -> list[Scenario]:
     """A few kills of every role, in two runs."""
-    soft = ("generate.dispatched", "rollout_actor"), ("sync.tensor", "engine_core"), ("reward.dispatched", SOFT[2])
-    hard = ("train.stepped", "trainer_rank"), ("save.renamed", "controller"), ("generate.done", "gcs")
+    soft = ("generate.dispatched", "rollout_actor"), ("sync.tensor", "engine_core"), ("reward.began", SOFT[2])
+    hard = ("train.stepped", "trainer_rank"), ("save.renamed", "controller"), ("rollout.ended", "gcs")
     again = ("resume.found", "controller"), ("sync.received", "rollout_actor"), ("save.files", "trainer_rank")
     return [_quick("quick-soft", soft, 1), _quick("quick-hard", hard, 0), _quick("quick-again", again, 1)]
 
@@ -138,16 +138,16 @@ def real() -> list[Scenario]:
     """24 kills of the real stack: each role four times, in all phases, from before the first checkpoint to the end."""
     soft = (
         Kill("generate.dispatched", 1, "engine_core"),
-        Kill("reward.dispatched", 2, "reward_worker"),
+        Kill("reward.began", 2, "reward_worker"),
         Kill("sync.tensor", 3, "rollout_actor"),
         Kill("save.written", 3, "engine_core"),
         Kill("train.optimizer", 4, "reward_worker"),
         Kill("generate.dispatched", 5, "rollout_actor"),
         Kill("sync.dispatched", 6, "engine_core"),
-        Kill("generate.done", 7, "reward_worker"),
+        Kill("rollout.ended", 7, "reward_worker"),
         Kill("train.forward", 8, "rollout_actor"),
         Kill("sync.received", 9, "engine_core"),
-        Kill("reward.dispatched", 10, "reward_worker"),
+        Kill("reward.began", 10, "reward_worker"),
         Kill("save.pointer", 12, "rollout_actor"),
     )
     hard = (
@@ -158,7 +158,7 @@ def real() -> list[Scenario]:
         Kill("save.renamed", 6, "controller"),
         Kill("resume.restored", 6, "trainer_rank"),
         Kill("train.stepped", 7, "gcs"),
-        Kill("reward.done", 8, "controller"),
+        Kill("reward.ended", 8, "controller"),
         Kill("save.files", 9, "trainer_rank"),
         Kill("sync.received", 10, "gcs"),
         Kill("save.written", 12, "gcs"),

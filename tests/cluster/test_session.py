@@ -12,7 +12,7 @@ import pytest
 from grpo.cluster.session import session
 from grpo.errors import ClusterError, ConfigError, Interrupted
 from grpo.run.stopping import StopRequest
-from tests.cluster.test_cluster import SECONDS, make, make_config
+from tests.cluster.actors import SECONDS, make, make_config
 
 
 @pytest.fixture
@@ -27,10 +27,10 @@ def test_a_frozen_head_of_ray_is_a_typed_error(run_dir: Path) -> None:
         pytest.raises(ClusterError, match="^Ray's head must answer within deadlines.health = 4 s"),
         session(make_config(run_dir), stop) as current,
     ):
-        handle = make(current, "trainer")
+        handle = make(current)
         head = next(p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server")
         head.suspend()
-        current.get([handle.call("hang")], 60, "train")
+        current.workers.get([handle.does("hang")], 60, "train")
     assert not head.is_running()
 
 
@@ -38,8 +38,8 @@ def test_a_frozen_head_of_ray_is_a_typed_error(run_dir: Path) -> None:
 def test_a_session_leaves_no_process_behind(run_dir: Path) -> None:
     before = set(psutil.Process().children(recursive=True))  # servers of other tests
     with StopRequest(30) as stop, session(make_config(run_dir), stop) as current:
-        handle = make(current, "trainer")
-        child = current.get([handle.call("child")], SECONDS, "start")[0]
+        handle = make(current)
+        child = current.workers.get([handle.child()], SECONDS, "start")[0]
         started = set(psutil.Process().children(recursive=True)) - before
     assert handle.pids[0] in {process.pid for process in started}
     gone = psutil.wait_procs([*started, *([psutil.Process(child)] if psutil.pid_exists(child) else [])], timeout=10)
@@ -66,7 +66,7 @@ def test_a_signal_during_a_wait_ends_the_session_with_its_name(run_dir: Path, nu
         pytest.raises(Interrupted, match=f"^stopped by {number.name}"),
         session(make_config(run_dir), stop) as current,
     ):
-        handle = make(current, "trainer")
+        handle = make(current)
         threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
-        current.get([handle.call("hang")], 50, "train")
+        current.workers.get([handle.does("hang")], 50, "train")
     assert time.monotonic() - began < 50

@@ -1,43 +1,170 @@
-"""Which engines take part in a weight sync; that a real one works is shown by the tests of whole runs."""
+"""Weight syncs with engines and ranks in this process; a real one is in the tests of whole runs."""
 
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
 
-from grpo.cluster.syncing import RayWeights
-from tests.runs import make_config
+import pytest
 
-
-class LeavingFleet:
-    """Its only engine has to leave its node just as a sync begins; the new one is there once somebody waits for it."""
-
-    def __init__(self) -> None:
-        self.slots = [SimpleNamespace(handle="old")]
-        self.waited: list[bool] = []
-        self.observer = SimpleNamespace(policy_version=lambda role, version: None)
-
-    def gather(self, wait: bool) -> None:
-        self.waited.append(wait)
-        self.slots = [SimpleNamespace(handle="new")] if wait else []
-
-    def of(self, *_states: object) -> list[SimpleNamespace]:
-        return self.slots
-
-    def verified(self) -> None:
-        pass
+from grpo.cluster.fleet import Fleet, State
+from grpo.cluster.syncing import WeightSync
+from grpo.cluster.trainer_group import TrainerGroup
+from grpo.errors import ClusterError, EngineLost, TrainerLost, WeightSyncError
+from tests.cluster.local import LocalEngine, LocalHead, LocalRank, Wire, make_context
 
 
-def test_a_sync_waits_for_a_new_engine_where_the_last_one_just_leaves() -> None:
-    fleet: Any = LeavingFleet()
-    trainer: Any = SimpleNamespace(ready=lambda: None, connected=True)
-    weights = RayWeights(SimpleNamespace(), make_config(), fleet, trainer, self_test_prompt=[1])  # type: ignore[arg-type]
-    sent: list[list[str]] = []
+class Stack:
+    """Two engines and two ranks; what they are asked lands in `events`, what the observer is told in `told`."""
 
-    def send(version: int) -> Any:
-        sent.append([slot.handle for slot in fleet.slots])
-        return SimpleNamespace(records=())
+    def __init__(self, run_dir: Path) -> None:
+        self.events: list[str] = []
+        self.told: list[str] = []
+        self.wire: Wire = {}
+        self.head = LocalHead()
+        self.engines: list[LocalEngine] = []
+        self.context = make_context(run_dir, self.told, self.head, rollout={"engines": 2}, train={"ranks": 2})
+        self.fleet = Fleet(self.context, self.make_engine)
+        self.trainer = TrainerGroup(self.context, lambda index: LocalRank(index, self.events, self.wire))
+        self.weights = WeightSync(self.context, self.fleet, self.trainer, self_test_prompt=[1, 2, 3])
 
-    weights._connect = dict  # type: ignore[method-assign, assignment]
-    weights._send = send  # type: ignore[method-assign]
-    weights._call = lambda verb, *args: None  # type: ignore[method-assign]
-    weights.sync(version=3)
-    assert (sent, fleet.waited, weights.version) == ([["new"]], [False, True], 3)
+    def make_engine(self, index: int) -> LocalEngine:
+        engine = LocalEngine(index, self.events, self.wire, node_id=f"node {len(self.engines)}")
+        self.engines.append(engine)
+        return engine
+
+    def rank(self, index: int) -> LocalRank:
+        rank = self.trainer.ranks[index]
+        assert isinstance(rank, LocalRank)
+        return rank
+
+    def seen(self, *words: str) -> list[str]:
+        """Events that hold one of the words, and a fresh list from then on."""
+        found = [event for event in self.events if any(word in event for word in words)]
+        self.events.clear()
+        return found
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Stack:
+    return Stack(tmp_path)
+
+
+def test_the_first_sync_opens_a_transfer_and_proves_that_engines_follow(stack: Stack) -> None:
+    stats = stack.weights.sync(0)
+    assert stack.seen("transfer", "perturb", "restore", "receive", "commit") == [
+        "trainer rank 0 offer_transfer",
+        "trainer rank 0 open_transfer 3",
+        "engine 0 join_transfer local://here 1 of 3",
+        "engine 1 join_transfer local://here 2 of 3",
+        *("trainer rank 0 perturb", "trainer rank 1 perturb"),
+        *("engine 0 receive_weights 0", "engine 1 receive_weights 0"),
+        *("engine 0 commit_weights 0", "engine 1 commit_weights 0"),
+        *("trainer rank 0 restore", "trainer rank 1 restore"),
+        *("engine 0 receive_weights 0", "engine 1 receive_weights 0"),
+        *("engine 0 commit_weights 0", "engine 1 commit_weights 0"),
+        *("engine 0 receive_weights 0", "engine 1 receive_weights 0"),
+        *("engine 0 commit_weights 0", "engine 1 commit_weights 0"),
+    ]
+    assert stats["sync/self_test_diff"] == 0.0 and stats["sync/bytes"] == 16.0
+    assert [slot.state for slot in stack.fleet.slots] == [State.HEALTHY] * 2
+
+
+def test_the_next_sync_sends_and_commits_alone(stack: Stack) -> None:
+    stack.weights.sync(0)
+    stack.trainer.step([], 1)
+    stack.events.clear()
+    assert "sync/self_test_diff" not in stack.weights.sync(1)
+    assert stack.events == [
+        *("trainer rank 0 send_weights 1", "trainer rank 1 send_weights 1"),
+        *("engine 0 receive_weights 1", "engine 1 receive_weights 1"),
+        *("engine 0 commit_weights 1", "engine 1 commit_weights 1"),
+    ]
+    assert stack.weights.version == 1 and [engine.version for engine in stack.engines] == [1, 1]
+    assert stack.told[-1] == "rollout has 1"
+
+
+def test_nothing_is_committed_that_was_not_received_as_it_was_sent(stack: Stack) -> None:
+    stack.weights.sync(0)
+    stack.trainer.step([], 1)
+    stack.engines[1].drops = "head"
+    stack.events.clear()
+    with pytest.raises(WeightSyncError, match="worker 1: head is missing"):
+        stack.weights.sync(1)
+    assert stack.seen("commit") == []
+    assert stack.weights.version == 0
+
+
+def test_an_engine_that_holds_weights_and_does_not_compute_with_them_is_found(stack: Stack) -> None:
+    stack.engines[1].prompt_logprobs = lambda ids: stack.engines[1].does("old", lambda: [-1.0, -2.0])  # type: ignore
+    with pytest.raises(WeightSyncError, match="engine 1 must follow the trainer"):
+        stack.weights.sync(0)
+
+
+def test_an_engine_lost_in_a_transfer_is_replaced_and_all_meet_anew(stack: Stack) -> None:
+    stack.weights.sync(0)
+    stack.trainer.step([], 1)
+    stack.engines[0].fails["receive_weights"] = EngineLost("engine 0 died")
+    stack.events.clear()
+    stack.weights.sync(1)
+    assert stack.seen("ends", "open_transfer") == ["engine 0 ends", "trainer rank 0 open_transfer 3"]
+    assert [slot.state for slot in stack.fleet.slots] == [State.HEALTHY] * 2
+    assert [engine.version for engine in stack.engines] == [0, 1, 1] and len(stack.engines) == 3
+    assert stack.context.recoveries.spent == 1
+
+
+def test_engines_that_fail_with_a_lost_one_are_one_loss_and_the_cause_is_told(stack: Stack) -> None:
+    """The end of one engine breaks the group for the other, which says so by a plain ClusterError."""
+    stack.weights.sync(0)
+    stack.engines[0].fails["receive_weights"] = ClusterError("the group broke off")
+    stack.engines[1].fails["receive_weights"] = EngineLost("engine 1 died")
+    stack.weights.sync(1)
+    assert str(stack.engines[0].lost) == "engine 1 died" and len(stack.engines) == 4
+    assert stack.context.recoveries.spent == 1
+
+
+def test_perturbed_weights_are_put_back_if_an_engine_is_lost_in_the_self_test(stack: Stack) -> None:
+    stack.engines[1].fails["receive_weights"] = EngineLost("engine 1 died")
+    stack.weights.sync(0)
+    assert stack.seen("perturb", "restore")[:4] == [
+        *("trainer rank 0 perturb", "trainer rank 1 perturb"),
+        *("trainer rank 0 restore", "trainer rank 1 restore"),
+    ]
+    assert stack.rank(0).weights == {"embed": "0", "head": "0"}
+    assert {engine.weights["embed"] for engine in stack.engines[:1] + stack.engines[2:]} == {"0"}
+
+
+def test_a_lost_rank_ends_the_trainer_and_not_the_engines_that_answered(stack: Stack) -> None:
+    stack.weights.sync(0)
+    stack.rank(1).fails["send_weights"] = TrainerLost("rank 1 died")
+    stack.events.clear()
+    with pytest.raises(TrainerLost, match="rank 1 died"):
+        stack.weights.sync(1)
+    assert stack.seen("ends") == ["trainer rank 1 ends", "trainer rank 0 ends"]
+    assert [slot.state for slot in stack.fleet.slots] == [State.HEALTHY] * 2
+    stack.trainer.rebuild()
+    stack.weights.sync(0)
+    assert "trainer rank 0 open_transfer 3" in stack.events, "new ranks meet the engines anew"
+
+
+def test_an_error_that_a_retry_does_not_mend_is_raised_before_losses_are_repaired(stack: Stack) -> None:
+    stack.weights.sync(0)
+    stack.engines[0].fails["receive_weights"] = WeightSyncError("engine 0 is stale")
+    stack.engines[1].fails["receive_weights"] = EngineLost("engine 1 died")
+    with pytest.raises(WeightSyncError, match="engine 0 is stale"):
+        stack.weights.sync(1)
+    assert len(stack.engines) == 2
+
+
+def test_a_sync_waits_for_a_new_engine_where_the_last_ones_just_leave(stack: Stack) -> None:
+    stack.weights.sync(0)
+    stack.head.draining = frozenset({"node 0", "node 1"})
+    stack.weights.sync(1)
+    assert [slot.engine.node_id for slot in stack.fleet.slots] == ["node 2", "node 3"]
+    assert stack.weights.version == 1 and stack.context.recoveries.spent == 0
+
+
+def test_ensure_brings_new_engines_to_the_trainers_version(stack: Stack) -> None:
+    stack.weights.sync(0)
+    assert stack.weights.ensure() == 0
+    stack.trainer.step([], 1)
+    stack.fleet.lose({slot: EngineLost("their node died") for slot in stack.fleet.slots})
+    assert stack.weights.ensure() == 1
+    assert [engine.version for engine in stack.engines[2:]] == [1, 1]

@@ -1,0 +1,113 @@
+"""The ranks of the policy as one trainer: who is called, in which order, and what the loss of one means."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from grpo.checkpoint import Commit
+from grpo.cluster.context import RunContext
+from grpo.cluster.handles import SharedBatch
+from grpo.errors import ClusterError, NoNode, StoreLost, TrainerLost
+from grpo.interfaces import Call, Place, TrainerRank
+from grpo.run.faults import fault_point
+from grpo.types import FileRecord, Sample, Stats
+
+R = TypeVar("R")
+
+
+class TrainerGroup:
+    """The ranks of the policy, always called together. One that is lost takes the others along."""
+
+    def __init__(self, context: RunContext, create: Callable[[int], TrainerRank]) -> None:
+        self.context, self.create = context, create
+        self.config, self.observer = context.config, context.observer
+        self.lost: TrainerLost | None = None
+        self.launch()
+
+    def launch(self) -> None:
+        """New ranks, which start beside everything else that starts; `ready` waits for them."""
+        self._at(0)
+        self.moved = False  # since its weights were last sent
+        self.connected = False  # to the engines; see WeightSync
+        self.ranks = [self.create(rank) for rank in range(self.config.train.ranks)]
+        host, port = self.all([self.ranks[0].address()], self.config.deadlines.start, "start", ask=None)[0]
+        self.observer.workers("trainer", 0, len(self.ranks) if self.lost else 0)  # the first has a place
+        self.starting: list[Call[Place]] = [rank.start(host, port) for rank in self.ranks]
+
+    def ready(self) -> None:
+        """Returns once all ranks have started. Raises TrainerLost, ConfigError."""
+        if self.starting:
+            places = self.all(self.starting, self.config.deadlines.start, "start", ask=None)
+            for rank, place in zip(self.ranks, places, strict=True):
+                self.context.workers.started(rank, place)
+            self.starting = []
+            self.lost = None
+            self.observer.workers("trainer", len(self.ranks), 0)
+
+    def rebuild(self) -> None:
+        """New ranks in the place of lost ones. Raises ClusterError if they are lost too often."""
+        assert self.lost is not None, "only a lost trainer is rebuilt"
+        self.context.recoveries.spend(self.lost)
+        self.launch()
+        self.ready()
+
+    def step(self, batch: Sequence[Sample], step: int) -> Stats:
+        """All updates of a step; the statistics are the same on all ranks."""
+        shared = SharedBatch(batch)
+        calls = [rank.step(shared, step) for rank in self.ranks]
+        fault_point("train.dispatched", step)
+        stats = self.all(calls, self.config.deadlines.train, "train", finish_first=True)[0]
+        self._at(step)
+        self.moved |= stats.get("train/grad_norm", 0.0) * stats.get("train/learning_rate", 0.0) > 0
+        return stats
+
+    def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
+        """Every rank writes its share below `folder`."""
+        calls = [rank.save(folder, step) for rank in self.ranks]
+        shares = self.all(calls, self.config.deadlines.save, "save", finish_first=True)
+        self.context.recoveries.reset()
+        return tuple(record for share in shares for record in share)
+
+    def load(self, commit: Commit) -> None:
+        """Takes over a checkpoint."""
+        fault_point("resume.found", commit.step)
+        self.ready()
+        names = [file.name for file in commit.files]
+        calls = [rank.load(commit.folder, names, commit.step) for rank in self.ranks]
+        self.all(calls, self.config.deadlines.save, "load")
+        self._at(commit.step)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the node of a rank is about to go away."""
+        return bool(self.context.workers.leaving(self.ranks))
+
+    def leave(self) -> NoReturn:
+        """Ends the ranks, so that `rebuild` makes them elsewhere. Raises a TrainerLost that does not count."""
+        lost = TrainerLost("trainer ranks move: the node of one is about to go away", counts=False)
+        self.end(lost)
+        raise lost
+
+    def all(self, calls: Sequence[Call[R]], seconds: float, what: str, **options: Any) -> list[R]:
+        """Results of all ranks. Raises TrainerLost once the others are ended too: they may wait for the lost one.
+
+        A rank that fails counts as lost: mostly because another one died, which breaks a collective before Ray tells.
+        """
+        try:
+            return self.context.workers.get(calls, seconds, what, **options)
+        except ClusterError as error:
+            if isinstance(error, StoreLost | NoNode) or self.context.workers.headless:
+                raise
+            lost = error if isinstance(error, TrainerLost) else TrainerLost(f"{what}: a trainer rank failed: {error}")
+            self.end(lost)
+            raise lost from None
+
+    def end(self, lost: TrainerLost) -> None:
+        """Ends all ranks, since one is lost."""
+        self.lost = lost
+        for rank in self.ranks:
+            self.context.workers.discard(rank, lost, False)
+        self.observer.workers("trainer", 0, len(self.ranks))
+
+    def _at(self, step: int) -> None:
+        self.version = step
+        self.observer.policy_version("trainer", step)

@@ -1,0 +1,181 @@
+"""Tensors from trainer rank 0 to the engine workers, through their own process group: NCCL between GPUs, else gloo.
+
+The group is torch.distributed's on both ends. vLLM's own communicator switches itself off without an error when its
+NCCL binding does not fit, and its broadcasts then do nothing; it would also bring vLLM into the trainer. torch raises
+instead, and has timeouts. The stream describes itself (names before bytes), so that a wrong tensor is found by
+comparison and not by a deadlock of two sides that count differently.
+
+    bucket := [bytes of header, bytes of payload] header payload    header := JSON [[name, shape, dtype], ...]
+    stream := bucket* [0, 0]
+
+A group that broke once is left by every rank that notices, so that the others see a closed connection at once and do
+not wait for their deadline. Whoever is left forms a new group.
+"""
+
+import contextlib
+import json
+import secrets
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed import distributed_c10d as c10d
+
+from grpo.config import Config
+from grpo.errors import ClusterError, WeightSyncError
+from grpo.run.faults import fault_point
+from grpo.types import TensorRecord
+from grpo.weights.digest import record
+
+BUCKET_BYTES = 64 * 1024 * 1024  # small enough for packing, travel and loading to overlap
+ALIGNMENT = 16  # every tensor of a bucket starts at a multiple of it: a view as another dtype needs that
+
+
+def choose_backend(config: Config, device: str) -> str:
+    """ "nccl" or "gloo" by `sync.transport`. NCCL refuses two ranks on one GPU; gloo stages through host memory."""
+    if config.sync.transport != "auto":
+        return config.sync.transport
+    shares_gpus = min(config.rollout.gpus_per_engine or 1, config.train.gpus_per_rank or 1) < 1
+    return "nccl" if device == "cuda" and not shares_gpus else "gloo"
+
+
+class GroupTransport:
+    """A `Transport` over one process group. `device` is where tensors come from or go to: "cpu" or "cuda".
+
+    Raises: ClusterError if a rank does not join, dies, or lets another one wait for more than `seconds`;
+    WeightSyncError if the group moves no data.
+    """
+
+    def __init__(
+        self, backend: str, device: str, host: str, port: int, rank: int, world_size: int, seconds: float
+    ) -> None:
+        self.device = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
+        self.wire = self.device if backend == "nccl" else torch.device("cpu")
+        self.timeout = timedelta(seconds=seconds)
+        self.where = f"weight transfer group at {host}:{port} (rank {rank} of {world_size}, {backend})"
+        try:
+            self.group: Any = _join(backend, host, port, rank, world_size, self.timeout)
+        except RuntimeError as error:
+            raise ClusterError(
+                f"all ranks must join the {self.where} within deadlines.sync = {seconds:g} s, but: {error}; "
+                "check that trainer and engine nodes reach each other"
+            ) from error
+        self._prove_that_it_moves_data(rank, world_size)
+
+    def send(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> tuple[TensorRecord, ...]:
+        try:
+            return self._send(version, tensors)
+        except BaseException:
+            self.close()
+            raise
+
+    def _send(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> tuple[TensorRecord, ...]:
+        records: list[TensorRecord] = []
+        for bucket in self._buckets(tensors):
+            names = json.dumps([[sent.name, sent.shape, sent.dtype] for sent, _ in bucket]).encode()
+            header = torch.frombuffer(bytearray(names), dtype=torch.uint8).to(self.wire)
+            payload = torch.cat([data for _, data in bucket])
+            self._broadcast(torch.tensor([header.numel(), payload.numel()], device=self.wire))
+            self._broadcast(header)
+            self._broadcast(payload)
+            if not records:
+                fault_point("sync.tensor", step=version)
+            records += [sent for sent, _ in bucket]
+        self._broadcast(torch.zeros(2, dtype=torch.int64, device=self.wire))
+        return tuple(records)
+
+    def receive(self) -> Iterator[tuple[TensorRecord, Tensor]]:
+        while True:
+            sizes = self._broadcast(torch.zeros(2, dtype=torch.int64, device=self.wire)).tolist()
+            if sizes == [0, 0]:
+                return
+            header = self._broadcast(torch.zeros(sizes[0], dtype=torch.uint8, device=self.wire))
+            payload = self._broadcast(torch.zeros(sizes[1], dtype=torch.uint8, device=self.wire)).to(self.device)
+            start = 0
+            for name, shape, dtype_name in json.loads(bytes(header.tolist())):
+                dtype = getattr(torch, dtype_name)
+                size = dtype.itemsize * torch.Size(shape).numel()
+                tensor = payload[start : start + size].view(dtype).view(shape)
+                yield record(name, tensor), tensor
+                start += _aligned(size)
+
+    def close(self) -> None:
+        """Leaves the group at once, in whatever state the other ranks are; they see a closed connection."""
+        group, self.group = self.group, None
+        if group is not None:
+            with contextlib.suppress(RuntimeError):  # of a group that has broken already
+                group.abort()
+
+    def _buckets(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[TensorRecord, Tensor]]]:
+        """Records and padded byte copies: the first tensor alone, which sets the workers going, then BUCKET_BYTES."""
+        bucket: list[tuple[TensorRecord, Tensor]] = []
+        filled, limit = 0, 0
+        for name, tensor in tensors:
+            data = tensor.detach().reshape(-1).view(torch.uint8)
+            padded = torch.zeros(_aligned(data.numel()), dtype=torch.uint8, device=self.wire)
+            padded[: data.numel()].copy_(data)
+            if bucket and filled + padded.numel() > limit:
+                yield bucket
+                bucket, filled, limit = [], 0, BUCKET_BYTES
+            bucket.append((record(name, tensor), padded))
+            filled += padded.numel()
+        if bucket:
+            yield bucket
+
+    def _broadcast(self, tensor: Tensor) -> Tensor:
+        """From rank 0, in place; returns when the data has arrived."""
+        self._wait(lambda: self.group.broadcast([tensor], c10d.BroadcastOptions()))
+        return tensor
+
+    def _wait(self, start: Callable[[], Any]) -> None:
+        if self.group is None:
+            raise ClusterError(f"the {self.where} was left; join a new one before the next sync")
+        try:
+            start().wait(self.timeout)
+        except RuntimeError as error:
+            self.close()
+            raise ClusterError(
+                f"the {self.where} broke off: {error}; the other end died or took longer than deadlines.sync"
+            ) from error
+
+    def _prove_that_it_moves_data(self, rank: int, world_size: int) -> None:
+        """Rank 0's random number must reach every rank, and every rank's copy must come back."""
+        nonce = secrets.randbelow(1 << 30) + 1 if rank == 0 else 0
+        seen = self._broadcast(torch.tensor([nonce], device=self.wire))
+        total = seen.clone()
+        self._wait(lambda: self.group.allreduce([total], c10d.AllreduceOptions()))
+        if int(seen) == 0 or int(total) != int(seen) * world_size:
+            raise WeightSyncError(
+                f"a number that rank 0 sends must reach all ranks of the {self.where}, but this rank saw {int(seen)} "
+                f"and the sum over all ranks was {int(total)}; check NCCL or set sync.transport to gloo"
+            )
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _join(backend: str, host: str, port: int, rank: int, world_size: int, timeout: timedelta) -> Any:
+    """A process group beside the global one: trainer ranks and workers have their own already."""
+    groups: Any = c10d  # the stubs leave out the constructors used here
+    store = distributed.TCPStore(host, port, world_size, is_master=rank == 0, timeout=timeout)
+    if backend == "nccl":
+        options = groups.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        return groups.ProcessGroupNCCL(store, rank, world_size, options)
+    options = groups.ProcessGroupGloo._Options()
+    options._timeout = timeout
+    address = host if rank == 0 else address_towards(host, port)
+    options._devices = [groups.ProcessGroupGloo.create_device(hostname=address)]
+    return groups.ProcessGroupGloo(store, rank, world_size, options)
+
+
+def address_towards(host: str, port: int) -> str:
+    """This machine's address on the network that leads to `host`; the machine's own name may resolve to another one."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
