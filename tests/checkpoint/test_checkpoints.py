@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo.checkpoint import Checkpoints
-from grpo.checkpoint.commit import MANIFEST, read_manifest, seal
+from grpo.checkpoint.commit import MANIFEST
 from grpo.errors import CheckpointError, Fenced
 from grpo.store import Store
 from tests.checkpoints import Held, checkpoints, config, save
@@ -112,19 +112,6 @@ def test_a_damaged_file_leads_to_the_checkpoint_before(two, name, damage):
         assert word[damage] in reason
 
 
-def test_every_flipped_byte_of_a_manifest_is_found(tmp_path):
-    writer = checkpoints(tmp_path)
-    save(writer, 10)
-    path = folder(tmp_path, "step_000010/manifest.json")
-    whole = path.read_bytes()
-    for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
-        with pytest.raises(CheckpointError):
-            read_manifest(writer.store, "step_000010")
-    path.write_bytes(whole)
-    assert writer.newest().step == 10
-
-
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_the_pointer_is_not_trusted(two, damage):
     writer = checkpoints(two)
@@ -160,51 +147,6 @@ def test_a_file_that_is_not_listed_is_ignored(tmp_path):
     save(writer, 10)
     folder(tmp_path, "step_000010/stranger.pkl").write_bytes(b"x")
     assert "stranger.pkl" not in [file.name for file in writer.newest().files]
-
-
-@pytest.mark.parametrize("name", ["../out", "/etc/passwd", "policy/../../out", "a//b", "a\\..\\b", "a\nb", "."])
-def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path, name):
-    writer = checkpoints(tmp_path)
-    save(writer, 10)
-    path = folder(tmp_path, "step_000010/manifest.json")
-    body = json.loads(path.read_text())
-    del body["digest"]
-    body["files"][0]["name"] = name
-    path.write_bytes(seal(body))
-    with pytest.raises(CheckpointError, match="relative"):
-        writer.newest()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"step": 11},
-        {"files": []},
-        {"files": None},
-        {"files": [{"name": "state.json"}]},
-        {"files": [{"name": 1, "size": "1", "sha256": None}]},
-        {"config": None},
-    ],
-)
-def test_a_sealed_manifest_of_another_shape_is_refused(tmp_path, change):
-    writer = checkpoints(tmp_path)
-    save(writer, 10)
-    path = folder(tmp_path, "step_000010/manifest.json")
-    body = json.loads(path.read_text()) | change
-    del body["digest"]
-    path.write_bytes(seal(body))
-    with pytest.raises(CheckpointError, match="manifest.json"):
-        writer.newest()
-
-
-def test_order_is_by_step_and_never_by_time(tmp_path):
-    writer = checkpoints(tmp_path, keep=9)
-    for step in (1, 2, 1000000):
-        save(writer, step)
-        for path in folder(tmp_path, f"step_{step:06d}").rglob("*"):
-            os.utime(path, (1e9 - step, 1e9 - step))
-    os.utime(folder(tmp_path, "step_1000000"), (0, 0))
-    assert writer.newest().step == 1000000
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):
@@ -312,9 +254,6 @@ def test_an_overtaken_writer_whose_folder_is_gone_is_fenced(tmp_path):
         old.commit(2, [], {}, None, {})
 
 
-# Crashes: a process of its own is killed at each fault point
-
-
 def run(tmp_path: Path, attempt: int, *steps: int, faults: str = "") -> subprocess.CompletedProcess:
     environment = os.environ | {"GRPO_FAULTS": faults, "GRPO_FAULT_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "tests.checkpoints", str(tmp_path / "run"), str(attempt), *map(str, steps)]
@@ -365,9 +304,6 @@ def test_a_kill_while_a_taken_name_is_replaced(tmp_path, monkeypatch):
     assert checkpoints(tmp_path, attempt=3).newest().attempt == 1
     assert save(checkpoints(tmp_path, attempt=3), 10).attempt == 3
     assert listing(tmp_path) == ["latest", "step_000010"]
-
-
-# A disk that is really full
 
 
 @pytest.fixture

@@ -1,14 +1,11 @@
 import io
-import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from grpo.config.text import STEERING, clean
 from grpo.observe.progress import BLOCKS, RunProgress, clock, sparkline
-from tests.runs import HOSTILE
 
 ROW = {
     "reward/mean": 0.5123,
@@ -132,16 +129,6 @@ def test_closing_twice_or_before_the_first_step_is_fine():
     progress.step_started()
     progress.close()
     progress.close()
-
-
-@given(st.text() | st.just(HOSTILE))
-def test_clean_leaves_nothing_that_steers_a_terminal(text):
-    assert not any(unicodedata.category(char) in STEERING for char in clean(text))
-
-
-@given(st.text(st.characters(codec="utf-8", exclude_categories=sorted(STEERING))))
-def test_clean_leaves_readable_text_alone(text):
-    assert clean(text) == text
 
 
 @pytest.mark.parametrize(

@@ -1,38 +1,17 @@
 """The plan's numbers against transformers' own models and against figures worked out by hand."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from grpo.config import Config
-from grpo.errors import ConfigError
 from grpo.plan.memory import GIB, HEAD_CHUNK, QUEUE, cannot_fit, make_plan
-from grpo.plan.model_size import read_shape
-from grpo.plan.table import tables
+from tests.plan.planned import QWEN_1_5B, SMOLLM2, config
 
 # hidden, intermediate, layers, heads, kv heads, vocabulary, tied
 QWEN_0_5B: dict[str, Any] = dict(zip("hiLHKVt", (896, 4864, 24, 14, 2, 151936, True), strict=True), model_type="qwen2")
-QWEN_1_5B: dict[str, Any] = dict(zip("hiLHKVt", (1536, 8960, 28, 12, 2, 151936, True), strict=True), model_type="qwen2")
+
 QWEN_7B: dict[str, Any] = dict(zip("hiLHKVt", (3584, 18944, 28, 28, 4, 152064, False), strict=True), model_type="qwen2")
-SMOLLM2: dict[str, Any] = dict(zip("hiLHKVt", (576, 1536, 30, 9, 3, 49152, True), strict=True), model_type="llama")
-KEYS = {
-    "h": "hidden_size",
-    "i": "intermediate_size",
-    "L": "num_hidden_layers",
-    "H": "num_attention_heads",
-    "K": "num_key_value_heads",
-    "V": "vocab_size",
-    "t": "tie_word_embeddings",
-}
-
-
-def config(folder: Path, sizes: dict[str, Any] | str, **sections: Any) -> Config:
-    text = sizes if isinstance(sizes, str) else json.dumps({KEYS.get(key, key): value for key, value in sizes.items()})
-    (folder / "config.json").write_text(text)
-    sections["model"] = {"path": str(folder)} | sections.get("model", {})
-    return Config.model_validate(sections)
 
 
 @pytest.mark.parametrize(
@@ -47,26 +26,6 @@ def config(folder: Path, sizes: dict[str, Any] | str, **sections: Any) -> Config
 def test_known_models(tmp_path: Path, model: dict[str, Any], parameters: int, kv_bytes: int) -> None:
     made = make_plan(config(tmp_path, model))
     assert (made.parameters, made.kv_per_token, made.sync_bytes) == (parameters, kv_bytes, 2 * parameters)
-
-
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
-@pytest.mark.parametrize("variant", [{"tie_word_embeddings": True}, {"tie_word_embeddings": False, "head_dim": 12}])
-def test_parameters_are_those_that_transformers_makes(tmp_path: Path, model_type: str, variant: dict[str, Any]) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if model_type in ("llama", "qwen3"):
-        variant = variant | {"attention_bias": True}
-    if model_type == "llama":
-        variant = variant | {"mlp_bias": True}
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "vocab_size": 101}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    model_config = AutoConfig.for_model(model_type, **sizes, **heads, **variant)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config)
-    model_config.save_pretrained(tmp_path)
-    shape = read_shape(Config.model_validate({"model": {"path": str(tmp_path)}}))
-    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_the_head_is_planned_for_the_chunk_that_the_policy_uses() -> None:
@@ -129,47 +88,6 @@ def test_what_does_not_fit_is_said_with_the_way_out(tmp_path: Path) -> None:
     assert warned("cpu") == [" raise it"]
 
 
-def printed(folder: Path, gpu_gib: float = 80.0, **sections: Any) -> str:
-    from rich.console import Console
-
-    console = Console(width=100, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    planned = config(folder, QWEN_1_5B, **sections)
-    for table in tables(make_plan(planned, gpu_gib), planned):
-        console.print(table)
-    return console.export_text()
-
-
-def test_the_tables_show_the_sums(tmp_path: Path) -> None:
-    text = printed(tmp_path)
-    made = make_plan(config(tmp_path, QWEN_1_5B))
-    assert "1,543,714,304" in text and "3,087,428,608" in text and f"{made.rank_bytes / GIB:.2f} GiB" in text
-
-
-def row(text: str, name: str) -> list[str]:
-    """The cells behind a row's name."""
-    line = next(line for line in text.splitlines() if name in line)
-    return [cell.strip() for cell in line.strip("│").split("│")][1:]
-
-
-@pytest.mark.parametrize(
-    ("gpu_gib", "sections", "verdict"),
-    [
-        (80, {}, ["fits", "fits (61%)"]),
-        (24, {}, ["fits", "does not fit"]),
-        (3, {}, ["does not fit", "does not fit"]),
-        (80, {"rollout": {"gpus_per_engine": 0.5}, "train": {"gpus_per_rank": 0.5}}, ["fits", "does not fit"]),
-        (
-            80,
-            {"rollout": {"gpus_per_engine": 0.5, "memory_utilization": 0.3}, "train": {"gpus_per_rank": 0.5}},
-            ["fits", "fits (91%)"],
-        ),
-        (80, {"rollout": {"kv_cache_gib": 0.01}, "cluster": {"device": "cpu"}}, ["does not fit", "-"]),
-    ],
-)
-def test_each_role_has_a_verdict(tmp_path: Path, gpu_gib: float, sections: dict[str, Any], verdict: list[str]) -> None:
-    assert row(printed(tmp_path, gpu_gib, **sections), "verdict") == verdict
-
-
 @pytest.mark.parametrize(
     ("device", "gpu_gib", "refused"), [("cuda", 24, True), ("cuda", 80, False), ("auto", 24, False)]
 )
@@ -194,27 +112,3 @@ def test_a_pod_needs_room_for_weights_cache_and_queues(tmp_path: Path) -> None:
     gpu = make_plan(config(tmp_path, QWEN_1_5B, cluster={"device": "cuda"}, rollout={"tensor_parallel": 2}))
     assert gpu.pods["rollout"].shm == gpu.object_store + 3 * QUEUE + GIB // 4
     assert gpu.pods["trainer"].memory == (1.25 + 4 + 2) * GIB
-
-
-@pytest.mark.parametrize(
-    ("model", "problem"),
-    [
-        ({**SMOLLM2, "model_type": "gpt2"}, "plan knows the model types llama"),
-        ({"model_type": "llama"}, "'num_attention_heads' is missing"),
-        ({**SMOLLM2, "h": "big"}, "a size is not a positive integer"),
-        ({**SMOLLM2, "H": 0}, "a size is not a positive integer"),
-        ({**SMOLLM2, "L": -1}, "a size is below 1"),
-        ("[]", "must hold a JSON object"),
-        ("{", "config.json cannot be read"),
-    ],
-)
-def test_an_unusable_config_json_is_refused(tmp_path: Path, model: dict[str, Any] | str, problem: str) -> None:
-    with pytest.raises(ConfigError, match=problem):
-        make_plan(config(tmp_path, model))
-
-
-@pytest.mark.parametrize("path", ["nobody/nothing", "not an id", "/no/such/folder"])
-def test_a_model_out_of_reach_is_refused(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigError, match="set model.path to a folder or a hub id"):
-        make_plan(Config.model_validate({"model": {"path": path, "revision": "a" * 40}}))

@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ import psutil
 import pytest
 
 from grpo.errors import DataError, EngineLost, WeightSyncError
-from grpo.rollout.samples import check_prompt
 from grpo.types import Group, Prompt, Sampling, TensorRecord
 from tests.engines import EOS, EngineProcess, make_model, token_logprobs
+from tests.rollout.watched import assert_gone, watchdogs
 from tests.stack import PARITY, PROMPT, SAMPLING, Stack, make_config, mean_difference, open_stack, prompt
 
 
@@ -26,109 +25,9 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield stack
 
 
-# --- without vLLM
-
-
-def test_a_prompt_that_would_end_the_engine_core_is_refused_by_name() -> None:
-    check_prompt("p:1", [0, 99] * 188, longest=376, vocab_size=100)
-    with pytest.raises(DataError, match=r"vocabulary of 100, but prompt p:2 has 100; use the tokenizer"):
-        check_prompt("p:2", [5, 100], 376, 100)
-    with pytest.raises(DataError, match=r"prompt p:3 has -1"):
-        check_prompt("p:3", [-1], 376, 100)
-    with pytest.raises(DataError, match=r"1 to 376 tokens .* prompt p:4 has 377"):
-        check_prompt("p:4", [5] * 377, 376, 100)
-    with pytest.raises(DataError, match=r"prompt p:5 has 0"):
-        check_prompt("p:5", [], 376, 100)
-
-
 def test_the_face_of_the_engine_loads_neither_torch_nor_vllm() -> None:
     code = "import sys, grpo.rollout.engine; assert not {'torch', 'vllm', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_process_that_has_loaded_torch_does_not_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    from grpo.rollout.environment import may_fork
-
-    monkeypatch.setitem(sys.modules, "torch", sys)
-    assert not may_fork("cpu")
-    monkeypatch.delitem(sys.modules, "torch")
-    assert may_fork("cpu") and not may_fork("cuda")
-
-
-def test_a_container_s_quota_limits_the_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from grpo.rollout import environment
-
-    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda _: set(range(64)))
-    limit = tmp_path / "cpu.max"
-    monkeypatch.setattr(environment, "Path", lambda _: limit)
-    assert environment.usable_cores() == 64
-    for text, cores in (("max 100000\n", 64), ("250000 100000\n", 3), ("50000 100000\n", 1)):
-        limit.write_text(text)
-        assert environment.usable_cores() == cores
-
-
-CORE = """
-import os, subprocess, sys, time
-from multiprocessing.shared_memory import SharedMemory
-from grpo.run.watchdog import start_watchdog
-start_watchdog(int(sys.argv[1]), sys.argv[2])
-memory = SharedMemory(create=True, size=1 << 20)
-worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-print(os.getpid(), worker.pid, memory.name, flush=True)
-time.sleep(600)
-"""
-
-PARENT = """
-import os, subprocess, sys
-subprocess.run([sys.executable, "-c", sys.argv[1], str(os.getpid()), sys.argv[2]])
-"""
-
-
-def watchdogs(folder: Path) -> list[psutil.Process]:
-    """The watchdog of the engine whose sockets are in `folder`."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.cmdline()[-1:] == [str(folder)] and "-I" in process.cmdline():
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def assert_gone(processes: list[psutil.Process]) -> None:
-    gone, alive = psutil.wait_procs(processes, timeout=10)
-    for process in alive:
-        process.kill()
-    assert len(gone) == len(processes) and not alive
-
-
-@pytest.mark.parametrize("fault", ["core frozen, parent killed", "core killed", "core ends"])
-def test_a_watcher_leaves_nothing_of_an_engine(fault: str, tmp_path: Path) -> None:
-    """Here the core is a plain process with a child and shared memory; the parent runs it and waits."""
-    folder = tmp_path / "sockets"
-    folder.mkdir()
-    (folder / "socket").touch()
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, CORE, str(folder)], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    core_pid, worker_pid, memory = parent.stdout.readline().split()
-    core, worker = psutil.Process(int(core_pid)), psutil.Process(int(worker_pid))
-    [watchdog] = watchdogs(folder)
-    assert Path("/dev/shm", memory).exists()
-    assert watchdog.ppid() not in (parent.pid, core.pid) and os.getsid(watchdog.pid) not in (0, os.getsid(core.pid))
-    assert watchdog.memory_info().rss < 16 * 2**20 and not watchdog.net_connections()
-    time.sleep(1)  # for its first looks: a core that is gone cannot be asked for its children
-    if fault == "core frozen, parent killed":
-        core.suspend()
-        parent.kill()
-    elif fault == "core killed":
-        core.kill()
-    else:
-        core.terminate()
-    assert_gone([core, worker, watchdog])
-    parent.wait(timeout=10)
-    parent.stdout.close()
-    assert not Path("/dev/shm", memory).exists() and not folder.exists()
 
 
 # --- with vLLM, in this order: each engine starts once, and the last test kills it

@@ -15,8 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from grpo.config import Config
 from grpo.errors import CheckpointError, NonFiniteError
-from grpo.trainer import rng
-from grpo.trainer.finite import is_finite
 from grpo.trainer.state import plan_files
 from grpo.types import TensorRecord
 from grpo.weights.digest import digest
@@ -428,36 +426,3 @@ def test_parameters_are_dealt_to_ranks_and_files():
     parts = [name[-15:-12] for name in plan_files(records(10, 10, 30, 10, 9, 1, 1), ranks=1, limit=240).values()]
     assert parts == ["000", "000", "001", "002", "002", "002", "003"]
     assert plan_files(records(1), ranks=3) == {"p0": "optimizer-00000-000.safetensors"}
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_finite(value, dtype):
-    tensor = torch.full((3, 5), 1e38, dtype=dtype)
-    assert is_finite(tensor) and is_finite(tensor[:0])
-    for place in (0, 7, 14):
-        spoiled = tensor.clone()
-        spoiled.view(-1)[place] = value
-        assert not is_finite(spoiled)
-
-
-def draw() -> tuple[list[float], list[float], list[float]]:
-    return [random.gauss(0, 1) for _ in range(3)], numpy.random.randn(3).tolist(), torch.rand(3).tolist()
-
-
-def test_generators_go_on_where_they_were():
-    cpu = torch.device("cpu")
-    random.gauss(0, 1), numpy.random.randn(1)  # each keeps half of a pair
-    text = rng.capture(cpu)
-    expected = draw()
-    assert draw() != expected
-    rng.restore(text, cpu)
-    assert draw() == expected
-    seen = {str(expected)}
-    for rank in (1, 2):
-        rng.derive(text, rank)
-        numbers = draw()
-        rng.derive(text, rank)
-        assert draw() == numbers
-        seen.add(str(numbers))
-    assert len(seen) == 3

@@ -1,0 +1,25 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def test_a_process_that_has_loaded_torch_does_not_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grpo.rollout.environment import may_fork
+
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    assert not may_fork("cpu")
+    monkeypatch.delitem(sys.modules, "torch")
+    assert may_fork("cpu") and not may_fork("cuda")
+
+
+def test_a_container_s_quota_limits_the_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from grpo.rollout import environment
+
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda _: set(range(64)))
+    limit = tmp_path / "cpu.max"
+    monkeypatch.setattr(environment, "Path", lambda _: limit)
+    assert environment.usable_cores() == 64
+    for text, cores in (("max 100000\n", 64), ("250000 100000\n", 3), ("50000 100000\n", 1)):
+        limit.write_text(text)
+        assert environment.usable_cores() == cores

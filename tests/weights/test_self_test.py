@@ -1,0 +1,44 @@
+"""The self-test's rule."""
+
+import math
+from typing import Any
+
+import pytest
+
+from grpo.errors import WeightSyncError
+from grpo.weights import check_self_test
+
+
+def test_self_test_returns_the_worst_difference_of_the_true_weights() -> None:
+    perturbed = ([-5.0, -6.0], [[-5.02, -6.0], [-5.0, -6.08]])
+    true = ([-1.0, -2.0], [[-1.0, -2.0], [-1.0, -2.02]])
+    assert check_self_test(perturbed, true, tolerance=0.1) == pytest.approx(0.01)
+
+
+def test_self_test_allows_for_what_a_perturbation_amplifies_and_no_more() -> None:
+    """Moved by 4 nats: 0.1 + 0.2 x 4 = 0.9 may be missed."""
+    true = ([-1.0], [[-1.0]])
+    assert check_self_test(([-5.0], [[-4.11]]), true, tolerance=0.1) == 0.0
+    with pytest.raises(WeightSyncError, match=r"within 0.9 nats \(sync.tolerance = 0.1\).* differ by 0.91"):
+        check_self_test(([-5.0], [[-4.09]]), true, tolerance=0.1)
+
+
+@pytest.mark.parametrize(
+    ("perturbed", "true", "message"),
+    [
+        (
+            ([-5.0], [[-5.0], [-1.0]]),
+            ([-1.0], [[-1.0], [-1.0]]),
+            "engine 1 .* with the perturbed weights .* differ by 4",
+        ),
+        (([-5.0], [[-5.0]]), ([-1.0], [[-5.0]]), "engine 0 .* with the true weights"),
+        (([-1.1], [[-1.1]]), ([-1.0], [[-1.0]]), "must move the trainer's logprobs by at least 0.3 nats"),
+        (([-5.0], [[math.nan]]), ([-1.0], [[-1.0]]), "engine 0 .* differ by nan"),
+        (([math.nan], [[-5.0]]), ([-1.0], [[-1.0]]), "moved them by nan"),
+        (([-5.0], [[-5.0, -6.0]]), ([-1.0], [[-1.0]]), "equally many logprobs, but got 1 and 2"),
+        (([-5.0], []), ([-1.0], []), "at least one engine"),
+    ],
+)
+def test_self_test_refuses(perturbed: Any, true: Any, message: str) -> None:
+    with pytest.raises(WeightSyncError, match=message):
+        check_self_test(perturbed, true, tolerance=0.1)
