@@ -3,7 +3,8 @@
 from typing import Any
 
 from grpo.rollout import receiver
-from grpo.rollout.receiver import Receiver, layerwise
+from grpo.rollout.receiver import Receiver
+from grpo.rollout.vllm_private import layerwise
 
 
 class Silent:
@@ -29,6 +30,6 @@ class AttackedReceiver(Receiver):
             self.real = transport.group  # stays open: the sender must see nothing
             transport.group = Silent()
         elif fault == "tied head stale":
-            receiver.finish = finish_without_head
+            receiver.finish_reload = finish_without_head
         else:
             raise ValueError(fault)

@@ -26,12 +26,12 @@ class GroupRank:
 def serve(pipe: Connection) -> None:
     """Told (port, place of three, tensors after which the sender pauses): the number of tensors moved, or the error."""
     from grpo.errors import ClusterError
-    from grpo.weights import transport
+    from grpo.weights import process_group
 
-    transport.BUCKET_BYTES = 1
+    process_group.BUCKET_BYTES = 1
     while True:
         port, place, pause = pipe.recv()
-        end = transport.GroupTransport("gloo", "cpu", "127.0.0.1", port, place, 3, GROUP_SECONDS)
+        end = process_group.GroupTransport("gloo", "cpu", "127.0.0.1", port, place, 3, GROUP_SECONDS)
         try:
             pipe.send(len(end.send(0, tensors(pause, pipe)) if place == 0 else list(end.receive())))
         except ClusterError as error:

@@ -36,13 +36,13 @@ class Stack:
 
     def join(self) -> None:
         """Forms a transfer group, the first one or a new one."""
-        from grpo.weights import Sender, make_transport
+        from grpo.weights import make_transport
 
         if self.sender is not None:
             self.sender.close()
-        port = free_port()
-        joining = self.engine.begin("join_transfer", "127.0.0.1", port, 1, 2)
-        self.sender = Sender(make_transport(self.config, "cpu", "127.0.0.1", port, rank=0, world_size=2))
+        url = f"tcp://127.0.0.1:{free_port()}"
+        joining = self.engine.begin("join_transfer", url, 1, 2)
+        self.sender = make_transport(self.config, "cpu", url, rank=0, world_size=2)
         joining.result()
 
     def tensors(self) -> list[tuple[str, Any]]:
@@ -57,7 +57,7 @@ class Stack:
     def exchange(self, version: int, tensors: Any = None, records: Any = None) -> tuple[Manifest, list[Manifest]]:
         """What was sent and what was received; nothing is compared or committed."""
         receiving = self.engine.begin("receive_weights", version, self.records() if records is None else records)
-        sent = self.sender.send(version, self.tensors() if tensors is None else tensors)
+        sent = Manifest(version, self.sender.send(version, self.tensors() if tensors is None else tensors))
         return sent, receiving.result()
 
     def sync(self, version: int) -> None:

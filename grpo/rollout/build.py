@@ -1,8 +1,6 @@
 """How vLLM is set up: engine arguments, the engine's processes, sampling parameters. Loads vLLM."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from multiprocessing import get_context
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -10,14 +8,12 @@ from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs.engine import TokensInput, tokens_input
-from vllm.model_executor.models import registry
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerFactory
 
 from grpo.config import Config
-from grpo.rollout.executors import WatchedMultiprocExecutor, WatchedUniProcExecutor
+from grpo.rollout.vllm_private import WatchedMultiprocExecutor, WatchedUniProcExecutor, start_shortcuts
 from grpo.types import Sampling
 
 FEWEST_SEQUENCES, MOST_SEQUENCES = 64, 512  # that decode together; vLLM's CUDA graphs end at 512
@@ -64,13 +60,7 @@ def start_engine(config: Config, device: str, fork: bool, metrics: ModuleType | 
     `metrics`: see `stat_loggers`.
     """
     executor = WatchedMultiprocExecutor if config.rollout.tensor_parallel > 1 else WatchedUniProcExecutor
-    with contextlib.ExitStack() as shortcuts:
-        if device == "cpu":
-            # vLLM looks at the model's class in a process that loads vLLM again, to keep CUDA out of this one.
-            shortcuts.enter_context(replaced(registry, "_run_in_subprocess", lambda look: look()))
-        if fork:
-            # vLLM spawns on the CPU and inside a Ray actor; a forked core does not load everything a second time.
-            shortcuts.enter_context(replaced(engine_utils, "get_mp_context", lambda: get_context("fork")))
+    with start_shortcuts(device, fork):
         vllm_config = engine_args(config, device).create_engine_config()
         loggers = stat_loggers(metrics)
         return AsyncLLM(vllm_config, executor, log_stats=False, log_requests=False, stat_loggers=loggers)
@@ -86,17 +76,6 @@ def stat_loggers(metrics: ModuleType | None) -> list[StatLoggerFactory]:
     from grpo.rollout import telemetry
 
     return [telemetry.tell(metrics)]
-
-
-@contextlib.contextmanager
-def replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
-    """Another value for a name of vLLM's, as long as the context lasts."""
-    original = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
 
 
 def sampling_params(sampling: Sampling, seed: int, stop_ids: list[int]) -> SamplingParams:

@@ -4,22 +4,15 @@ vLLM mixes this class into its worker (`worker_extension_cls`) and calls it by n
 The tensors go through vLLM's layerwise reload, which also fuses, shards and packs them as at start-up.
 """
 
-import logging
 from typing import Any
 
 import torch
 from vllm.config import set_current_vllm_config
-from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
-from vllm.model_executor.model_loader.reload import layerwise
 from vllm.utils.nccl import unpinned_nccl_env
 
 from grpo.config import Config
-from grpo.types import TensorRecord
+from grpo.rollout.vllm_private import begin_reload, finish_reload, load_tensor, not_loaded
 from grpo.weights import Transport, make_transport
-
-# It warns of every layer without weights of its own, in healthy reloads too; `unloaded` tells those from the others.
-logging.getLogger(layerwise.__name__).setLevel(logging.ERROR)
 
 PlainRecord = tuple[str, tuple[int, ...], str, str]
 """Name, shape, dtype, digest: what crosses the border between vLLM's processes."""
@@ -65,61 +58,18 @@ class Receiver:
         received: list[PlainRecord] = []
         problems: list[str] = []
         with set_current_vllm_config(self.vllm_config), torch.no_grad():
-            layerwise.initialize_layerwise_reload(model)
+            begin_reload(model)
             try:
                 for record, tensor in self.transport.receive():
                     received.append((record.name, record.shape, record.dtype, record.digest))
                     if missing.pop(record.name, None) == (record.shape, record.dtype):
-                        problems += load(model, record, tensor)
+                        problems += load_tensor(model, record, tensor)
                     else:
                         problems.append(f"{record.name} {list(record.shape)} {record.dtype} was not announced")
-                problems += [f"{name} was announced and not sent" for name in missing] + unloaded(model)
+                problems += [f"{name} was announced and not sent" for name in missing] + not_loaded(model)
             except BaseException:
                 self.transport.close()
                 raise
             finally:
-                finish(model, self.model_config, self.device)
+                finish_reload(model, self.model_config, self.device)
         return received, problems
-
-
-def load(model: Any, record: TensorRecord, tensor: torch.Tensor) -> list[str]:
-    """Hands one tensor to vLLM's loader; a problem if the model does not claim it."""
-    try:
-        claimed = model.load_weights([(record.name, tensor)])
-    except (ValueError, KeyError, RuntimeError, AssertionError) as error:
-        return [f"{record.name} cannot be loaded ({type(error).__name__}: {error})"]
-    return [] if claimed else [f"{record.name} is not claimed by the model"]
-
-
-def unloaded(model: Any) -> list[str]:
-    """Layers that did not get all their weights, asked for before the reload is finished.
-
-    vLLM fuses checkpoint tensors (q, k and v into qkv), so names cannot be counted; each layer counts its elements, and
-    one that has them all is finished and forgotten. A vocabulary layer may be padded beyond what a checkpoint holds.
-    """
-    problems = []
-    for name, layer in model.named_modules():
-        info = layerwise.get_layerwise_info(layer)
-        wanted = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
-        if not wanted or not info.can_load() or layer is tied_head(model):
-            continue
-        if info.load_numel < (1 if isinstance(layer, VocabParallelEmbedding) else wanted):
-            problems.append(f"layer {name} got {info.load_numel} of {wanted} elements")
-    return problems
-
-
-def finish(model: Any, model_config: Any, device: torch.device) -> None:
-    """Ends the reload and waits until the device has done it."""
-    layerwise.finalize_layerwise_processing(model, model_config)
-    head = tied_head(model)
-    if head is not None and device.type == "cpu":
-        # The head computes with a packed copy made at start-up, which a reload of the embedding leaves stale.
-        head.weight = model.model.embed_tokens.weight
-        dispatch_cpu_unquantized_gemm(head, remove_weight=False)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def tied_head(model: Any) -> Any:
-    """The output head if it shares the embedding's weights, else None."""
-    return getattr(model, "lm_head", None) if getattr(model.config, "tie_word_embeddings", False) else None

@@ -10,8 +10,8 @@ import torch
 from torch import distributed
 
 from grpo.config import Train
+from grpo.trainer.deepspeed_private import Shards, leave_ops_uncompiled
 from grpo.trainer.model import Policy
-from grpo.trainer.shards import Shards
 
 
 def start_process_group(
@@ -30,8 +30,7 @@ def start_process_group(
         torch.cuda.set_device(device)
     import deepspeed  # reads DS_ACCELERATOR when it is imported
 
-    # Without this entry DeepSpeed probes a compiler for every op and builds a shared-memory op with g++ as gloo starts.
-    vars(deepspeed.ops)["__compatible_ops__"] = {}
+    leave_ops_uncompiled()
     deepspeed.init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo",
         auto_mpi_discovery=False,

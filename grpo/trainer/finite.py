@@ -7,7 +7,7 @@ import torch
 
 from grpo.errors import NonFiniteError
 from grpo.trainer.collective import raise_on_all_ranks
-from grpo.trainer.shards import Shards
+from grpo.trainer.deepspeed_private import Shards
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

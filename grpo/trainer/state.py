@@ -21,7 +21,7 @@ from grpo.errors import CheckpointError, GrpoError
 from grpo.trainer import rng
 from grpo.trainer.collective import raise_on_all_ranks
 from grpo.trainer.deepspeed import gathered
-from grpo.trainer.shards import KINDS, Shards
+from grpo.trainer.deepspeed_private import KINDS, Shards
 from grpo.types import TensorRecord
 
 FORMAT = 1

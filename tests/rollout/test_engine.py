@@ -176,7 +176,7 @@ def test_tensors_that_change_on_the_way_are_found(stack: Stack, fault: str, monk
     from grpo.weights import verify
 
     names = ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.gate_proj.weight")
-    original = stack.sender.transport._buckets
+    original = stack.sender._buckets
 
     def faulty(tensors: Any) -> Iterator[Any]:
         for bucket in original(tensors):
@@ -191,7 +191,7 @@ def test_tensors_that_change_on_the_way_are_found(stack: Stack, fault: str, monk
             yield [(record, data[record.name]) for record, _ in bucket]
 
     with monkeypatch.context() as patch:
-        patch.setattr(stack.sender.transport, "_buckets", faulty)
+        patch.setattr(stack.sender, "_buckets", faulty)
         sent, received = stack.exchange(40)
     with pytest.raises(WeightSyncError, match=f"{names[0]} differs in digest"):
         verify(sent, received)

@@ -112,7 +112,7 @@ def test_tensor_dropped(stack: Stack) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["tensor zeroed", "names swapped"])
 def test_on_the_way(stack: Stack, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = stack.sender.transport._buckets
+    original = stack.sender._buckets
 
     def faulty(tensors: Any) -> Iterator[Any]:
         for bucket in original(tensors):
@@ -124,7 +124,7 @@ def test_on_the_way(stack: Stack, fault: str, monkeypatch: pytest.MonkeyPatch) -
             yield [(record, data[record.name]) for record, _ in bucket]
 
     with monkeypatch.context() as patch:
-        patch.setattr(stack.sender.transport, "_buckets", faulty)
+        patch.setattr(stack.sender, "_buckets", faulty)
         with pytest.raises(WeightSyncError, match=f"{UP} differs in digest"):
             verified_sync(stack, 203)
     assert_it_samples_nothing(stack)

@@ -91,5 +91,5 @@ def test_a_long_list_of_differences_is_cut() -> None:
 
 
 def test_the_driver_compares_manifests_without_torch() -> None:
-    code = "import sys; from grpo.weights import Sender, verify, make_transport; assert 'torch' not in sys.modules"
+    code = "import sys; from grpo.weights import Transport, verify, make_transport; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,5 +1,6 @@
-"""Where a parameter's fp32 weights, AdamW's moments and its step count lie, for each of DeepSpeed's optimizers.
+"""All that is used of DeepSpeed beyond its public API, as it is in 0.19.8. Look here first when the pin moves.
 
+Mostly: where a parameter's fp32 weights, AdamW's moments and its step count lie, for each of DeepSpeed's optimizers.
 Without ZeRO every rank holds them whole: in fp32 torch's own optimizer on the parameters, in bf16 a list of fp32
 copies. At stages 1 and 2 each rank holds a piece of one flat tensor of all parameters, at stage 3 a piece of each
 parameter. DeepSpeed's helpers (`safe_get_full_*`) add the pieces up as numbers, which turns -0.0 into 0.0, do not know
@@ -11,6 +12,14 @@ from typing import Any
 
 import torch
 from torch import distributed
+
+
+def leave_ops_uncompiled() -> None:
+    """No op is built: DeepSpeed else probes a compiler for each, and builds one with g++ as gloo starts."""
+    import deepspeed
+
+    vars(deepspeed.ops)["__compatible_ops__"] = {}
+
 
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 

@@ -1,0 +1,128 @@
+"""All that is used of vLLM beyond its public API, as it is in vLLM 0.32.0. Look here first when the pin moves.
+
+Executors for the engine core that end when the process that started it ends, however it ends: the core is told to stop
+by its parent; a parent that is killed tells nothing, and the core stays behind, at times busy. Linux can signal the
+death of a parent thread, but the thread that starts an engine may end long before its process does, and a frozen core
+could not act on it, so a small process watches both: see `run/watchdog.py`.
+
+Shortcuts of the start, by other values for two names. The layerwise reload of weights, which fuses, shards and packs
+them as at start-up, and what it leaves undone on the CPU.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from multiprocessing import get_context
+from types import ModuleType
+from typing import Any
+
+import torch
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import layerwise
+from vllm.model_executor.models import registry
+from vllm.v1.engine import utils as engine_utils
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+from grpo.rollout.environment import PARENT, SOCKETS
+from grpo.run.watchdog import start_watchdog
+from grpo.types import TensorRecord
+
+
+class WatchedUniProcExecutor(UniProcExecutor):
+    """The worker in the engine core's own process."""
+
+    def _init_executor(self) -> None:
+        end_with_parent()
+        super()._init_executor()
+
+
+class WatchedMultiprocExecutor(MultiprocExecutor):
+    """One process for each worker (tensor parallel)."""
+
+    def _init_executor(self) -> None:
+        end_with_parent()
+        super()._init_executor()
+
+
+def end_with_parent() -> None:
+    """Lets a watchdog end this process, and what it starts, with the process that is named in the environment."""
+    start_watchdog(int(os.environ[PARENT]), os.environ[SOCKETS])
+
+
+@contextlib.contextmanager
+def start_shortcuts(device: str, fork: bool) -> Iterator[None]:
+    """Around the start of an engine: without processes that load vLLM once more."""
+    with contextlib.ExitStack() as shortcuts:
+        if device == "cpu":
+            # vLLM looks at the model's class in a process that loads vLLM again, to keep CUDA out of this one.
+            shortcuts.enter_context(replaced(registry, "_run_in_subprocess", lambda look: look()))
+        if fork:
+            # vLLM spawns on the CPU and inside a Ray actor; a forked core does not load everything a second time.
+            shortcuts.enter_context(replaced(engine_utils, "get_mp_context", lambda: get_context("fork")))
+        yield
+
+
+@contextlib.contextmanager
+def replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
+    """Another value for a name of vLLM's, as long as the context lasts."""
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+# It warns of every layer without weights of its own, in healthy reloads too; `not_loaded` tells those from the others.
+logging.getLogger(layerwise.__name__).setLevel(logging.ERROR)
+
+
+def begin_reload(model: Any) -> None:
+    """From now on `load_tensor` collects the tensors of each layer."""
+    layerwise.initialize_layerwise_reload(model)
+
+
+def load_tensor(model: Any, record: TensorRecord, tensor: torch.Tensor) -> list[str]:
+    """Hands one tensor to vLLM's loader; a problem if the model does not claim it."""
+    try:
+        claimed = model.load_weights([(record.name, tensor)])
+    except (ValueError, KeyError, RuntimeError, AssertionError) as error:
+        return [f"{record.name} cannot be loaded ({type(error).__name__}: {error})"]
+    return [] if claimed else [f"{record.name} is not claimed by the model"]
+
+
+def not_loaded(model: Any) -> list[str]:
+    """Layers that did not get all their weights, asked for before the reload is finished.
+
+    vLLM fuses checkpoint tensors (q, k and v into qkv), so names cannot be counted; each layer counts its elements, and
+    one that has them all is finished and forgotten. A vocabulary layer may be padded beyond what a checkpoint holds.
+    """
+    problems = []
+    for name, layer in model.named_modules():
+        info = layerwise.get_layerwise_info(layer)
+        wanted = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
+        if not wanted or not info.can_load() or layer is tied_head(model):
+            continue
+        if info.load_numel < (1 if isinstance(layer, VocabParallelEmbedding) else wanted):
+            problems.append(f"layer {name} got {info.load_numel} of {wanted} elements")
+    return problems
+
+
+def finish_reload(model: Any, model_config: Any, device: torch.device) -> None:
+    """Ends the reload and waits until the device has done it."""
+    layerwise.finalize_layerwise_processing(model, model_config)
+    head = tied_head(model)
+    if head is not None and device.type == "cpu":
+        # The head computes with a packed copy made at start-up, which a reload of the embedding leaves stale.
+        head.weight = model.model.embed_tokens.weight
+        dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def tied_head(model: Any) -> Any:
+    """The output head if it shares the embedding's weights, else None."""
+    return getattr(model, "lm_head", None) if getattr(model.config, "tie_word_embeddings", False) else None

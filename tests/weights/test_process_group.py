@@ -1,0 +1,258 @@
+"""The weight transfer without an engine: the stream over gloo, and groups that break."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grpo.config import Config
+from grpo.errors import ClusterError, WeightSyncError
+from grpo.types import Manifest, TensorRecord
+from grpo.weights import process_group, verify
+from grpo.weights.process_group import GroupTransport, choose_backend
+from tests.group_ranks import GROUP_SECONDS, TENSORS, GroupRank
+from tests.ranks import free_port
+
+
+def open_group(
+    world_size: int, kind: type[GroupTransport] = GroupTransport, seconds: float = 20
+) -> list[GroupTransport]:
+    """All ranks of one group, each made in its own thread; rank 0 is of class `kind`."""
+    port = free_port()
+    with ThreadPoolExecutor(world_size) as pool:
+        made: list[Future[GroupTransport]] = [
+            pool.submit(
+                kind if rank == 0 else GroupTransport, "gloo", "cpu", "127.0.0.1", port, rank, world_size, seconds
+            )
+            for rank in range(world_size)
+        ]
+        return [future.result() for future in made]
+
+
+def transfer(
+    group: list[GroupTransport], tensors: Any
+) -> tuple[Manifest, list[list[tuple[TensorRecord, torch.Tensor]]]]:
+    with ThreadPoolExecutor(len(group)) as pool:
+        received = [pool.submit(lambda end=end: list(end.receive())) for end in group[1:]]
+        sent = Manifest(7, group[0].send(7, tensors))
+        return sent, [future.result() for future in received]
+
+
+def some_tensors() -> list[tuple[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        ("bias", torch.randn(3, generator=generator).to(torch.bfloat16)),  # 6 bytes: the next one must still be aligned
+        ("matrix", torch.randn(5, 7, generator=generator)),
+        ("scalar", torch.tensor(2.5, dtype=torch.float16)),
+        ("transposed", torch.randn(4, 6, generator=generator).t()),
+        ("last", torch.randn(300, generator=generator)),
+    ]
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 100, 1 << 20])
+def test_every_worker_receives_what_was_sent(monkeypatch: pytest.MonkeyPatch, bucket_bytes: int) -> None:
+    monkeypatch.setattr(process_group, "BUCKET_BYTES", bucket_bytes)
+    tensors = some_tensors()
+    sent, received = transfer(open_group(3), iter(tensors))
+    assert [item.name for item in sent.records] == ["bias", "matrix", "scalar", "transposed", "last"]
+    for worker in received:
+        assert [item for item, _ in worker] == list(sent.records)
+        for (_, mine), (_, theirs) in zip(tensors, worker, strict=True):
+            assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)
+    verify(sent, [Manifest(7, tuple(item for item, _ in worker)) for worker in received])
+
+
+def test_a_group_carries_one_version_after_another() -> None:
+    group = open_group(2)
+    for value in (1.0, 2.0, 3.0):
+        _, [worker] = transfer(group, [("w", torch.full((4,), value))])
+        assert worker[0][1].tolist() == [value] * 4
+
+
+def test_a_tensor_may_be_freed_before_the_next_is_asked_for() -> None:
+    def reused_buffer() -> Iterator[tuple[str, torch.Tensor]]:
+        buffer = torch.zeros(4)
+        for number in range(3):
+            yield f"t{number}", buffer.fill_(number + 1)
+            buffer.fill_(-1)
+
+    sent, [worker] = transfer(open_group(2), reused_buffer())
+    assert [tensor.tolist() for _, tensor in worker] == [[1.0] * 4, [2.0] * 4, [3.0] * 4]
+    verify(sent, [Manifest(7, tuple(item for item, _ in worker))])
+
+
+class Zeroing(GroupTransport):
+    def _buckets(self, tensors: Any) -> Any:
+        for bucket in super()._buckets(tensors):
+            if len(bucket) > 1:  # the first holds one tensor
+                bucket[0][1].zero_()
+            yield bucket
+
+
+class Swapping(GroupTransport):
+    def _buckets(self, tensors: Any) -> Any:
+        for bucket in super()._buckets(tensors):
+            if len(bucket) > 1:
+                (first, data), (second, other) = bucket
+                bucket = [(first, other), (second, data)]
+            yield bucket
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(Zeroing, "^.*worker 0: b differs in digest[^;]*; nothing"), (Swapping, "b differs.*c differs")],
+)
+def test_data_that_changes_on_the_way_is_found(kind: type[GroupTransport], message: str) -> None:
+    tensors = [("a", torch.randn(4, 4)), ("b", torch.randn(4, 4)), ("c", torch.randn(4, 4))]
+    sent, [worker] = transfer(open_group(2, kind), tensors)
+    with pytest.raises(WeightSyncError, match=message):
+        verify(sent, [Manifest(7, tuple(item for item, _ in worker))])
+
+
+def within(seconds: float, call: Callable[[], object]) -> BaseException | None:
+    """The error of a call that must end in time."""
+    caught: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            call()
+            caught.append(None)
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert caught, f"still waiting after {seconds} s"
+    return caught[0]
+
+
+def test_a_sender_that_stops_is_an_error_of_the_receiver() -> None:
+    _sender, receiver = open_group(2, seconds=1)
+    error = within(10, lambda: list(receiver.receive()))
+    assert isinstance(error, ClusterError) and "broke off" in str(error) and "rank 1 of 2" in str(error)
+
+
+def test_a_receiver_that_is_gone_is_an_error_of_the_sender() -> None:
+    sender, receiver = open_group(2, seconds=1)
+    receiver.close()
+    error = within(10, lambda: sender.send(1, [("w", torch.randn(1 << 20))]))
+    assert isinstance(error, ClusterError)
+
+
+def test_a_rank_that_never_joins_is_an_error() -> None:
+    error = within(20, lambda: GroupTransport("gloo", "cpu", "127.0.0.1", free_port(), 0, 2, seconds=1))
+    assert isinstance(error, ClusterError) and "must join" in str(error)
+
+
+@pytest.mark.slow
+def test_the_ranks_that_are_left_form_a_new_group() -> None:
+    """Killed in the middle of a sync: a receiver, then three times the sender. The others fail at once, and go on."""
+    ranks = [GroupRank() for _ in range(3)]
+    try:
+        for victim, sent in ((2, 10), (0, 1), (0, TENSORS // 2), (0, TENSORS - 1)):
+            left = [rank for rank in range(3) if rank != victim]
+            join(ranks, pause=sent)
+            assert ranks[0].answer() == "paused"
+            ranks[victim].process.kill()
+            if victim != 0:
+                ranks[0].pipe.send("go on")
+            for rank in left:
+                assert "broke off" in ranks[rank].answer(GROUP_SECONDS / 2)
+            ranks[victim] = GroupRank()
+        join(ranks, pause=None)
+        assert [rank.answer() for rank in ranks] == [TENSORS] * 3
+    finally:
+        for item in ranks:
+            item.process.kill()
+            item.process.join()
+
+
+def join(ranks: list[GroupRank], pause: int | None) -> None:
+    port = free_port()
+    for place, item in enumerate(ranks):
+        item.pipe.send((port, place, pause))
+
+
+def test_a_group_that_was_left_says_so() -> None:
+    sender, receiver = open_group(2)
+    for end in (sender, receiver):
+        end.close()
+        end.close()
+    with pytest.raises(ClusterError, match=r"rank 0 of 2, gloo\) was left; join a new one"):
+        sender.send(1, some_tensors())
+    with pytest.raises(ClusterError, match="rank 1 of 2, gloo"):
+        list(receiver.receive())
+
+
+def test_tensors_that_cannot_be_made_end_the_sync_of_all_ranks() -> None:
+    """The trainer fails while it sends: the workers need not wait for their deadline."""
+
+    def failing() -> Iterator[tuple[str, torch.Tensor]]:
+        yield "a", torch.ones(3)
+        yield "b", torch.ones(3)
+        raise ValueError("no more")
+
+    sender, receiver = open_group(2)
+    with ThreadPoolExecutor(1) as pool:
+        receiving = pool.submit(lambda: list(receiver.receive()))
+        with pytest.raises(ValueError, match="no more"):
+            sender.send(1, failing())
+        with pytest.raises(ClusterError, match="broke off"):
+            receiving.result(timeout=10)
+
+
+def test_the_fault_point_lies_behind_the_first_tensor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GRPO_FAULTS", "sync.tensor@7:raise")
+    monkeypatch.setenv("GRPO_FAULT_DIR", str(tmp_path))
+    sender, receiver = open_group(2)
+    received = []
+
+    def receive() -> None:
+        for item, _ in receiver.receive():
+            received.append(item.name)
+
+    with ThreadPoolExecutor(1) as pool:
+        receiving = pool.submit(receive)
+        with pytest.raises(OSError, match="fault point"):
+            sender.send(7, some_tensors())
+        with pytest.raises(ClusterError, match="broke off"):
+            receiving.result(timeout=10)
+    assert received == ["bias"]
+
+
+class Silent:
+    """A group whose collectives do nothing and say so to nobody, as a communicator that switched itself off."""
+
+    def broadcast(self, *_: object) -> "Silent":
+        return self
+
+    allreduce = broadcast
+
+    def wait(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_group_that_moves_no_data_is_refused_on_both_ends(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    monkeypatch.setattr(process_group, "_join", lambda *_: Silent())
+    with pytest.raises(WeightSyncError, match="must reach all ranks .* set sync.transport to gloo"):
+        GroupTransport("nccl", "cpu", "127.0.0.1", 1, rank, 2, seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "on_cuda", "on_cpu"),
+    [
+        ({}, "nccl", "gloo"),
+        ({"rollout": {"gpus_per_engine": 0.5}, "train": {"gpus_per_rank": 0.5}}, "gloo", "gloo"),
+        ({"rollout": {"gpus_per_engine": 2}}, "nccl", "gloo"),
+        ({"sync": {"transport": "gloo"}}, "gloo", "gloo"),
+        ({"sync": {"transport": "nccl"}, "rollout": {"gpus_per_engine": 0.5}}, "nccl", "nccl"),
+    ],
+)
+def test_backends(changes: dict[str, object], on_cuda: str, on_cpu: str) -> None:
+    config = Config.model_validate({"model": {"path": "models/none"}} | changes)
+    assert (choose_backend(config, "cuda"), choose_backend(config, "cpu")) == (on_cuda, on_cpu)
