@@ -1,0 +1,170 @@
+"""Who does the work: engines and trainer ranks. Their verbs are methods that begin at once and return a `Call`."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from grpo.errors import GrpoError
+from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Call(Generic[R_co]):
+    """A verb under way on a worker. Whoever waits for it does so with a deadline (`cluster/waiting.py`)."""
+
+    worker: "Worker"
+    future: "Future[R_co]"
+
+    @property
+    def result(self) -> R_co:
+        """Of a call that has ended well."""
+        return self.future.result(timeout=0)
+
+
+class Place(NamedTuple):
+    """Where a worker runs: the id of its node, and the pids of its processes there, its own first; none if not ours."""
+
+    node_id: str
+    pids: list[int]
+
+
+class Transfer(NamedTuple):
+    """Where weights change hands: the sender is place 0 of `size`, each receiver of an engine has a place after it.
+
+    `url` says how they travel: tcp://host:port is a process group that meets there.
+    """
+
+    url: str
+    size: int
+
+
+class Worker(Protocol):
+    """Who is called: an actor with an engine or a rank in it, or something that is reached in another way."""
+
+    role: str
+    index: int
+    node_id: str
+    pids: list[int]
+    lost: GrpoError | None
+
+    def ping(self, seconds: float) -> Call[object]:
+        """A sign of life of its process, beside whatever it is doing."""
+        ...
+
+    def close(self) -> Call[None]:
+        """Ends it in order."""
+        ...
+
+    def end(self) -> None:
+        """Ends it by force, with all that it has started."""
+        ...
+
+    def stacks(self) -> str:
+        """What its processes are doing, for a person."""
+        ...
+
+    def wanted_node(self) -> str:
+        """What a node must have to host it, as long as no such node was found; "" once it has a place or needs none."""
+        ...
+
+    def node_is_lost(self) -> bool:
+        """Whether the node that it was given is gone."""
+        ...
+
+
+class Sampler(Worker, Protocol):
+    """Completes prompts."""
+
+    def start(self) -> Call[Place]:
+        """Loads the model. Raises ConfigError if it cannot be loaded, ClusterError if the engine does not start."""
+        ...
+
+    def health(self, seconds: float) -> Call[object]:
+        """A sign of life of the engine: it makes a token, or is busy and says so. Raises EngineLost."""
+        ...
+
+    def generate(self, requests: Sequence[tuple[Prompt, int]], sampling: Sampling) -> Call[list[Group]]:
+        """G samples of each prompt, in order; a request is a prompt and the seed of its first sample."""
+        ...
+
+    def prompt_logprobs(self, token_ids: Sequence[int]) -> Call[list[float]]:
+        """Logprobs of tokens 1..T-1 at temperature 1, under the weights that were received last."""
+        ...
+
+
+class WeightReceiver(Worker, Protocol):
+    """Takes weights: received, compared by the caller, and only then committed."""
+
+    receivers: int
+    """Places that it takes in a transfer."""
+
+    def join_transfer(self, transfer: Transfer, place: int) -> Call[None]:
+        """Leaves the transfer before and joins this one; its first receiver has this place."""
+        ...
+
+    def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> Call[list[Manifest]]:
+        """Takes the announced tensors; what each receiver took. Nothing is sampled until they are committed."""
+        ...
+
+    def commit_weights(self, version: int) -> Call[None]:
+        """Forgets what older weights computed; from now on samples carry this version. 0 also commits `model.path`."""
+        ...
+
+
+class Engine(Sampler, WeightReceiver, Protocol):
+    """One rollout engine."""
+
+
+class TrainerRank(Worker, Protocol):
+    """One rank of the policy; every verb but those of the transfer is called on all ranks together."""
+
+    def address(self) -> Call[tuple[str, int]]:
+        """Host and a free port for the ranks' rendezvous."""
+        ...
+
+    def start(self, host: str, port: int) -> Call[Place]:
+        """Loads the model and meets the other ranks."""
+        ...
+
+    def step(self, batch: Sequence[Sample], step: int) -> Call[Stats]:
+        """All updates of a step."""
+        ...
+
+    def save(self, folder: str, step: int) -> Call[tuple[FileRecord, ...]]:
+        """Writes its share of the whole state below a folder of the store; what it wrote."""
+        ...
+
+    def load(self, folder: str, names: Sequence[str], step: int) -> Call[None]:
+        """Takes over what all ranks of that time have saved."""
+        ...
+
+    def records(self) -> Call[tuple[TensorRecord, ...]]:
+        """Names, shapes and dtypes of the weights, in the order in which they are sent."""
+        ...
+
+    def offer_transfer(self) -> Call[str]:
+        """Rank 0: where engines may meet it; the url of a `Transfer`."""
+        ...
+
+    def open_transfer(self, transfer: Transfer) -> Call[None]:
+        """Rank 0: joins a transfer that it has offered, as its sender; the one before is left."""
+        ...
+
+    def send_weights(self, version: int) -> Call[Manifest | None]:
+        """Sends every tensor; None on the ranks that only help to gather them."""
+        ...
+
+    def perturb(self, scale: float, seed: int) -> Call[None]:
+        """Adds noise of `scale` times each tensor's root mean square, the same on all ranks, until `restore`."""
+        ...
+
+    def restore(self) -> Call[None]:
+        """Undoes `perturb`, bit for bit."""
+        ...
+
+    def logprobs(self, token_ids: Sequence[int]) -> Call[list[float]]:
+        """Logprobs of tokens 1..T-1 at temperature 1, under the live weights."""
+        ...
