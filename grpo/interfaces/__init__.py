@@ -1,4 +1,4 @@
-"""What the loop drives and who does the work, as Protocols: `cluster` and `rollout` have the real parts, tests fakes."""
+"""What the loop drives and who does the work, as Protocols: `cluster` and `rollout` fulfil them, and tests by fakes."""
 
 from grpo.interfaces.loop import (
     Batch,

@@ -123,7 +123,7 @@ class Weights(Protocol):
     def sync(self, version: int) -> Stats:
         """Sends the trainer's weights to every engine, verified; the engines stamp `version` on their samples.
 
-        Engines or ranks that are new prove first that they follow each other (`weights/selftest.py`).
+        Engines or ranks that are new prove first that they follow each other (`weights/self_test.py`).
         """
         ...
 
