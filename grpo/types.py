@@ -1,7 +1,7 @@
 """The records that travel through the house, and the legend of shapes.
 
     P  prompts of a step          G  samples of a prompt        B = P * G  rows
-    T  tokens                     V  vocabulary                 C  completion tokens
+    T  tokens                     V  vocabulary                 C  trained completion tokens
 
 A name carries its shape: `rewards_PG`, `logprobs_C`, `input_ids_T`. Tokens are made once, in `data.py`, and are never
 re-tokenised: the trainer sees the ids and the logprobs that the engine returned.
@@ -27,14 +27,18 @@ class Prompt:
     token_ids: tuple[int, ...]
 
 
+VersionSpans = tuple[tuple[int, int], ...]
+"""(first output token, weight version that made the tokens from there on), in order; the first span begins at 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion of one prompt; `output_ids` and `logprobs` have length C.
+    """What followed one prompt, token by token: `output_ids` and `logprobs` (the sampler's, after temperature).
 
-    The logprobs are the sampler's, after temperature.
-
-    `version` is the weight version of the engine when it made the first token of the completion (the oldest one).
-    `reward` and `advantage` are None until `rewards` and `advantages` have filled them in.
+    `trained` is the mask of the output tokens that the policy wrote and learns from, as long as `output_ids`; None, for
+    all of them, is a plain completion and travels light. The words of a tool or of a user between two turns are False:
+    the model sees them, no loss does. C counts the tokens that are trained. `text` is as the model wrote it. `reward`
+    and `advantage` are None until `rewards` and `advantages` have filled them in.
     """
 
     prompt_id: str
@@ -42,11 +46,38 @@ class Sample:
     prompt_ids: tuple[int, ...]
     output_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    version: int
+    versions: VersionSpans
     finish_reason: FinishReason
     text: str
     reward: float | None = None
     advantage: float | None = None
+    trained: tuple[bool, ...] | None = None
+
+    @property
+    def oldest_version(self) -> int:
+        """Of the weights that made it."""
+        return min(version for _, version in self.versions)
+
+    @property
+    def newest_version(self) -> int:
+        """Of the weights that made it."""
+        return max(version for _, version in self.versions)
+
+    @property
+    def trained_places(self) -> Sequence[int]:
+        """Places in `output_ids` of the C tokens that are trained."""
+        if self.trained is None:
+            return range(len(self.output_ids))
+        return [place for place, trained in enumerate(self.trained) if trained]
+
+    @property
+    def trained_tokens(self) -> int:
+        """C."""
+        return len(self.output_ids) if self.trained is None else sum(self.trained)
+
+    def lag(self, step: int) -> int:
+        """Versions that its oldest weights are behind those that `step` trains: step s makes version s out of s - 1."""
+        return step - 1 - self.oldest_version
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ def sample(of: Prompt, index: int, version: int, text: str = "#### 1") -> Sample
         prompt_ids=of.token_ids,
         output_ids=ids,
         logprobs=(-0.5,) * len(ids),
-        version=version,
+        versions=((0, version),),
         finish_reason="stop",
         text=text,
     )

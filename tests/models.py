@@ -49,5 +49,5 @@ def random_samples(count: int, seed: int = 0, advantages: Sequence[float] = (1.0
         output = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 12)))
         logprobs = tuple(rng.gauss(-4.1, 0.3) for _ in output)
         advantage = advantages[index % len(advantages)]
-        rows.append(Sample(f"p{index}", 0, prompt, output, logprobs, 0, "stop", "", 0.0, advantage))
+        rows.append(Sample(f"p{index}", 0, prompt, output, logprobs, ((0, 0),), "stop", "", 0.0, advantage))
     return rows

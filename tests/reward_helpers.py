@@ -25,7 +25,7 @@ def grouped(*texts_PG):
     groups = []
     for row, texts_G in enumerate(texts_PG):
         prompt = Prompt(id=f"file:{row}", question=f"q{row}", answer=f"#### {row}", token_ids=(1,))
-        samples = [Sample(prompt.id, i, (1,), (2,), (0.0,), 0, "stop", text) for i, text in enumerate(texts_G)]
+        samples = [Sample(prompt.id, i, (1,), (2,), (0.0,), ((0, 0),), "stop", text) for i, text in enumerate(texts_G)]
         groups.append(Group(prompt, tuple(samples)))
     return groups
 

@@ -29,7 +29,7 @@ def make_group(
             prompt_ids=prompt.token_ids,
             output_ids=tuple(range(10 + index)),
             logprobs=(-0.5,) * (10 + index),
-            version=step - 1,
+            versions=((0, step - 1),),
             finish_reason="length" if index < truncated else "stop",
             text=f"{text} ({index})",
             reward=reward,

@@ -125,7 +125,7 @@ def test_a_sync_every_second_step_leaves_samples_one_version_behind(tmp_path: Pa
     events = job.run()
     assert [event for event in events if event.startswith("sync")] == ["sync 0", "sync 2", "sync 4"]
     assert job.rollouts.versions == [(1, 0), (2, 0), (3, 2), (4, 2), (5, 4)]
-    assert [{row.version for row in batch} for batch in job.trainer.batches] == [{0}, {0}, {2}, {2}, {4}]
+    assert [{row.oldest_version for row in batch} for batch in job.trainer.batches] == [{0}, {0}, {2}, {2}, {4}]
 
 
 def test_an_evaluation_sees_the_newest_policy(tmp_path: Path) -> None:

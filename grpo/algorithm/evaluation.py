@@ -33,7 +33,7 @@ def score_evaluation(groups: Sequence[Group]) -> Stats:
         scores[f"eval/maj@{n}"] = fmean(is_right(majority(group.samples)) for group in groups if group.samples)
     return scores | {
         "eval/reward": fmean(reward for group in groups for reward in group.rewards_G),
-        "eval/completion_tokens": fmean(len(sample.output_ids) for sample in samples),
+        "eval/completion_tokens": fmean(sample.trained_tokens for sample in samples),
         "eval/truncated_ratio": fmean(sample.finish_reason == "length" for sample in samples),
     }
 

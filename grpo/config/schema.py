@@ -164,14 +164,16 @@ class Rollout(Section):
 
 
 class Algorithm(Section):
-    loss: Literal["dapo", "grpo"] = "dapo"
-    """dapo: mean over the tokens of the global minibatch; grpo: mean over sequences of their token means."""
+    loss: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
+    """dapo: mean over the minibatch's tokens; grpo: over sequences' token means; dr_grpo: sum / (rows x max_tokens)."""
     clip_low: float = Field(0.2, ge=0, lt=1)
     """Lower bound of the ratio is 1 - clip_low."""
     clip_high: float = Field(0.28, ge=0, le=1000)
     """Upper bound of the ratio is 1 + clip_high."""
     kl_coef: float = Field(0.0, ge=0, le=1000)
     """Weight of the k3 estimate of KL(policy || reference) in the loss; 0 loads no reference model."""
+    entropy_coef: float = Field(0.0, ge=0, le=1000)
+    """Weight of the policy's entropy, in nats a token, that the loss rewards; 0 computes no gradient of it."""
     advantage_std: Literal["group", "batch", "none"] = "group"
     """What the centred rewards are divided by: the group's, the batch's or no standard deviation."""
 

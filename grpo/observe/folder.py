@@ -167,7 +167,7 @@ def sample_row(group: Group) -> dict[str, object]:
         "completions": [sample.text for sample in group.samples],
         "rewards": group.rewards_G,
         "finish_reasons": [sample.finish_reason for sample in group.samples],
-        "versions": [sample.version for sample in group.samples],
+        "versions": [sample.oldest_version for sample in group.samples],
     }
 
 

@@ -132,10 +132,10 @@ def lookup(key: str) -> tuple[Metric, str]:
 
 
 def summarize(groups: Sequence[Group], step: int) -> Stats:
-    """The keys that follow from a step's scored groups. The trainer's weight version before step s is s - 1."""
+    """The keys that follow from a step's scored groups."""
     rewards_B = [reward for group in groups for reward in group.rewards_G]
     samples = [sample for group in groups for sample in group.samples]
-    lengths_B = [len(sample.output_ids) for sample in samples]
+    lengths_B = [sample.trained_tokens for sample in samples]
     return {
         "reward/mean": fmean(rewards_B),
         "reward/std": pstdev(rewards_B),
@@ -144,5 +144,5 @@ def summarize(groups: Sequence[Group], step: int) -> Stats:
         "completion/truncated": fmean(sample.finish_reason == "length" for sample in samples),
         "rollout/prompt_tokens": float(sum(len(group.prompt.token_ids) for group in groups)),
         "rollout/completion_tokens": float(sum(lengths_B)),
-        "rollout/staleness": fmean(step - 1 - sample.version for sample in samples),
+        "rollout/staleness": fmean(sample.lag(step) for sample in samples),
     }

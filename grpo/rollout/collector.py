@@ -65,10 +65,11 @@ class InlineCollector:
 def check_versions(groups: Groups, version: int) -> None:
     """No sample may come from other weights than those of the last sync. Raises WeightSyncError that names one."""
     for sample in (sample for group in groups for sample in group.samples):
-        if sample.version != version:
+        if {sample.oldest_version, sample.newest_version} != {version}:
+            odd = sample.newest_version if sample.oldest_version == version else sample.oldest_version
             raise WeightSyncError(
                 f"samples must come from weight version {version}, but sample {sample.index} of prompt "
-                f"{sample.prompt_id} says {sample.version}; the engine missed a sync, start the run again"
+                f"{sample.prompt_id} says {odd}; the engine missed a sync, start the run again"
             )
 
 

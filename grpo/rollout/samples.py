@@ -52,7 +52,7 @@ def make_sample(prompt: Prompt, index: int, made: Any, text: str) -> Sample:
         prompt_ids=prompt.token_ids,
         output_ids=tuple(made.token_ids),
         logprobs=tuple(made.logprobs.logprobs),
-        version=int(made.weight_versions[0].version),
+        versions=tuple((span.start, int(span.version)) for span in made.weight_versions),
         finish_reason=made.finish_reason,
         text=text,
     )

@@ -33,12 +33,11 @@ class Policy(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self.temperature = temperature
+        self.entropy_gradient = False
+        """Whether the entropy carries a gradient; else it is a statistic, and cheaper."""
 
     def forward(self, batch: PackedBatch, temperature: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns fp32 `(logprobs_C, entropy_C)` in nats; only the logprobs carry a gradient.
-
-        `temperature` replaces the policy's own.
-        """
+        """Returns fp32 `(logprobs_C, entropy_C)` in nats of the scored tokens; `temperature` replaces the policy's."""
         weight = self.causal_lm.lm_head.weight
         hidden = self.causal_lm.base_model(
             input_ids=batch.input_ids_T[None],
@@ -46,8 +45,9 @@ class Policy(nn.Module):
             use_cache=False,
             layout=make_layout(batch, flash=weight.is_cuda and weight.dtype == torch.bfloat16),
         ).last_hidden_state
+        temperature = self.temperature if temperature is None else temperature
         logprobs_C, entropy_C = self.causal_lm.lm_head(
-            hidden[0, batch.predict_C], batch.targets_C, self.temperature if temperature is None else temperature
+            hidden[0, batch.predict_C], batch.targets_C, temperature, self.entropy_gradient
         )
         return logprobs_C, entropy_C
 
@@ -93,48 +93,63 @@ class LogprobHead(nn.Linear):
         self.weight = linear.weight
 
     def forward(  # type: ignore[override]
-        self, hidden_CD: torch.Tensor, targets_C: torch.Tensor, temperature: float
+        self, hidden_CD: torch.Tensor, targets_C: torch.Tensor, temperature: float, entropy_gradient: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """fp32 `(logprobs_C, entropy_C)` of `targets_C` under softmax(hidden @ weight.T / temperature)."""
         apply: Any = _Logprobs.apply
-        logprobs_C, entropy_C = apply(hidden_CD, self.weight, targets_C, temperature)
+        logprobs_C, entropy_C = apply(hidden_CD, self.weight, targets_C, temperature, entropy_gradient)
         return logprobs_C, entropy_C
 
 
 class _Logprobs(torch.autograd.Function):
     """Log-softmax at the targets, chunk by chunk: one chunk's fp32 logits exist at a time, in both directions.
 
-    With p = softmax(logits / t): d logprob[c] / d logits[c] = (onehot(target) - p) / t.
+    With p = softmax(logits / t) and H its entropy: d logprob[c] / d logits[c] = (onehot(target) - p) / t and
+    d H[c] / d logits[c] = -p (log p + H) / t.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_CD: torch.Tensor, weight_VD: torch.Tensor, targets_C: torch.Tensor, temperature: float
+        ctx: Any,
+        hidden_CD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        targets_C: torch.Tensor,
+        temperature: float,
+        entropy_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.save_for_backward(hidden_CD, weight_VD, targets_C)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.entropy_gradient = temperature, entropy_gradient
         logprobs, entropies = [], []
         for hidden, targets in _chunks(hidden_CD, targets_C):
             log_probs_cV = _log_softmax(hidden, weight_VD, temperature)
             logprobs.append(log_probs_cV.gather(1, targets[:, None])[:, 0])
             entropies.append(-(log_probs_cV.exp() * log_probs_cV).sum(1))
         entropy_C = torch.cat(entropies)
-        ctx.mark_non_differentiable(entropy_C)
+        ctx.save_for_backward(hidden_CD, weight_VD, targets_C, entropy_C)
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy_C)
         return torch.cat(logprobs), entropy_C
 
     @staticmethod
-    def backward(ctx: Any, grad_C: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_CD, weight_VD, targets_C = ctx.saved_tensors
+    def backward(ctx: Any, grad_C: torch.Tensor, grad_entropy_C: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_CD, weight_VD, targets_C, entropy_C = ctx.saved_tensors
         grad_hidden_CD = torch.empty_like(hidden_CD)
         # fp32 whatever the weight's precision: many chunks add up here
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
-        for hidden, grad_hidden, targets, grad in _chunks(hidden_CD, grad_hidden_CD, targets_C, grad_C):
-            grad_logits_cV = _log_softmax(hidden, weight_VD, ctx.temperature).exp_().mul_(-grad[:, None])
+        entropies_CC = (entropy_C, grad_entropy_C) if ctx.entropy_gradient else (grad_C, grad_C)
+        tensors = _chunks(hidden_CD, grad_hidden_CD, targets_C, grad_C, *entropies_CC)
+        for hidden, grad_hidden, targets, grad, entropy, grad_entropy in tensors:
+            log_probs_cV = _log_softmax(hidden, weight_VD, ctx.temperature)
+            bonus_cV = None
+            if ctx.entropy_gradient:
+                bonus_cV = (log_probs_cV + entropy[:, None]).mul_(log_probs_cV.exp()).mul_(-grad_entropy[:, None])
+            grad_logits_cV = log_probs_cV.exp_().mul_(-grad[:, None])
             grad_logits_cV.scatter_add_(1, targets[:, None], grad[:, None])
+            if bonus_cV is not None:
+                grad_logits_cV += bonus_cV
             grad_logits = grad_logits_cV.div_(ctx.temperature).to(hidden.dtype)
             torch.mm(grad_logits, weight_VD, out=grad_hidden)
             grad_weight_VD += grad_logits.T @ hidden
-        return grad_hidden_CD, grad_weight_VD.to(weight_VD.dtype), None, None
+        return grad_hidden_CD, grad_weight_VD.to(weight_VD.dtype), None, None, None
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -133,11 +133,12 @@ def _fill(prompt_groups: Sequence[Rows], row_tokens_B: Sequence[RowTokens], toke
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """R rows without padding: T forwarded tokens, among them a prompt of several rows once, and C completion tokens.
+    """R rows without padding: T forwarded tokens, among them a prompt of several rows once; C of them are scored.
 
     `expand_E` lists the rows behind each other, whole, as positions in T; `cu_seqlens_R1` are their R + 1 bounds in E
-    and `select_T` where each forwarded token stands in E. `predict_C` are the positions in T whose next token is a
-    completion token, `targets_C` that token, `rows_C` its row. A filler (`rows` = 0) is one token that counts nowhere.
+    and `select_T` where each forwarded token stands in E. `predict_C` are the positions in T whose next token is
+    trained, `targets_C` that token, `rows_C` its row; `trained_lengths_R` counts those of a row. A filler (`rows` = 0)
+    is one token that counts nowhere.
     """
 
     rows: int
@@ -150,7 +151,7 @@ class PackedBatch:
     predict_C: torch.Tensor
     targets_C: torch.Tensor
     rows_C: torch.Tensor
-    completion_lengths_R: torch.Tensor
+    trained_lengths_R: torch.Tensor
     rollout_logprobs_C: torch.Tensor
     advantages_C: torch.Tensor
 
@@ -170,12 +171,13 @@ def pack(samples: Sequence[Sample]) -> PackedBatch:
     for sample in samples:
         _check(sample)
         layout.add(sample)
-        targets += sample.output_ids
-        rollout_logprobs += sample.logprobs
-        advantages += [_advantage(sample)] * len(sample.output_ids)
-    lengths = [len(sample.output_ids) for sample in samples]
+        places = sample.trained_places
+        targets += [sample.output_ids[place] for place in places]
+        rollout_logprobs += [sample.logprobs[place] for place in places]
+        advantages += [_advantage(sample)] * len(places)
+    lengths = [sample.trained_tokens for sample in samples]
     if not samples:
-        layout.add(Sample("", 0, (0,), (0,), (), 0, "stop", ""))
+        layout.add(Sample("", 0, (0,), (0,), (), ((0, 0),), "stop", ""))
         targets, rollout_logprobs, advantages, lengths = [0], [float("nan")], [0.0], [1]
     return PackedBatch(
         rows=len(samples),
@@ -188,7 +190,7 @@ def pack(samples: Sequence[Sample]) -> PackedBatch:
         predict_C=torch.tensor(layout.predict, dtype=torch.int64),
         targets_C=torch.tensor(targets, dtype=torch.int64),
         rows_C=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
-        completion_lengths_R=torch.tensor(lengths),
+        trained_lengths_R=torch.tensor(lengths),
         rollout_logprobs_C=torch.tensor(rollout_logprobs, dtype=torch.float32),
         advantages_C=torch.tensor(advantages, dtype=torch.float32),
     )
@@ -215,7 +217,8 @@ class _Layout:
         own = self._forward(sample.output_ids[:-1], first_position=len(prompt))
         self._place(range(own, len(self.input_ids)))
         self.bounds.append(len(self.expand))
-        self.predict += self.expand[self.bounds[-2] :][len(prompt) - 1 :][: len(sample.output_ids)]
+        before_output = self.bounds[-2] + len(prompt) - 1  # each token is predicted at the place before it
+        self.predict += [self.expand[before_output + place] for place in sample.trained_places]
 
     def _forward(self, token_ids: tuple[int, ...], first_position: int) -> int:
         start = len(self.input_ids)
@@ -234,6 +237,11 @@ def _check(sample: Sample) -> None:
         raise ValueError(
             f"each completion token has one logprob: sample {sample.index} of prompt {sample.prompt_id} has "
             f"{len(sample.output_ids)} tokens and {len(sample.logprobs)} logprobs; the engine must return all of them"
+        )
+    if sample.trained is not None and len(sample.trained) != len(sample.output_ids):
+        raise ValueError(
+            f"each completion token is trained or not: sample {sample.index} of prompt {sample.prompt_id} has "
+            f"{len(sample.output_ids)} tokens and a mask of {len(sample.trained)}; give one for each"
         )
     if not sample.prompt_ids:
         raise ValueError(

@@ -1,9 +1,10 @@
 """One rank of the policy's training: clipped policy updates over packed micro-batches.
 
 All ranks get the whole batch and compute the same plan, so they run in lockstep without talking about it. Rows whose
-advantage is exactly 0 have no gradient when there is no KL term: they are not forwarded, but stay in the normaliser,
-so the gradient is the same. A minibatch of such rows only makes no optimizer step: without a signal stale momentum
-must not move the policy. An update whose loss or gradient is not finite on any rank is skipped by all of them.
+advantage is exactly 0 have no gradient unless the loss says otherwise: they are not forwarded, but stay in the
+normaliser, so the gradient is the same; so are rows without a trained token. A minibatch of such rows only makes no
+optimizer step: without a signal stale momentum must not move the policy. An update whose loss or gradient is not finite
+on any rank is skipped by all of them.
 """
 
 import math
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from grpo.algorithm.loss import LossOutput, Normaliser, policy_loss
+from grpo.algorithm.loss import LossInputs, LossOutput, Normaliser, needs_of, policy_loss, statistics_of
 from grpo.config import Config
 from grpo.run.faults import fault_point
 from grpo.trainer import rng
@@ -54,7 +55,9 @@ class PolicyTrainer:
         if device == "cpu":
             keep_freed_memory()
         start_process_group(self.device, rank, world_size, local_rank, master_addr, master_port)
+        self.needs = needs_of(config.algorithm)
         policy = self._load(config.train.gradient_checkpointing).to(self.device)
+        policy.entropy_gradient = self.needs.entropy_gradient
         self.engine = Engine(policy, config.train, world_size)
         self.weights = LiveWeights(policy.causal_lm)
         self.policy = policy
@@ -62,7 +65,7 @@ class PolicyTrainer:
         self.clock: dict[str, float] = defaultdict(float)
         self.references: dict[int, torch.Tensor] = {}
         self.reference: Policy | None = None
-        if config.algorithm.kl_coef > 0:
+        if self.needs.reference:
             self.reference = self._load(checkpointing=False).to(self.device).requires_grad_(False)
         rng.derive(f"run.seed {config.run.seed}", rank)  # else the first steps of two starts would differ
 
@@ -99,7 +102,10 @@ class PolicyTrainer:
 
     def _minibatches(self, batch: Sequence[Sample], step: int) -> Iterator[Minibatch]:
         train = self.config.train
-        skip = [] if self.reference else [row for row, sample in enumerate(batch) if sample.advantage == 0.0]
+        idle = [sample.advantage == 0.0 and not self.needs.zero_advantage_rows for sample in batch]
+        skip = [
+            row for row, sample in enumerate(batch) if idle[row] or (sample.output_ids and not sample.trained_tokens)
+        ]
         for epoch in range(train.epochs):
             yield from plan_minibatches(
                 [row_tokens(sample) for sample in batch],
@@ -109,6 +115,10 @@ class PolicyTrainer:
                 seed=f"{self.config.run.seed}/step {step}/epoch {epoch}",
                 skip=skip,
             )
+
+    def _teaches(self, sample: Sample) -> bool:
+        """Whether a row can have a gradient."""
+        return sample.trained_tokens > 0 and (sample.advantage != 0.0 or self.needs.zero_advantage_rows)
 
     def _update(self, batch: Sequence[Sample], minibatch: Minibatch, step: int, first: bool) -> Stats:
         """Accumulates the gradient of one minibatch and steps the optimizer, which skips what is not finite."""
@@ -124,7 +134,8 @@ class PolicyTrainer:
 
     def _accumulate(self, batch: Sequence[Sample], minibatch: Minibatch, step: int, first: bool) -> Stats:
         """Forward and backward of all micro-batches; before the step's first update the samples must fit."""
-        normaliser = Normaliser(sum(len(batch[row].output_ids) for row in minibatch.rows), len(minibatch.rows))
+        tokens = sum(batch[row].trained_tokens for row in minibatch.rows)
+        normaliser = Normaliser(tokens, len(minibatch.rows), self.config.rollout.max_tokens)
         mine = minibatch.micro_batches[self.rank]
         stats: Stats = {}
         outputs = []
@@ -140,7 +151,7 @@ class PolicyTrainer:
                 forwarded += len(packed.expand_E)
             last = number == len(mine) - 1
             if last:  # all is known that the ranks must agree on, and the gradient is not complete yet
-                stats = reduce_outputs(outputs, forwarded, self.reference is not None, self.device)
+                stats = reduce_outputs(outputs, forwarded, statistics_of(self.config.algorithm), self.device)
                 if first:
                     check_mismatch(stats["approx_kl"], [batch[row] for row in minibatch.rows], step, self.config)
                 if not math.isfinite(stats["loss"]):
@@ -156,20 +167,17 @@ class PolicyTrainer:
         entropy_C: torch.Tensor,
         reference_C: torch.Tensor | None,
     ) -> LossOutput:
-        algorithm = self.config.algorithm
-        return policy_loss(
-            algorithm.loss,
+        inputs = LossInputs(
             logprobs_C,
             packed.rollout_logprobs_C,
             packed.advantages_C,
-            packed.completion_lengths_R[packed.rows_C].float(),
+            packed.rows_C,
+            packed.trained_lengths_R,
             normaliser,
-            entropy_C=entropy_C,
-            clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high,
-            kl_coef=algorithm.kl_coef,
-            reference_logprobs_C=reference_C,
+            entropy_C,
+            reference_C,
         )
+        return policy_loss(inputs, self.config.algorithm)
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Sequence[Sample], rows: Rows) -> torch.Tensor | None:
@@ -181,7 +189,7 @@ class PolicyTrainer:
         if missing:
             packed = pack([batch[row] for row in missing]).to(self.device)
             logprobs_C, _ = self.reference(packed)
-            lengths = [len(batch[row].output_ids) for row in missing]
+            lengths = [batch[row].trained_tokens for row in missing]
             known |= zip(missing, logprobs_C.split(lengths), strict=True)
         return torch.cat([known[row] for row in rows])
 
@@ -205,7 +213,7 @@ class PolicyTrainer:
     def logprobs(self, input_ids: Sequence[int]) -> list[float]:
         """Logprobs of tokens 1..T-1 given those before them, at temperature 1, under the live weights."""
         prompt, outputs = tuple(input_ids[:1]), tuple(input_ids[1:])
-        sample = Sample("", 0, prompt, outputs, (0.0,) * len(outputs), 0, "stop", "", advantage=0.0)
+        sample = Sample("", 0, prompt, outputs, (0.0,) * len(outputs), ((0, 0),), "stop", "", advantage=0.0)
         values: list[float] = self.policy(pack([sample]).to(self.device), temperature=1.0)[0].tolist()
         return values
 

@@ -8,15 +8,13 @@ from torch import distributed
 from grpo.algorithm.loss import LossOutput
 from grpo.types import Stats
 
-MEANS = ("tokens", "clip_low", "clip_high", "approx_kl", "abs_diff", "entropy")
 
-
-def reduce_outputs(outputs: Sequence[LossOutput], forwarded: int, reference: bool, device: torch.device) -> Stats:
+def reduce_outputs(outputs: Sequence[LossOutput], forwarded: int, names: Sequence[str], device: torch.device) -> Stats:
     """Adds the outputs of all micro-batches and ranks up to means over the minibatch's forwarded tokens.
 
-    A collective; `reference` says whether the loss has a KL term. A loss that is not finite on one rank is so on all.
+    A collective; `names` are those of the loss's sums, "tokens" first. A loss that is not finite on one rank is so on
+    all.
     """
-    names = [*MEANS, "kl_reference"] if reference else [*MEANS]
     totals = torch.zeros(len(names) + 2, dtype=torch.float64, device=device)
     peak = torch.zeros(1, dtype=torch.float64, device=device)
     for output in outputs:

@@ -17,7 +17,8 @@ NAMED = 3
 def check_samples(batch: Sequence[Sample]) -> None:
     """Raises NonFiniteError naming a sample with a logprob that is not finite: its engine cannot be trusted."""
     for sample in batch:
-        for place, logprob in enumerate(sample.logprobs):
+        for place in sample.trained_places:
+            logprob = sample.logprobs[place]
             if not math.isfinite(logprob):
                 raise NonFiniteError(
                     f"a sampler's logprobs must be finite, but token {place} of sample {sample.index} of prompt "
@@ -31,7 +32,7 @@ def check_mismatch(kl: float, samples: Sequence[Sample], step: int, config: Conf
     `kl` is KL(sampler || trainer) per token in nats. It says so only of samples of the newest weights, and where both
     sides take their logprobs over the whole vocabulary.
     """
-    newest = config.rollout.top_p == 1.0 and all(sample.version == step - 1 for sample in samples)
+    newest = config.rollout.top_p == 1.0 and all(sample.lag(step) == 0 for sample in samples)
     limit = config.sync.max_mismatch
     if newest and kl > limit:
         raise WeightSyncError(

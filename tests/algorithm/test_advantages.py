@@ -14,7 +14,7 @@ def grouped(*rewards_PG):
     groups = []
     for row, rewards_G in enumerate(rewards_PG):
         prompt = Prompt(f"p{row}", "q", "a", (1,))
-        samples = [Sample(prompt.id, i, (1,), (2,), (0.0,), 0, "stop", "t", r) for i, r in enumerate(rewards_G)]
+        samples = [Sample(prompt.id, i, (1,), (2,), (0.0,), ((0, 0),), "stop", "t", r) for i, r in enumerate(rewards_G)]
         groups.append(Group(prompt, tuple(samples)))
     return groups
 

@@ -18,7 +18,17 @@ def grouped(*groups):
     out = []
     for row, pairs in enumerate(groups):
         samples = [
-            Sample(f"p{row}", i, (1,), (2,) * len(text), (0.0,) * len(text), 0, FINISH[len(text) >= 12], text, reward)
+            Sample(
+                f"p{row}",
+                i,
+                (1,),
+                (2,) * len(text),
+                (0.0,) * len(text),
+                ((0, 0),),
+                FINISH[len(text) >= 12],
+                text,
+                reward,
+            )
             for i, (text, reward) in enumerate(pairs)
         ]
         out.append(Group(Prompt(f"p{row}", "q", "a", (1,)), tuple(samples)))

@@ -1,57 +1,76 @@
 """The numbers were checked against TRL 1.16, OpenRLHF 0.11 and verl 0.9.1 on the same inputs (float64)."""
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.algorithm.loss import LOSSES, LossOutput, Normaliser, k3, policy_loss
+from grpo.algorithm import loss as module
+from grpo.algorithm.loss import (
+    LOSSES,
+    LossInputs,
+    LossOutput,
+    Needs,
+    Normaliser,
+    Term,
+    k3,
+    needs_of,
+    policy_loss,
+    statistics_of,
+)
+from grpo.config import Algorithm
 
 OLD = [[-1.0, -0.5, -2.0], [-0.7, -1.2], [-1.5], [-1.5, -1.4]]
 NEW_MINUS_OLD = [[0.10, -0.30, 0.25], [0.05, -0.40], [1.20], [-0.02, 0.30]]
 REFERENCE_MINUS_NEW = [[0.10, -0.20, 0.30], [0.0, 0.5], [-0.4], [0.2, -0.1]]
 ADVANTAGES = [0.86587543, -0.86587543, -0.86587543, 0.86587543]  # rewards 1 0 0 1, std N-1, eps 1e-4
-ALL = Normaliser(tokens=8, sequences=4)
+ALL = Normaliser(tokens=8, sequences=4, max_tokens=8)
 
 
 def flat(rows: list[list[float]]) -> torch.Tensor:
     return torch.tensor([value for row in rows for value in row], dtype=torch.float64)
 
 
+def per_token(values: list[float], lengths: list[int]) -> torch.Tensor:
+    return flat([[value] * length for value, length in zip(values, lengths, strict=True)])
+
+
+def inputs(
+    new_C: torch.Tensor, old_C: torch.Tensor, advantages_C: torch.Tensor, lengths: list[int], normaliser: Normaliser,
+    **more: torch.Tensor,
+) -> LossInputs:  # fmt: skip
+    rows_C = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
+    return LossInputs(new_C, old_C, advantages_C, rows_C, torch.tensor(lengths), normaliser, **more)
+
+
 def fixture(
-    variant: str, rows: tuple[int, ...] = (0, 1, 2, 3), low: float = 0.2, high: float = 0.28, kl_coef: float = 0.0
+    variant: str, rows: tuple[int, ...] = (0, 1, 2, 3), advantages: list[float] = ADVANTAGES, **knobs: float
 ) -> tuple[LossOutput, torch.Tensor]:
     """The loss of some rows of the fixture with the normaliser of all, and its gradient by logprob."""
+    algorithm = Algorithm.model_validate({"loss": variant, "clip_low": 0.2, "clip_high": 0.28} | knobs)
     old_C = flat([OLD[row] for row in rows])
     new_C = (old_C + flat([NEW_MINUS_OLD[row] for row in rows])).requires_grad_()
     reference_C = new_C.detach() + flat([REFERENCE_MINUS_NEW[row] for row in rows])
     lengths = [len(OLD[row]) for row in rows]
-    output = policy_loss(
-        variant,
-        new_C,
-        old_C,
-        flat([[ADVANTAGES[row]] * length for row, length in zip(rows, lengths, strict=True)]),
-        flat([[float(length)] * length for length in lengths]),
-        ALL,
-        clip_low=low,
-        clip_high=high,
-        kl_coef=kl_coef,
-        reference_logprobs_C=reference_C if kl_coef else None,
-    )
+    advantages_C = per_token([advantages[row] for row in rows], lengths)
+    output = policy_loss(inputs(new_C, old_C, advantages_C, lengths, ALL, reference_logprobs_C=reference_C), algorithm)
     (gradient_C,) = torch.autograd.grad(output.loss, new_C)
     return output, gradient_C
 
 
 @pytest.mark.parametrize(
-    ("variant", "high", "kl_coef", "loss", "gradient"),
+    ("variant", "knobs", "advantages", "loss", "gradient"),
     [
-        ("grpo", 0.2, 0.0, 0.463313, 0.593195),
-        ("grpo", 0.2, 0.04, 0.465137, 0.591704),
-        ("dapo", 0.28, 0.0, -0.023249, 0.167244),
+        ("grpo", {"clip_high": 0.2}, ADVANTAGES, 0.463313, 0.593195),
+        ("grpo", {"clip_high": 0.2, "kl_coef": 0.04}, ADVANTAGES, 0.465137, 0.591704),
+        ("dapo", {}, ADVANTAGES, -0.023249, 0.167244),
+        ("dr_grpo", {"clip_high": 0.2}, [0.5, -0.5, -0.5, 0.5], -0.000856, 0.024144),
     ],
 )
-def test_losses_equal_the_reference_implementations(variant, high, kl_coef, loss, gradient):
-    output, gradient_C = fixture(variant, high=high, kl_coef=kl_coef)
+def test_losses_equal_the_reference_implementations(variant, knobs, advantages, loss, gradient):
+    output, gradient_C = fixture(variant, advantages=advantages, **knobs)
     assert output.loss.item() == pytest.approx(loss, abs=1e-6)
     assert gradient_C.sum().item() == pytest.approx(gradient, abs=1e-6)
 
@@ -78,13 +97,18 @@ def test_parts_of_two_ranks_add_up_to_the_whole_batch():
 
 
 @pytest.mark.parametrize(
-    ("variant", "weights"), [("dapo", [1 / 8] * 8), ("grpo", [1 / 12] * 3 + [1 / 8] * 2 + [1 / 4] + [1 / 8] * 2)]
+    ("variant", "weights"),
+    [
+        ("dapo", [1 / 8] * 8),
+        ("grpo", [1 / 12] * 3 + [1 / 8] * 2 + [1 / 4] + [1 / 8] * 2),
+        ("dr_grpo", [1 / 32] * 8),
+    ],
 )
 def test_on_policy_gradient_is_minus_advantage_times_weight(variant, weights):
-    lengths_C = flat([[float(len(row))] * len(row) for row in OLD])
-    advantages_C = flat([[a] * len(row) for a, row in zip(ADVANTAGES, OLD, strict=True)])
+    lengths = [len(row) for row in OLD]
+    advantages_C = per_token(ADVANTAGES, lengths)
     new_C = flat(OLD).requires_grad_()
-    output = policy_loss(variant, new_C, flat(OLD), advantages_C, lengths_C, ALL, clip_low=0.2, clip_high=0.28)
+    output = policy_loss(inputs(new_C, flat(OLD), advantages_C, lengths, ALL), Algorithm(loss=variant))
     (gradient_C,) = torch.autograd.grad(output.loss, new_C)
     assert gradient_C.tolist() == pytest.approx((-advantages_C * flat([weights])).tolist())
 
@@ -92,10 +116,10 @@ def test_on_policy_gradient_is_minus_advantage_times_weight(variant, weights):
 def test_unknown_rollout_logprob_is_a_ratio_of_one_and_no_statistic():
     new_C = torch.tensor([-1.0, -2.0], requires_grad=True)
     rollout_C = torch.tensor([float("nan"), -2.5])
-    output = policy_loss(
-        "dapo", new_C, rollout_C, torch.tensor([3.0, -1.0]), torch.tensor([2.0, 2.0]), Normaliser(2, 1),
-        entropy_C=torch.tensor([7.0, 1.0]), clip_low=0.2, clip_high=0.28,
-    )  # fmt: skip
+    seen = inputs(
+        new_C, rollout_C, torch.tensor([3.0, -1.0]), [2], Normaliser(2, 1, 4), entropy_C=torch.tensor([7.0, 1.0])
+    )
+    output = policy_loss(seen, Algorithm())
     (gradient_C,) = torch.autograd.grad(output.loss, new_C)
     assert gradient_C.tolist() == pytest.approx([-1.5, 0.5 * 2.718281828**0.5])
     assert output.sums["tokens"].item() == 1
@@ -107,10 +131,11 @@ def test_unknown_rollout_logprob_is_a_ratio_of_one_and_no_statistic():
 def test_absurd_log_ratios_stay_finite():
     new_C = torch.tensor([-1.0, -500.0], requires_grad=True)
     rollout_C = torch.tensor([-500.0, -1.0])
-    output = policy_loss(
-        "dapo", new_C, rollout_C, torch.tensor([-1.0, 1.0]), torch.tensor([2.0, 2.0]), Normaliser(2, 1),
-        clip_low=0.2, clip_high=0.28, kl_coef=0.1, reference_logprobs_C=torch.tensor([-900.0, -1.0]),
-    )  # fmt: skip
+    reference_C = torch.tensor([-900.0, -1.0])
+    seen = inputs(
+        new_C, rollout_C, torch.tensor([-1.0, 1.0]), [2], Normaliser(2, 1, 4), reference_logprobs_C=reference_C
+    )
+    output = policy_loss(seen, Algorithm(kl_coef=0.1))
     (gradient_C,) = torch.autograd.grad(output.loss, new_C)
     assert output.loss.isfinite() and gradient_C.isfinite().all()
     assert all(value.isfinite() for value in output.sums.values())
@@ -134,14 +159,71 @@ batches = st.lists(st.lists(tokens, min_size=1, max_size=5), min_size=1, max_siz
 @pytest.mark.parametrize("variant", sorted(LOSSES))
 @given(rows=batches, cut=st.integers(0, 6))
 def test_any_split_of_the_rows_adds_up(variant, rows, cut):
-    normaliser = Normaliser(sum(map(len, rows)), len(rows))
+    normaliser = Normaliser(sum(map(len, rows)), len(rows), 5)
 
     def part(some: list[list[tuple[float, float, float]]]) -> float:
         if not some:
             return 0.0
         new_C, old_C, advantages_C = (flat([[token[i] for token in row] for row in some]) for i in range(3))
-        lengths_C = flat([[float(len(row))] * len(row) for row in some])
-        output = policy_loss(variant, new_C, old_C, advantages_C, lengths_C, normaliser, clip_low=0.2, clip_high=0.28)
-        return output.loss.item()
+        lengths = [len(row) for row in some]
+        seen = inputs(new_C, old_C, advantages_C, lengths, normaliser)
+        return policy_loss(seen, Algorithm(loss=variant)).loss.item()
 
     assert part(rows[:cut]) + part(rows[cut:]) == pytest.approx(part(rows), abs=1e-9)
+
+
+def test_the_configuration_names_the_losses_of_the_table():
+    assert set(get_args(Algorithm.model_fields["loss"].annotation)) == set(LOSSES)
+
+
+def test_what_a_configuration_needs():
+    assert needs_of(Algorithm()) == Needs()
+    assert needs_of(Algorithm(kl_coef=0.1)) == Needs(reference=True, zero_advantage_rows=True)
+    assert needs_of(Algorithm(entropy_coef=0.1)) == Needs(entropy_gradient=True, zero_advantage_rows=True)
+    assert needs_of(Algorithm(kl_coef=0.1, entropy_coef=0.1)) == Needs(True, True, True)
+
+
+@pytest.mark.parametrize("knobs", [{}, {"kl_coef": 0.1}, {"entropy_coef": 0.1}])
+def test_every_output_has_the_named_statistics(knobs):
+    new_C = flat(OLD).requires_grad_()
+    seen = inputs(
+        new_C, flat(OLD), new_C.detach(), [3, 2, 1, 2], ALL, entropy_C=new_C * 2, reference_logprobs_C=flat(OLD)
+    )
+    assert set(policy_loss(seen, Algorithm(**knobs)).sums) == set(statistics_of(Algorithm(**knobs)))
+
+
+@pytest.mark.parametrize("variant", sorted(LOSSES))
+def test_the_entropy_bonus_lowers_the_loss_by_its_weighted_mean(variant):
+    new_C, entropy_C = flat(OLD).requires_grad_(), flat(NEW_MINUS_OLD).requires_grad_()
+    seen = inputs(new_C, flat(OLD), torch.zeros(8, dtype=torch.float64), [3, 2, 1, 2], ALL, entropy_C=entropy_C)
+    output = policy_loss(seen, Algorithm(loss=variant, entropy_coef=0.5))
+    weights_C = LOSSES[variant].weights(seen).detach()
+    assert output.loss.item() == pytest.approx(-0.5 * (weights_C * entropy_C).sum().item())
+    (gradient_C,) = torch.autograd.grad(output.loss, entropy_C)
+    assert gradient_C.tolist() == pytest.approx((-0.5 * weights_C).tolist())
+
+
+def test_a_term_that_comes_detached_is_an_error():
+    """As the entropy did, which was a statistic: a bonus of it would have taught nothing."""
+    new_C = flat(OLD).requires_grad_()
+    seen = inputs(new_C, flat(OLD), new_C.detach(), [3, 2, 1, 2], ALL, entropy_C=flat(OLD))
+    with pytest.raises(AssertionError, match="that of entropy is detached and would teach nothing"):
+        policy_loss(seen, Algorithm(entropy_coef=0.1))
+    without = inputs(flat(OLD), flat(OLD), flat(OLD), [3, 2, 1, 2], ALL, entropy_C=flat(OLD))
+    assert policy_loss(without, Algorithm(entropy_coef=0.1)).loss.isfinite(), "nothing learns here"
+
+
+def test_a_term_of_ones_own_is_one_row(monkeypatch):
+    own = Term(lambda algorithm: 2.0, lambda seen: seen.logprobs_C**2, Needs(zero_advantage_rows=True), "squares")
+    monkeypatch.setattr(module, "TERMS", (*module.TERMS, own))
+    assert needs_of(Algorithm()) == Needs(zero_advantage_rows=True)
+    output, gradient_C = fixture("dapo", advantages=[0.0] * 4)
+    new_C = flat(OLD) + flat(NEW_MINUS_OLD)
+    assert gradient_C.tolist() == pytest.approx((4 * new_C / 8).tolist())
+    assert output.sums["squares"].item() == pytest.approx((new_C**2).sum().item())
+
+
+def test_sums_over_the_rows_for_losses_of_whole_sequences():
+    seen = inputs(flat(OLD), flat(OLD), flat(OLD), [3, 2, 1, 2], ALL)
+    assert seen.sum_R(seen.logprobs_C).tolist() == pytest.approx([sum(row) for row in OLD])
+    assert seen.lengths_C.tolist() == [3, 3, 3, 2, 2, 1, 2, 2]

@@ -94,7 +94,9 @@ class FakeEngineActor:
         made = await self.ask(request | {"samples": sampling.samples_per_prompt})
         assert self.version is not None
         samples = [
-            Sample(prompt.id, index, prompt.token_ids, (*ids,), (*logs,), self.version, "stop", f"#### {sum(ids)}")
+            Sample(
+                prompt.id, index, prompt.token_ids, (*ids,), (*logs,), ((0, self.version),), "stop", f"#### {sum(ids)}"
+            )
             for index, (ids, logs) in enumerate(made)
         ]
         return Group(prompt, tuple(samples))

@@ -111,7 +111,7 @@ def made(prompt: Prompt, index: int, answer: dict[str, Any]) -> Sample:
         prompt_ids=prompt.token_ids,
         output_ids=ids,
         logprobs=(-0.5,) * len(ids),
-        version=answer["version"],
+        versions=((0, answer["version"]),),
         finish_reason="stop",
         text=answer["text"],
     )

@@ -59,7 +59,7 @@ def test_a_batch_is_of_one_version_if_all_were_lost_and_the_new_ones_are_newer(t
     engine.fails["generate"] = EngineLost("engine 0 died")
     groups = rollouts.generate(PROMPTS, SAMPLING, step=4)
     assert [group.prompt.id for group in groups] == [f"p:{n}" for n in range(5)]
-    assert len({sample.version for group in groups for sample in group.samples}) == 1
+    assert len({sample.versions for group in groups for sample in group.samples}) == 1
 
 
 def test_an_error_that_is_no_loss_is_raised(tmp_path: Path) -> None:

@@ -304,7 +304,7 @@ CLI = {
     "wrong type": ("run: {steps: many}", "run.steps = many: must be a valid integer"),
     "range": ("rollout: {samples_per_prompt: 1000000000}", "must be less than or equal to 1048576"),
     "misspelt": ("train: {learning_rat: 1}", "did you mean train.learning_rate?"),
-    "enum": ("algorithm: {loss: ppo}", "must be 'dapo' or 'grpo'"),
+    "enum": ("algorithm: {loss: ppo}", "must be 'dapo', 'grpo' or 'dr_grpo'"),
     "combination": ("sync: {every: 3}", "must be a multiple of sync.every = 3"),
     "unpinned": ("eval: {source: owner/rows}", "set eval.revision to its commit"),
     "steering": ('run: {name: "\\e]0;x\\a"}', "run.name = "),

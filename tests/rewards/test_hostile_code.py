@@ -70,7 +70,11 @@ def port():
 
 def asked(answer, *texts_G):
     prompt = Prompt("file:0", "q", answer, (1,))
-    return [Group(prompt, tuple(Sample(prompt.id, i, (1,), (2,), (0.0,), 0, "stop", t) for i, t in enumerate(texts_G)))]
+    return [
+        Group(
+            prompt, tuple(Sample(prompt.id, i, (1,), (2,), (0.0,), ((0, 0),), "stop", t) for i, t in enumerate(texts_G))
+        )
+    ]
 
 
 def test_there_are_enough_and_each_has_an_expectation():

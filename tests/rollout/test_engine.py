@@ -78,7 +78,7 @@ def test_samples_carry_ids_logprobs_and_version(stack: Stack) -> None:
     assert [group.prompt for group in groups] == prompts
     samples = [sample for group in groups for sample in group.samples]
     assert [sample.index for sample in groups[0].samples] == list(range(8))
-    assert {sample.version for sample in samples} == {11}
+    assert {sample.versions for sample in samples} == {((0, 11),)}
     assert len({sample.output_ids for sample in groups[0].samples}) == 8
     for sample in samples:
         assert len(sample.output_ids) == len(sample.logprobs) <= 24
@@ -235,7 +235,7 @@ def test_only_what_was_received_is_committed(stack: Stack) -> None:
     with pytest.raises(WeightSyncError, match=r"received last, version 46, but was asked for version 47; sync that"):
         stack.engine.call("commit_weights", 47)
     stack.engine.call("commit_weights", 46)  # again: nothing changes
-    assert {sample.version for sample in stack.generate([prompt(0)])[0].samples} == {46}
+    assert {sample.versions for sample in stack.generate([prompt(0)])[0].samples} == {((0, 46),)}
 
 
 @pytest.mark.slow
@@ -251,7 +251,7 @@ def test_a_frozen_engine_core_is_found_and_an_error_within_the_deadline(stack: S
     core.resume()
     assert stack.engine.call("health", 20) == "ok"
     stack.sync(version=51)
-    assert {sample.version for group in stack.generate([prompt(0)]) for sample in group.samples} == {51}
+    assert {sample.versions for group in stack.generate([prompt(0)]) for sample in group.samples} == {((0, 51),)}
 
 
 @pytest.mark.slow

@@ -1,7 +1,11 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from grpo.errors import DataError
-from grpo.rollout.samples import check_prompt
+from grpo.rollout.samples import check_prompt, make_sample
+from grpo.types import Prompt
 
 
 def test_a_prompt_that_would_end_the_engine_core_is_refused_by_name() -> None:
@@ -14,3 +18,22 @@ def test_a_prompt_that_would_end_the_engine_core_is_refused_by_name() -> None:
         check_prompt("p:4", [5] * 377, 376, 100)
     with pytest.raises(DataError, match=r"prompt p:5 has 0"):
         check_prompt("p:5", [], 376, 100)
+
+
+def made(ids: list[int], spans: list[tuple[int, int, str]]) -> Any:
+    """What vLLM answers."""
+    return SimpleNamespace(
+        token_ids=ids,
+        finish_reason="stop",
+        logprobs=SimpleNamespace(token_ids=ids, logprobs=[-0.5] * len(ids)),
+        weight_versions=[SimpleNamespace(start=start, end=end, version=version) for start, end, version in spans],
+    )
+
+
+def test_each_token_keeps_the_version_that_made_it() -> None:
+    prompt = Prompt("p:1", "q", "a", (1, 2))
+    sample = make_sample(prompt, 3, made([4, 5, 6], [(0, 2, "7"), (2, 3, "8")]), "text")
+    assert sample.versions == ((0, 7), (2, 8)) and sample.output_ids == (4, 5, 6)
+    assert (sample.oldest_version, sample.newest_version, sample.lag(9)) == (7, 8, 1)
+    assert sample.trained_tokens == 3 and list(sample.trained_places) == [0, 1, 2]
+    assert make_sample(prompt, 0, made([4], [(0, 1, "7")]), "").versions == ((0, 7),)

@@ -3,6 +3,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from grpo.errors import ConfigError
@@ -21,7 +23,7 @@ def row_logprobs(model, samples, temperature=TEMPERATURE):
         logits_TV = model(torch.tensor([sample.prompt_ids + sample.output_ids])).logits[0] / temperature
         log_probs_CV = torch.log_softmax(logits_TV, -1)[len(sample.prompt_ids) - 1 : -1]
         logprobs.append(log_probs_CV.gather(1, torch.tensor(sample.output_ids)[:, None])[:, 0])
-        entropies.append(-(log_probs_CV.exp() * log_probs_CV).sum(1).detach())
+        entropies.append(-(log_probs_CV.exp() * log_probs_CV).sum(1))
     return torch.cat(logprobs), torch.cat(entropies)
 
 
@@ -43,6 +45,75 @@ def test_packed_equals_row_by_row_with_gradients(kind, tied, checkpointing, chun
     logprobs_C, entropy_C = policy(pack(samples))
     torch.testing.assert_close(logprobs_C, expected_C, atol=1e-5, rtol=0)
     torch.testing.assert_close(entropy_C, expected_entropy_C, atol=1e-5, rtol=0)
+    (logprobs_C * weights_C).sum().backward()
+    gradients = {name: param.grad for name, param in model.named_parameters()}
+    torch.testing.assert_close(gradients, expected_gradients, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [3, 1024])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_entropy_has_its_gradient_where_it_is_asked_for(tied, chunk, monkeypatch):
+    """Against autograd through all logits, row by row."""
+    monkeypatch.setattr(policy_module, "CHUNK", chunk)
+    samples = random_samples(7)
+    model = tiny_model(tied=tied, attn_implementation="eager")
+    expected_C, expected_entropy_C = row_logprobs(model, samples)
+    generator = torch.Generator().manual_seed(2)
+    weights_C, bonus_C = (torch.randn(len(expected_C), generator=generator) for _ in range(2))
+    (expected_C * weights_C + expected_entropy_C * bonus_C).sum().backward()
+    expected_gradients = {name: param.grad for name, param in model.named_parameters()}
+    model.zero_grad()
+    policy = make_policy(model, TEMPERATURE).train()
+    assert not policy(pack(samples))[1].requires_grad
+    policy.entropy_gradient = True
+    logprobs_C, entropy_C = policy(pack(samples))
+    (logprobs_C * weights_C + entropy_C * bonus_C).sum().backward()
+    gradients = {name: param.grad for name, param in model.named_parameters()}
+    torch.testing.assert_close(gradients, expected_gradients, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**31), temperature=st.floats(0.3, 3.0))
+def test_gradients_of_the_head_against_finite_differences(seed, temperature):
+    """Of a random mix of logprobs and entropies, in a random direction of hidden states and weight."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden_CD, weight_VD = (torch.randn(size, 5, generator=generator, dtype=torch.float64) for size in (4, 7))
+    targets_C = torch.randint(7, (4,), generator=generator)
+    mix_C, bonus_C = (torch.randn(4, generator=generator, dtype=torch.float64) for _ in range(2))
+    moves = [torch.randn(tensor.shape, generator=generator, dtype=torch.float64) for tensor in (hidden_CD, weight_VD)]
+
+    def value(step: float, gradient: bool = False):
+        inputs = [
+            (tensor + step * move).requires_grad_(gradient)
+            for tensor, move in zip((hidden_CD, weight_VD), moves, strict=True)
+        ]
+        logprobs_C, entropy_C = policy_module._Logprobs.apply(*inputs, targets_C, temperature, True)
+        return (logprobs_C * mix_C + entropy_C * bonus_C).sum(), inputs
+
+    total, inputs = value(0.0, gradient=True)
+    slopes = torch.autograd.grad(total, inputs)
+    slope = sum((gradient * move).sum().item() for gradient, move in zip(slopes, moves, strict=True))
+    step = 3e-3  # the logits are in float32
+    difference = (value(step)[0] - value(-step)[0]).item() / (2 * step)
+    assert slope == pytest.approx(difference, rel=1e-2, abs=1e-2)
+
+
+def test_a_mask_with_holes_scores_the_trained_tokens_alone_and_sees_all():
+    """Several turns: the words between them are seen, not scored."""
+    samples = random_samples(5)
+    masked = [
+        replace(each, trained=tuple((place // 2 + row) % 2 == 0 for place in range(len(each.output_ids))))
+        for row, each in enumerate(samples)
+    ]
+    model = tiny_model(attn_implementation="eager")
+    expected_C, _ = row_logprobs(model, samples)
+    scored_C = torch.tensor([trained for each in masked for trained in each.trained])
+    weights_C = torch.randn(int(scored_C.sum()), generator=torch.Generator().manual_seed(1))
+    (expected_C[scored_C] * weights_C).sum().backward()
+    expected_gradients = {name: param.grad for name, param in model.named_parameters()}
+    model.zero_grad()
+    logprobs_C, _ = make_policy(model, TEMPERATURE)(pack(masked))
+    torch.testing.assert_close(logprobs_C, expected_C[scored_C], atol=1e-5, rtol=0)
     (logprobs_C * weights_C).sum().backward()
     gradients = {name: param.grad for name, param in model.named_parameters()}
     torch.testing.assert_close(gradients, expected_gradients, atol=1e-4, rtol=1e-4)

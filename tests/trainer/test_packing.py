@@ -1,6 +1,8 @@
 import math
+from dataclasses import fields, replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +12,7 @@ from grpo.types import Sample
 
 def sample(prompt: tuple[int, ...], output: tuple[int, ...], advantage: float | None = 1.0) -> Sample:
     logprobs = tuple(-0.5 - token for token in output)
-    return Sample("p", 0, prompt, output, logprobs, 0, "stop", "", 1.0, advantage)
+    return Sample("p", 0, prompt, output, logprobs, ((0, 0),), "stop", "", 1.0, advantage)
 
 
 extents = st.builds(lambda prompt, own: RowTokens(prompt, prompt + 1, own), st.integers(0, 8), st.integers(0, 30))
@@ -88,11 +90,30 @@ def test_pack_by_hand():
     assert batch.predict_C.tolist() == [1, 2, 3, 4]
     assert batch.targets_C.tolist() == [1, 2, 3, 4]
     assert batch.rows_C.tolist() == [0, 0, 0, 1]
-    assert batch.completion_lengths_R.tolist() == [3, 1]
+    assert batch.trained_lengths_R.tolist() == [3, 1]
     assert batch.rollout_logprobs_C.tolist() == [-1.5, -2.5, -3.5, -4.5]
     assert batch.advantages_C.tolist() == [0.5, 0.5, 0.5, -2.0]
     assert batch.expand_E.tolist() == batch.select_T.tolist() == [0, 1, 2, 3, 4]
     assert batch.rows == 2
+
+
+def test_a_mask_leaves_tokens_unscored_and_shortens_nothing_else():
+    plain = sample((7, 8), (1, 2, 3, 4), 0.5)
+    batch = pack([replace(plain, trained=(True, False, False, True)), sample((9,), (5,), -2.0)])
+    whole = pack([plain, sample((9,), (5,), -2.0)])
+    assert torch.equal(batch.input_ids_T, whole.input_ids_T) and torch.equal(batch.expand_E, whole.expand_E)
+    assert batch.predict_C.tolist() == [1, 4, 5] and batch.targets_C.tolist() == [1, 4, 5]
+    assert batch.rows_C.tolist() == [0, 0, 1] and batch.trained_lengths_R.tolist() == [2, 1]
+    assert batch.rollout_logprobs_C.tolist() == [-1.5, -4.5, -5.5]
+    assert batch.advantages_C.tolist() == [0.5, 0.5, -2.0]
+
+
+def test_a_mask_of_all_is_no_mask():
+    rows = [sample((7, 8), (1, 2, 3)), sample((7, 8), (4,))]
+    masked = pack([replace(row, trained=(True,) * len(row.output_ids)) for row in rows])
+    for field in fields(masked):
+        left, right = getattr(masked, field.name), getattr(pack(rows), field.name)
+        assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
 
 
 def test_pack_forwards_a_shared_prompt_once():
@@ -128,7 +149,9 @@ def test_masks_come_from_lengths_not_from_ids():
 
 def test_samples_that_cannot_be_trained_on():
     with pytest.raises(ValueError, match="2 tokens and 1 logprobs"):
-        pack([Sample("p", 0, (1,), (2, 3), (-1.0,), 0, "stop", "", 1.0, 1.0)])
+        pack([Sample("p", 0, (1,), (2, 3), (-1.0,), ((0, 0),), "stop", "", 1.0, 1.0)])
+    with pytest.raises(ValueError, match="2 tokens and a mask of 3"):
+        pack([replace(sample((1,), (2, 3)), trained=(True, True, False))])
     with pytest.raises(ValueError, match="prompt p is empty"):
         pack([sample((), (2,))])
     with pytest.raises(AssertionError, match="no advantage"):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo.algorithm.loss import Normaliser, policy_loss
-from grpo.config import Config, Train
+from grpo.algorithm.loss import LossInputs, Normaliser, policy_loss
+from grpo.config import Algorithm, Config, Train
 from grpo.errors import CheckpointError, NonFiniteError, WeightSyncError
 from grpo.trainer.schedule import learning_rate
 from grpo.types import Sample
@@ -73,22 +73,25 @@ def train_once(rank: int, world_size: int, port: int, runs: list[tuple[Config, l
     return answers
 
 
-def plain(folder: Path, batch: list[Sample], loss: str = "dapo", kl_coef: float = 0.0) -> tuple[Any, Any, float]:
+def plain(
+    folder: Path, batch: list[Sample], loss: str = "dapo", kl_coef: float = 0.0, entropy_coef: float = 0.0
+) -> tuple[Any, Any, float]:
     """Gradients, weights after one AdamW step and the loss, by the plain road: row by row, one backward."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    logprobs_C, _ = row_logprobs(model, batch, temperature=1.0)
-    output = policy_loss(
-        loss,
+    logprobs_C, entropy_C = row_logprobs(model, batch, temperature=1.0)
+    lengths = [len(sample.output_ids) for sample in batch]
+    inputs = LossInputs(
         logprobs_C,
         torch.tensor([value for sample in batch for value in sample.logprobs]),
         torch.tensor([sample.advantage for sample in batch for _ in sample.output_ids]),
-        torch.tensor([float(len(sample.output_ids)) for sample in batch for _ in sample.output_ids]),
-        Normaliser(sum(len(sample.output_ids) for sample in batch), len(batch)),
-        clip_low=0.2,
-        clip_high=0.28,
-        kl_coef=kl_coef,
+        torch.arange(len(batch)).repeat_interleave(torch.tensor(lengths)),
+        torch.tensor(lengths),
+        Normaliser(sum(lengths), len(batch), max_tokens=16),
+        entropy_C=entropy_C,
         reference_logprobs_C=logprobs_C.detach() if kl_coef else None,
     )
+    algorithm = Algorithm(loss=loss, clip_low=0.2, clip_high=0.28, kl_coef=kl_coef, entropy_coef=entropy_coef)
+    output = policy_loss(inputs, algorithm)
     output.loss.backward()
     gradients = {name: param.grad.numpy().copy() for name, param in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
@@ -146,18 +149,25 @@ def test_gradient_and_weights_for_any_ranks_micro_batches_and_stage(world_size, 
 
 
 @pytest.mark.slow
-def test_kl_term_and_sequence_mean(folder):
-    """With a KL term rows without advantage are forwarded too, and the first update's KL to the reference is 0."""
-    algorithm = {"loss": "grpo", "kl_coef": 0.1}
-    config = settings(folder, algorithm=algorithm, train={"zero_stage": 2, "tokens_per_micro_batch": 24})
-    (first, second) = run_ranks(2, train_once, free_port(), [(config, ROWS)])
-    gradients, weights, loss = plain(folder, ROWS, **algorithm)
-    for (found,), found_weights, stats in (first[0], second[0]):
-        assert_same(found, gradients, 2e-6)
-        assert_same_after_adam(found_weights, weights, gradients)
-        assert stats["train/loss"] == pytest.approx(loss, abs=1e-6)
-        assert stats["train/kl_reference"] == pytest.approx(0.0, abs=1e-9)
-        assert stats["train/tokens"] == sum(len(row.prompt_ids) + len(row.output_ids) - 1 for row in ROWS)
+def test_terms_of_the_loss_and_the_other_means(folder):
+    """With a term rows without advantage are forwarded too; the first update's KL to the reference is 0."""
+    variants = [
+        {"loss": "grpo", "kl_coef": 0.1},
+        {"loss": "dapo", "entropy_coef": 0.3},
+        {"loss": "dr_grpo", "kl_coef": 0.1, "entropy_coef": 0.05},
+    ]
+    train = {"zero_stage": 2, "tokens_per_micro_batch": 24}
+    configs = [settings(folder, algorithm=variant, train=train) for variant in variants]
+    first, second = run_ranks(2, train_once, free_port(), [(config, ROWS) for config in configs])
+    for number, variant in enumerate(variants):
+        gradients, weights, loss = plain(folder, ROWS, **variant)
+        for (found,), found_weights, stats in (first[number], second[number]):
+            assert_same(found, gradients, 2e-6)
+            assert_same_after_adam(found_weights, weights, gradients)
+            assert stats["train/loss"] == pytest.approx(loss, abs=1e-6)
+            assert stats["train/tokens"] == sum(len(row.prompt_ids) + len(row.output_ids) - 1 for row in ROWS)
+            assert stats.get("train/kl_reference", 0.0) == pytest.approx(0.0, abs=1e-9)
+            assert ("train/kl_reference" in stats) == ("kl_coef" in variant)
 
 
 @pytest.mark.slow
@@ -345,7 +355,7 @@ def measured(stats: dict[str, float]) -> dict[str, float]:
 def meet_strangers(rank: int, world_size: int, port: int, config: Config, sampled: list[Sample]) -> dict[str, Any]:
     """Steps with samples of the trainer's weights, of other ones, and with a logprob that is NaN."""
     found: dict[str, Any] = {}
-    strange = [replace(row, version=2) for row in ROWS]
+    strange = [replace(row, versions=((0, 2),)) for row in ROWS]
     trainer = open_trainer(config, rank, world_size, port)
     start = moving_parts(trainer)
     broken = replace(ROWS[3], index=5, logprobs=(*ROWS[3].logprobs[:-1], math.nan))
@@ -359,7 +369,7 @@ def meet_strangers(rank: int, world_size: int, port: int, config: Config, sample
     found["unmoved"] = start == moving_parts(trainer)
 
     trainer = open_trainer(config, rank, world_size, port)
-    found["fit"] = trainer.step([replace(row, version=2) for row in sampled], step=3)
+    found["fit"] = trainer.step([replace(row, versions=((0, 2),)) for row in sampled], step=3)
     found["stale"] = trainer.step([replace(row, version=1) for row in ROWS], step=3)
     nucleus = Config.model_validate(config.model_dump() | {"rollout": config.rollout.model_dump() | {"top_p": 0.9}})
     trainer = open_trainer(nucleus, rank, world_size, port)

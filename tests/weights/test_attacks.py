@@ -71,7 +71,7 @@ def exchanged(tensors: Tensors) -> Tensors:
 @pytest.mark.slow
 def test_a_clean_start(stack: Stack) -> None:
     assert self_test(stack) < PARITY
-    assert {sample.version for sample in stack.generate([prompt(0)])[0].samples} == {0}
+    assert {sample.versions for sample in stack.generate([prompt(0)])[0].samples} == {((0, 0),)}
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_200_clean_syncs_raise_no_alarm_and_keep_no_memory(stack: Stack) -> None
     print(f"200 syncs: {1000 * sorted(seconds)[100]:.0f} ms each (median), MiB of the core {memory}, {handles[-1]}")
     assert memory[-1] - memory[0] < 8 and len(set(handles)) == 1
     assert stack.difference() < PARITY
-    assert {sample.version for sample in stack.generate([prompt(0)])[0].samples} == {200}
+    assert {sample.versions for sample in stack.generate([prompt(0)])[0].samples} == {((0, 200),)}
 
 
 @pytest.mark.slow
