@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from grpo.config.text import STEERING, clean
-from grpo.observe.progress import BLOCKS, RunProgress, clock, sparkline
+from grpo.observe.progress import RunProgress, clock
 from tests.runs import HOSTILE
 
 ROW = {
@@ -149,12 +149,3 @@ def test_clean_leaves_readable_text_alone(text):
 )
 def test_clock(seconds, text):
     assert clock(seconds) == text
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
-def test_sparkline(values):
-    line, shown = sparkline(values), values[-8:]
-    assert len(line) == len(shown)
-    assert line[shown.index(min(shown))] == BLOCKS[0]
-    if max(shown) > min(shown):
-        assert line[shown.index(max(shown))] == BLOCKS[-1]
