@@ -100,7 +100,7 @@ def test_several_problems_stay_in_one_block(run_file: Path) -> None:
     assert result.exit_code == 2
     first, second = result.stderr.splitlines()
     assert first.startswith("error: run.steps = 0: must be greater than or equal to 1")
-    assert second == "       train.learning_rat = 1e-6: unknown key; did you mean train.learning_rate?"
+    assert second == "       train.learning_rat = 1e-06: unknown key; did you mean train.learning_rate?"
 
 
 def test_config_show_and_schema(run_file: Path) -> None:

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from grpo.config import paths as places
 from grpo.config.schema import Config
-from grpo.config.yaml import LEAKS, Loader, read
+from grpo.config.yaml import dump, parse, read
 from grpo.errors import ConfigError
 
 _SHORT = reprlib.Repr()
@@ -78,7 +78,7 @@ def config_schema() -> dict[str, Any]:
 
 def dump_config(config: Config) -> str:
     """YAML with every key of the configuration; `load_config` of it gives an equal Config."""
-    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    return dump(config.model_dump(mode="json"))
 
 
 def _override(tree: dict[Any, Any], override: str) -> str | None:
@@ -113,8 +113,8 @@ def _value(keys: list[str], text: str) -> Any:
         optional = type(None) in get_args(field.annotation)
         return None if optional and text in ("null", "~", "") else text
     try:
-        return yaml.load(text, Loader)
-    except (yaml.YAMLError, *LEAKS):
+        return parse(text)
+    except yaml.YAMLError:
         return text  # the check against Config says what it should have been
 
 

@@ -36,7 +36,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_what_pydantic_takes(cls, value: object, info: ValidationInfo) -> object:
-        """`steps: yes` for 1, and text that cannot be written to a file."""
+        """`steps: true` for 1, and text that cannot be written to a file."""
         if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
             raise ValueError("must be whole Unicode text, found half a surrogate pair; remove it")
         kind = cls.model_fields[str(info.field_name)].annotation

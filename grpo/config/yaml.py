@@ -1,5 +1,11 @@
-"""One mapping out of a YAML file, or a ConfigError that names the line."""
+"""One mapping out of a YAML file, or a ConfigError that names the line. Scalars are read by YAML 1.2's core schema.
 
+PyYAML parses; what it would make of the values (YAML 1.1: `012` is ten, `1:30` is ninety, `1e-6` is text, `no` is
+false) is not used. Nothing but null, true, false, numbers, text, lists and mappings can come out.
+"""
+
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,37 +15,115 @@ from grpo.errors import ConfigError
 
 MOST_CHARACTERS = 256 * 1024
 """A longer file is no configuration; PyYAML would need minutes for some."""
+MOST_NESTED = 40
+"""Lists and mappings inside each other, counted: PyYAML calls itself for each, and must never come to Python's end."""
 
-# PyYAML's constructors let these escape on values such as `!!int ""`; RecursionError comes from deep nesting.
-LEAKS = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
+Scalar = tuple[re.Pattern[str], list[str], Callable[[str], Any]]
+_TAG = "tag:yaml.org,2002:"
+_INTEGER = re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z")
+_FLOAT = re.compile(
+    r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
+)
+_BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
+_NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
+
+SCALARS: dict[str, Scalar] = {
+    "null": (_NULL, ["~", "n", "N", ""], lambda text: None),
+    "bool": (_BOOL, list("tTfF"), lambda text: text.lower() == "true"),
+    "int": (_INTEGER, list("-+0123456789"), lambda text: int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))),
+    "float": (_FLOAT, list("-+.0123456789"), lambda text: float(re.sub(r"\.(?=[iInN])", "", text))),
+}
+"""By kind: how it is written, with what it can begin, what it is. The first that fits counts; all else is text."""
 
 
-class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without its dates, and without its habit of keeping the last of two equal keys."""
+def _refused(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge keys of merge keys grow without bound, and a closed configuration has no place for their anchors."""
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                problem = "merge keys (<<) are not read; write the keys out"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+class Loader(yaml.BaseLoader):
+    """PyYAML's loader that knows no types, with those of the core schema; equal keys and merge keys are refused."""
+
+    nested = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """One node and all in it."""
+        self.nested += 1
+        if self.nested > MOST_NESTED:
+            mark = self.get_mark()
+            raise yaml.MarkedYAMLError(problem=f"more than {MOST_NESTED} levels inside each other", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self.nested -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[tuple[str, str], int] = {}
-        for key, _ in node.value:
+        """PyYAML itself would keep the last of two equal keys.
+
+        Merge keys of merge keys grow without bound, and a closed configuration has no place for their anchors.
+        """
+        lines: dict[Any, int] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if not isinstance(key, yaml.ScalarNode):
-                continue
-            if (key.tag, key.value) in lines:
-                first = lines[key.tag, key.value]
-                problem = f"the key {key.value!r} is there twice, first in line {first}; keep one of them"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            lines[key.tag, key.value] = key.start_mark.line + 1
+                raise _refused("a key must be text, not a list or a mapping", key)
+            if key.value == "<<" and not key.style:
+                raise _refused("merge keys (<<) are not read; write the keys out", key)
+            name = self.construct_object(key)
+            if name in lines:
+                problem = f"the key {key.value[:80]!r} is there twice, first in line {lines[name]}; keep one of them"
+                raise _refused(problem, key)
+            lines[name] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
+
+    def construct_core(self, node: yaml.ScalarNode) -> Any:
+        """Null, a bool or a number, also where a tag says so: `!!int x` gets here too."""
+        kind = node.tag.removeprefix(_TAG)
+        pattern, _, value = SCALARS[kind]
+        text = self.construct_scalar(node)
+        try:
+            if pattern.match(text):
+                return value(text)
+        except ValueError:  # more digits than Python converts
+            pass
+        raise _refused(f"the value {text[:40]!r} cannot be read as {kind}", node)
+
+    def construct_unknown(self, node: yaml.Node) -> Any:
+        """A tag of YAML 1.1 (a date, a set, bytes) or of somebody's own."""
+        raise _refused(f"the tag {node.tag[:80]!r} is not read; write a plain value", node)
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes a text that YAML 1.1 or 1.2 would take for something else: its files mean the same to any reader."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """In quotes with escapes where PyYAML would write a line end of YAML 1.1 that it then reads as a space."""
+        style = '"' if re.search("[\x85\u2028\u2029]", data) else None
+        return self.represent_scalar(_TAG + "str", data, style)
+
+
+for _kind, (_pattern, _first, _) in SCALARS.items():
+    Loader.add_implicit_resolver(_TAG + _kind, _pattern, _first)
+    Dumper.add_implicit_resolver(_TAG + _kind, _pattern, _first)
+Dumper.add_representer(str, Dumper.represent_str)
+Loader.yaml_constructors = {
+    **dict.fromkeys((_TAG + kind for kind in SCALARS), Loader.construct_core),
+    _TAG + "str": Loader.construct_scalar,
+    _TAG + "seq": Loader.construct_sequence,
+    _TAG + "map": Loader.construct_mapping,
+    None: Loader.construct_unknown,
+}
+
+
+def parse(text: str) -> Any:
+    """What a YAML text holds. Raises yaml.YAMLError, which has a line where it is a MarkedYAMLError; nothing else."""
+    loader = Loader(text)
+    try:
+        return loader.get_single_data()
+    except (ValueError, OverflowError) as error:  # PyYAML's scanner, of an escape such as "\\UFFFFFFFF"
+        raise yaml.MarkedYAMLError(problem=str(error), problem_mark=loader.get_mark()) from None
+
+
+def dump(tree: Any) -> str:
+    """YAML that `parse` reads back, with keys in their order."""
+    return str(yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
 
 def read(path: str | Path) -> dict[Any, Any]:
@@ -55,13 +139,12 @@ def read(path: str | Path) -> dict[Any, Any]:
     if len(text) > MOST_CHARACTERS:
         raise ConfigError(f"{path}: longer than {MOST_CHARACTERS} characters; is it the run's YAML file?")
     try:
-        tree = yaml.load(text, Loader)
+        tree = parse(text)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not usable as YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, *LEAKS) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{path}: not usable as YAML: {reason}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not usable as YAML: {str(error).splitlines()[0]}") from None
     if tree is None:
         raise ConfigError(f"{path}: empty; the least it needs is `model: {{path: FOLDER}}`")
     if not isinstance(tree, dict):

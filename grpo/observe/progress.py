@@ -9,7 +9,6 @@ from rich.text import Text
 from grpo.config.text import clean
 from grpo.types import Stats
 
-BLOCKS = "▁▂▃▄▅▆▇█"
 # Short names of the phases that a step's line times.
 TIMED = {"rollout": "rollout", "train": "train", "weight_sync": "sync"}
 
@@ -21,13 +20,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def sparkline(values: list[float], width: int = 8) -> str:
-    """The last `width` values as blocks between their own minimum and maximum."""
-    values = values[-width:]
-    low, span = min(values), max(values) - min(values)
-    return "".join(BLOCKS[round((value - low) / span * (len(BLOCKS) - 1))] if span else BLOCKS[0] for value in values)
-
-
 class RunProgress:
     """Tells a person how a run of `steps` steps goes. Lines carry no text of the model that is not escaped."""
 
@@ -37,7 +29,6 @@ class RunProgress:
         self._started = time.monotonic()
         self._first_step_at: float | None = None
         self._first_step = 0
-        self._rewards: list[float] = []
         self._live: Progress | None = None
         self._task: TaskID | None = None
 
@@ -62,12 +53,10 @@ class RunProgress:
 
     def step_done(self, step: int, row: Stats) -> None:
         """`row` is the step's row of metrics.jsonl."""
-        self._rewards.append(row["reward/mean"])
         left = clock(self._seconds_left(step))
         speed = f"{row['step/tokens_per_second']:.0f} tok/s"
         if self._live is not None and self._task is not None:
-            trend = sparkline(self._rewards) if self.console.encoding.startswith("utf") else ""
-            reward = f"reward {row['reward/mean']:.3f} {trend}"
+            reward = f"reward {row['reward/mean']:.3f}"
             self._live.update(self._task, completed=step, reward=reward, speed=speed, left=f"{left} left")
             return
         parts = [f"step {step}/{self._steps}", f"reward {row['reward/mean']:.3f}"]

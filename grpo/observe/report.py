@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from grpo.config.text import clean
+from grpo.config.yaml import parse
 from grpo.errors import CheckpointError
 from grpo.observe.figures import Row, figures, series
 from grpo.observe.folder import read_rows
@@ -118,7 +119,7 @@ def _read(path: Path) -> str:
 def _parse(text: str) -> dict[str, Any]:
     """The configuration as far as it was written; the report of a run killed at its start has none."""
     try:
-        config = yaml.safe_load(text)
+        config = parse(text)
     except yaml.YAMLError:
         return {}
     return config if isinstance(config, dict) else {}

@@ -1,11 +1,9 @@
 import io
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
-from grpo.observe.progress import BLOCKS, RunProgress, clock, sparkline
+from grpo.observe.progress import RunProgress, clock
 
 ROW = {
     "reward/mean": 0.5123,
@@ -136,12 +134,3 @@ def test_closing_twice_or_before_the_first_step_is_fine():
 )
 def test_clock(seconds, text):
     assert clock(seconds) == text
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
-def test_sparkline(values):
-    line, shown = sparkline(values), values[-8:]
-    assert len(line) == len(shown)
-    assert line[shown.index(min(shown))] == BLOCKS[0]
-    if max(shown) > min(shown):
-        assert line[shown.index(max(shown))] == BLOCKS[-1]

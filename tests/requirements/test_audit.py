@@ -4,7 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -102,9 +102,24 @@ def test_an_entry_that_is_not_whole_is_refused(text):
         audit.read_allowed(text)
 
 
+def problems_of_the_list(text):
+    """What the audit says of a list if every entry's flaw is really there, today."""
+    allowed = audit.read_allowed(text)
+    found = [
+        {"name": entry.package, "version": "1", "vulns": [{"id": entry.id, "fix_versions": []}]} for entry in allowed
+    ]
+    return list(audit.judge([*found, {"name": "uv", "version": "1", "vulns": []}], allowed, date.today()))
+
+
 def test_the_list_in_use_is_whole_and_nothing_in_it_has_expired():
-    for allowed in audit.read_allowed((ROOT / "requirements" / "audit.toml").read_text()):
-        assert allowed.expires > date.today(), allowed
+    """It may well be empty: that an entry is looked at shows with one more at its end."""
+    text = (ROOT / "requirements" / "audit.toml").read_text()
+    assert problems_of_the_list(text) == []
+    for days, problem in ((30, ""), (0, "allowed until"), (audit.LONGEST.days + 1, "more than 180 days ahead")):
+        expires = date.today() + timedelta(days=days)
+        more = f"\n[[allow]]\nid = 'CVE-1'\npackage = 'x'\nreason = 'y'\nexpires = {expires}\n"
+        found = problems_of_the_list(text + more)
+        assert [problem in one for one in found] == [True] * bool(problem)
 
 
 def test_an_index_that_does_not_answer_fails_the_audit_and_is_asked_no_more(tmp_path, monkeypatch):
