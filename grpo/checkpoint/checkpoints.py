@@ -115,7 +115,7 @@ class Checkpoints:
         if self.skipped or self.store.exists(POINTER):
             found = "; ".join(reason for _, reason in self.skipped) or f"{POINTER} is there and no folder"
             raise CheckpointError(
-                f"checkpoint.dir: a run goes on from a whole checkpoint, but none in {self.store.url} is: {found}; "
+                f"checkpoint.dir: a run resumes from a whole checkpoint, but none in {self.store.url} is: {found}; "
                 "bring one back, or delete the folder to begin at step 0"
             )
         return None

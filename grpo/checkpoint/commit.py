@@ -2,7 +2,7 @@
 
     step_000040/
         manifest.json   written last: size and sha256 of every other file, step, attempt, configuration, versions
-        state.json      counters, data order, metrics offset: whatever the controller needs to go on
+        state.json      counters, data order, metrics offset: whatever the controller needs to resume
         policy/         Hugging Face folder
         …               what the trainer ranks and the controller put beside it
     latest              name of the newest folder, for people and scripts; it is never trusted

@@ -45,7 +45,7 @@ def check_config_diff(old: dict[str, Any], config: Config) -> None:
     if changes:
         keys = ", ".join(change.partition(":")[0] for change in changes)
         raise ConfigError(
-            "a run goes on with the configuration that it was begun with, but these keys differ:\n  "
+            "a run is resumed with the configuration that it was begun with, but these keys differ:\n  "
             + "\n  ".join(changes)
             + f"\nset them back, allow them with 'run.allow_drift=[{keys}]', or choose another run.dir"
         )

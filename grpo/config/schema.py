@@ -52,11 +52,11 @@ class Run(Section):
     dir: Folder = "runs/grpo"
     """Folder of the run, not a link to one: resolved config, metrics, samples, report, checkpoints."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: a folder that holds a run is gone on with, from its newest valid checkpoint; never: it is refused."""
+    """auto: a run that the folder holds resumes from its newest valid checkpoint; never: such a folder is refused."""
     allow_drift: tuple[Line, ...] = ()
-    """Keys that may differ from those of the run that is gone on with, such as train.learning_rate or data.source."""
+    """Keys that may differ from those of the run that is resumed, such as train.learning_rate or data.source."""
     lease_seconds: Seconds = 30
-    """A run whose heartbeat in its folder is older than this counts as dead, and another start may go on with it."""
+    """A run whose heartbeat in its folder is older than this counts as dead, and another start may resume it."""
     grace_seconds: Seconds = 30
     """Seconds between SIGTERM and SIGKILL: what a stopped run may use to commit (terminationGracePeriodSeconds)."""
     max_recoveries: int = Field(3, ge=0, le=1000)

@@ -4,11 +4,11 @@
     metrics.jsonl   one row for each step and evaluation and for each phase outside of them; first "start", last "end"
     samples.jsonl   one row for each group that is kept, of training ("step") and of evaluation ("eval")
     tensorboard/    the numbers of metrics.jsonl, under the same names
-    checkpoints/    what a run goes on from, and its policies (checkpoint/)
+    checkpoints/    what a run resumes from, and its policies (grpo/checkpoint)
     attempts/       one file for each start of the run (lease.py)
     superseded/     rows of steps that were lost after a checkpoint and made again
     stacks/         stacks of frozen actors, as text
-    FATAL.json      why the run cannot go on (fatal.py)
+    FATAL.json      why the run cannot be resumed (grpo/run/fatal.py)
     report.html     written by `grpo report`
 
 A row of metrics.jsonl: {"event": "step", "step": 3, "time": 1790000000.1, "reward/mean": 0.5, "phase/rollout": 1.2, …}.
@@ -46,7 +46,7 @@ def prepare_folder(run_dir: Path, resume: str) -> None:
     if found and resume == "never":
         raise ConfigError(
             f"run.dir: with run.resume: never a run needs a folder of its own, but {run_dir} holds {', '.join(found)}; "
-            "choose another run.dir, delete that folder, or go on with that run (run.resume: auto)"
+            "choose another run.dir, delete that folder, or resume that run (run.resume: auto)"
         )
 
 

@@ -87,7 +87,7 @@ class PrometheusMetrics:
         self.record(gauges | {"step": step, "time": at})
 
     def rewound(self, step: int) -> None:
-        """The run goes on from the checkpoint of that step, or from the beginning."""
+        """The run resumes from the checkpoint of that step, or begins at step 0."""
         self._set("grpo_resumed_step", step)
         self._set("grpo_checkpoint_step", step)
 

@@ -28,7 +28,7 @@ from grpo.types import Group, Groups, Stats
 class RunRecorder:
     """Implements `controller.Recorder`; a context manager that creates the run's folder and closes what it opened.
 
-    Entering raises ConfigError if the folder holds a run that must not be gone on with, the port is taken or a
+    Entering raises ConfigError if the folder holds a run that must not be resumed, the port is taken or a
     tracker's package is missing, and CheckpointError if the folder cannot be written. `command` is shown in the report.
     By default it is this process's own, and `run_dir` is `run.dir`. `attempt` counts the starts of the run.
     """
@@ -152,7 +152,7 @@ class RunRecorder:
         self._folder.rewind(step, attachments.get(METRICS, b""), self._own)
         self.progress.rewind(step)
         if step:
-            self.say(f"goes on from the checkpoint of step {step}")
+            self.say(f"resumes from the checkpoint of step {step}")
         steps = [row for row in read_rows(self.run_dir / METRICS) if row["event"] == "step"]
         for row in steps[-1:]:
             self._prometheus.restore({key: value for key, value in row.items() if "/" in key}, step, row["time"])

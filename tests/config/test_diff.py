@@ -45,7 +45,7 @@ def test_every_difference_is_listed():
     with pytest.raises(ConfigError) as caught:
         check_config_diff(OLD, new)
     assert str(caught.value).splitlines() == [
-        "a run goes on with the configuration that it was begun with, but these keys differ:",
+        "a run is resumed with the configuration that it was begun with, but these keys differ:",
         "  run.steps: 100 -> 7",
         '  data.source: "openai/gsm8k" -> "other.jsonl"',
         '  rewards: [{"function": "boxed", "weight": 2.0}] -> [{"function": "gsm8k", "weight": 1.0}]',
