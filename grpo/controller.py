@@ -171,10 +171,10 @@ class Controller:
         if step > self.committed and not self.training and self.components.stop.time_to_commit:
             self.commit()
         if step == self.committed and not self.training:
-            return Interrupted(f"{stopped}; step {step} is safe, the same command goes on from there")
+            return Interrupted(f"{stopped}; step {step} is safe, the same command resumes from there")
         return InterruptedEarly(
             f"{stopped}; run.grace_seconds = {self.config.run.grace_seconds:g} left no time to commit step "
-            f"{step + self.training}, the same command goes on from step {self.committed}"
+            f"{step + self.training}, the same command resumes from step {self.committed}"
         )
 
     def check_versions(self, groups: Groups) -> None:

@@ -330,7 +330,7 @@ def test_a_stop_without_the_time_to_commit_says_so_and_leaves_the_checkpoint_bef
     job = Job(config(steps=6, checkpoint={"every": 2}), tmp_path, held_out=0)
     job.stop.grace_seconds = 0
     interrupt(job, job.rollouts, "generate", 4, monkeypatch)
-    with pytest.raises(InterruptedEarly, match="left no time to commit step 3, .* goes on from step 2"):
+    with pytest.raises(InterruptedEarly, match="left no time to commit step 3, .* resumes from step 2"):
         job.run()
     assert job.events[-1] == "generate 4"
     assert again(job).run()[0] == "load 2"

@@ -219,7 +219,7 @@ class HeadHeartbeat:
         if self.lost:
             raise ClusterError(
                 f"Ray's head must answer within deadlines.health = {self.seconds:g} s, but it is dead or frozen "
-                f"({self.error}); start the run again, it goes on from its last checkpoint"
+                f"({self.error}); start the run again, it resumes from its last checkpoint"
             )
 
     def close(self) -> None:
