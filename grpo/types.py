@@ -3,7 +3,7 @@
     P  prompts of a step          G  samples of a prompt        B = P * G  rows
     T  tokens                     V  vocabulary                 C  completion tokens
 
-A name carries its shape: `rewards_PG`, `logprobs_C`, `input_ids_T`. Tokens are made once, in `data.py`, and are never
+A name carries its shape: `rewards_PG`, `logprobs_C`, `input_ids_T`. Tokens are made once, in `data`, and are never
 re-tokenised: the trainer sees the ids and the logprobs that the engine returned.
 """
 
@@ -118,6 +118,6 @@ class FileRecord:
 
 
 Stats = dict[str, float]
-"""Named numbers of one step; the names are keys of the catalogue in `metrics.py`."""
+"""Named numbers of one step; the names are keys of the catalogue in `observe/metrics.py`."""
 
 Groups = Sequence[Group]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from grpo.config import paths as places
+from grpo.config import paths
 from grpo.config.schema import Config
 from grpo.config.yaml import LEAKS, Loader, read
 from grpo.errors import ConfigError
@@ -51,7 +51,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except ValidationError as error:
         problems += [line for details in error.errors(include_url=False) if (line := _problem(details))]
         raise _all_of(problems) from None
-    problems += [*_unknown_drift(config), *places.problems(config)]
+    problems += [*_unknown_keys_allowed(config), *paths.problems(config)]
     if problems:
         raise _all_of(problems)
     return config
@@ -63,7 +63,7 @@ def _all_of(problems: list[str]) -> ConfigError:
     return ConfigError("\n".join(problems[:MOST_PROBLEMS] + [f"and {rest} more problems"] * (rest > 0)))
 
 
-def _unknown_drift(config: Config) -> Iterator[str]:
+def _unknown_keys_allowed(config: Config) -> Iterator[str]:
     """A key that does not exist would allow nothing."""
     for place, key in enumerate(config.run.allow_drift):
         path = tuple(key.split("."))

@@ -1,7 +1,7 @@
 """Rows of a data set, each with its number, out of the built-in task, a local file or the hub.
 
 Nothing is judged here but the form: a row that cannot be read at all becomes a `Problem` in its place, so that
-`data.py` can fail on it or skip it like any other bad row.
+`prompts.py` can fail on it or skip it like any other bad row.
 """
 
 import difflib

@@ -5,7 +5,7 @@
     samples.jsonl   one row for each group that is kept, of training ("step") and of evaluation ("eval")
     tensorboard/    the numbers of metrics.jsonl, under the same names
     checkpoints/    what a run resumes from, and its policies (grpo/checkpoint)
-    attempts/       one file for each start of the run (lease.py)
+    attempts/       one file for each start of the run (grpo/run/lease.py)
     superseded/     rows of steps that were lost after a checkpoint and made again
     stacks/         stacks of frozen actors, as text
     FATAL.json      why the run cannot be resumed (grpo/run/fatal.py)

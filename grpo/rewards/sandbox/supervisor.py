@@ -127,7 +127,7 @@ class Watch:
 
     def has_room(self) -> bool:
         """Whether there may be one more process or thread."""
-        return sum(threads for _, threads in family(self.pid)) < limits.TASKS
+        return sum(threads for _, threads in process_tree(self.pid)) < limits.TASKS
 
     def pass_on(self) -> bool:
         """Drains the output, but lets only so much a minute through. False at its end."""
@@ -144,7 +144,7 @@ class Watch:
 
     def excess(self) -> dict[str, str] | None:
         """What the worker and its children have too much of."""
-        tasks = dict(family(self.pid))
+        tasks = dict(process_tree(self.pid))
         if sum(tasks.values()) > limits.TASKS:
             return TOO_MANY
         most = self.memory_bytes
@@ -162,7 +162,7 @@ def how_it_ended(status: os.waitid_result) -> dict[str, str]:
     return {"ended": "exited", "what": f"ended the reward process ({name})"}
 
 
-def family(pid: int) -> Iterator[tuple[int, int]]:
+def process_tree(pid: int) -> Iterator[tuple[int, int]]:
     """A process, which reaps its orphans, and all below it, each with its number of threads. They may change meanwhile.
 
     Looks no further than at twice as many as are allowed.
@@ -218,7 +218,7 @@ def end_all(pid: int) -> None:
     while time.monotonic() < end:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-        for other in [member for member, _ in family(os.getpid())][1:]:
+        for other in [member for member, _ in process_tree(os.getpid())][1:]:
             with suppress(ProcessLookupError):
                 os.kill(other, signal.SIGKILL)
         try:
