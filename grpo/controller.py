@@ -1,4 +1,4 @@
-"""The GRPO loop against Protocols. It imports neither torch nor ray: `cluster` has the real parts, tests bring fakes.
+"""The GRPO loop against Protocols. It imports neither torch nor ray: `cluster` has the real ones, tests bring fakes.
 
 One step: prompts -> rollouts -> rewards -> advantages -> policy updates -> weight sync -> metrics. The controller owns
 the order; rollouts, trainer and weights only offer verbs. Every start is a resume: from the newest checkpoint, or from

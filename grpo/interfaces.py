@@ -1,4 +1,4 @@
-"""What the loop drives, as Protocols: `cluster` has the real parts, tests bring fakes."""
+"""What the loop drives, as Protocols: `cluster` has the real ones, tests bring fakes."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -83,7 +83,7 @@ class Weights(Protocol):
     def sync(self, version: int) -> Stats:
         """Sends the trainer's weights to every engine, verified; the engines stamp `version` on their samples.
 
-        Engines or ranks that are new prove first that they follow each other (`weights/selftest.py`).
+        Engines or ranks that are new prove first that they follow each other (`weights/self_test.py`).
         """
         ...
 

@@ -85,7 +85,7 @@ class RayWeights:
         return {"sync/self_test_diff": difference}
 
     def _self_test(self) -> float:
-        """Engines must follow the trainer to perturbed weights and back; see `weights/selftest.py`."""
+        """Engines must follow the trainer to perturbed weights and back; see `weights/self_test.py`."""
         self._on_ranks("perturb", PERTURBATION, self.config.run.seed)
         try:
             perturbed = self._compare()

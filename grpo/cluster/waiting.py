@@ -72,7 +72,7 @@ class Heartbeat:
         self.asked: dict[Any, ActorHandle] = {}
 
     def frozen(self, waiting: set[ActorHandle]) -> list[ActorHandle]:
-        """Members in `waiting` that have been silent for too long; asks again those that have answered."""
+        """Actors in `waiting` whose last heartbeat is too old; asks again those that have answered."""
         now = time.monotonic()
         watched, self.looked = min(now - self.looked, 2 * SLICE_SECONDS), now
         self.seconds_since_heartbeat = {
@@ -215,7 +215,7 @@ class HeadHeartbeat:
         return self.seconds_since_heartbeat >= self.seconds
 
     def check(self) -> None:
-        """Raises ClusterError if the head has been silent for `seconds`."""
+        """Raises ClusterError if the head's last heartbeat is older than `seconds`."""
         if self.lost:
             raise ClusterError(
                 f"Ray's head must answer within deadlines.health = {self.seconds:g} s, but it is dead or frozen "
