@@ -25,7 +25,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from tensorboard.summary import Writer
 
@@ -48,6 +47,10 @@ def prepare_folder(run_dir: Path, resume: str) -> None:
             f"run.dir: with run.resume: never a run needs a folder of its own, but {run_dir} holds {', '.join(found)}; "
             "choose another run.dir, delete that folder, or resume that run (run.resume: auto)"
         )
+
+
+Row = dict[str, object]
+"""A line of metrics.jsonl or samples.jsonl, as read."""
 
 
 class RunFolder:
@@ -96,7 +99,7 @@ class RunFolder:
             shutil.rmtree(self.run_dir / TENSORBOARD, ignore_errors=True)
             self._open()
             for row in read_rows(self.run_dir / METRICS):
-                self._add_scalars(row["step"], {key: value for key, value in row.items() if "/" in key})
+                self._add_scalars(int(number(row, "step")), numbers_of(row))
             self._tensorboard.flush()
 
     def _set_aside(self, name: str, content: bytes) -> None:
@@ -171,7 +174,20 @@ def sample_row(group: Group) -> dict[str, object]:
     }
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def number(row: Row, key: str) -> float:
+    """A number that the row must have. Raises CheckpointError for one that somebody else has written."""
+    value = row.get(key)
+    if not isinstance(value, int | float):
+        raise CheckpointError(f"a row must have a number as its {key}, but has {value!r}; take the row out")
+    return value
+
+
+def numbers_of(row: Row) -> dict[str, float | None]:
+    """What was measured, by keys of the catalogue; None where it was not finite."""
+    return {key: value for key, value in row.items() if "/" in key and isinstance(value, int | float | None)}
+
+
+def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a .jsonl file of a run, none if there is no file. The half line of a killed run is left out.
 
     Raises CheckpointError for a line that is no JSON object before the last.

@@ -14,7 +14,7 @@ from typing import Self
 from grpo import __version__
 from grpo.config import Config
 from grpo.errors import ConfigError
-from grpo.observe.folder import RunFolder, prepare_folder, read_rows
+from grpo.observe.folder import RunFolder, number, numbers_of, prepare_folder, read_rows
 from grpo.observe.health import Health
 from grpo.observe.metrics import summarize
 from grpo.observe.progress import RunProgress
@@ -155,7 +155,7 @@ class RunRecorder:
             self.say(f"resumes from the checkpoint of step {step}")
         steps = [row for row in read_rows(self.run_dir / METRICS) if row["event"] == "step"]
         for row in steps[-1:]:
-            self._prometheus.restore({key: value for key, value in row.items() if "/" in key}, step, row["time"])
+            self._prometheus.restore(numbers_of(row), step, number(row, "time"))
 
     def damaged(self, name: str, reason: str) -> None:
         """A checkpoint that was passed over."""

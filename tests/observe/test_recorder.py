@@ -15,7 +15,6 @@ from grpo.observe.folder import read_rows
 from grpo.observe.health import Health
 from grpo.observe.recorder import RunRecorder
 from grpo.observe.server import serving
-from grpo.observe.trackers import flatten
 from tests.runs import make_config, make_group, make_stats, quiet_progress, write_run
 
 
@@ -534,14 +533,6 @@ def test_a_password_in_the_uri_is_refused_without_showing_it(tmp_path):
         pass
     assert "hunter2" not in str(caught.value)
     assert list((tmp_path / "run").iterdir()) == []
-
-
-def test_flatten():
-    assert flatten({"run": {"steps": 3, "deep": {"a": None}}, "x": [1]}) == {
-        "run.steps": 3,
-        "run.deep.a": None,
-        "x": [1],
-    }
 
 
 def test_read_rows_leaves_out_the_half_line_of_a_killed_run(tmp_path):

@@ -15,9 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any
 
 from grpo.rewards.sandbox import limits, seccomp, worker
 
@@ -30,7 +29,7 @@ CONTROL = bytes(code for code in range(32) if code not in b"\t\n") + b"\x7f"
 
 
 def main() -> None:
-    settings = json.loads(sys.stdin.buffer.readline())
+    settings: worker.Settings = json.loads(sys.stdin.buffer.readline())
     ctypes.CDLL(None).prctl(worker.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     output, output_end = os.pipe()
     uid = own_user(settings)
@@ -50,14 +49,14 @@ def main() -> None:
         say(ended)
 
 
-def say(message: dict[str, Any]) -> None:
+def say(message: Mapping[str, object]) -> None:
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
-def own_user(settings: dict[str, Any]) -> int | None:
+def own_user(settings: worker.Settings) -> int | None:
     """The user that the worker becomes, or None if it must stay the one of the run."""
-    uid: int | None = settings["uid"]
-    scratch, path = settings["scratch"], [os.getcwd(), *settings["path"]]
+    uid, scratch = settings["uid"], settings["scratch"]
+    path = [os.getcwd(), *settings["path"]]
     if uid is None or os.geteuid() != 0:
         return None
     modules = [name.partition(":")[0] for name in settings["functions"]]
@@ -69,7 +68,7 @@ def own_user(settings: dict[str, Any]) -> int | None:
     return None
 
 
-def become_worker(settings: dict[str, Any], uid: int | None, output_end: int, supervisor: socket.socket) -> None:
+def become_worker(settings: worker.Settings, uid: int | None, output_end: int, supervisor: socket.socket) -> None:
     code = 1
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -92,11 +91,11 @@ def become_worker(settings: dict[str, Any], uid: int | None, output_end: int, su
 class Watch:
     """Waits for the end of a worker, and brings it about when the worker takes too much."""
 
-    def __init__(self, pid: int, output: int, settings: dict[str, Any], listeners: list[int]) -> None:
+    def __init__(self, pid: int, output: int, settings: worker.Settings, listeners: list[int]) -> None:
         self.pid = pid
         self.output = output
-        self.scratch: str = settings["scratch"]
-        self.memory_bytes: int = settings["memory_bytes"]
+        self.scratch = settings["scratch"]
+        self.memory_bytes = settings["memory_bytes"]
         self.listeners = listeners
         self.budget, self.window = OUTPUT_BYTES, time.monotonic()
 
