@@ -223,4 +223,5 @@ def _terminated(_number: int, _frame: FrameType | None) -> None:
 
 
 def main() -> None:
+    """What the console script `grpo` calls."""
     app()

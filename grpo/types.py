@@ -90,6 +90,7 @@ class TensorRecord:
 
     @property
     def numel(self) -> int:
+        """How many numbers it holds; 1 for a scalar."""
         product = 1
         for size in self.shape:
             product *= size
@@ -97,6 +98,7 @@ class TensorRecord:
 
     @property
     def nbytes(self) -> int:
+        """Its size on the way to the engines. Raises KeyError for a dtype that is never sent."""
         return self.numel * {"float32": 4, "bfloat16": 2, "float16": 2}[self.dtype]
 
 

@@ -75,6 +75,7 @@ class RunFolder:
             self._stack = stack.pop_all()
 
     def close(self) -> None:
+        """Flushes and closes what it writes. Raises CheckpointError for a disk that is full only now."""
         with _writing(self.run_dir):
             self._stack.close()
 
@@ -163,6 +164,7 @@ def _writing(run_dir: Path) -> Iterator[None]:
 
 
 def sample_row(group: Group) -> dict[str, object]:
+    """What samples.jsonl keeps of a group; one item for each sample in all its lists."""
     return {
         "prompt_id": group.prompt.id,
         "question": group.prompt.question,

@@ -134,6 +134,7 @@ class RunRecorder:
         self.progress.eval_done(step, len(groups), scores)
 
     def log_commit(self, step: int, size: int) -> None:
+        """A checkpoint of `size` bytes is the newest."""
         self._prometheus.committed(step, size)
 
     def attachments(self) -> dict[str, bytes]:

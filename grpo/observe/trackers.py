@@ -18,9 +18,11 @@ from grpo.types import Stats
 class Tracker(Protocol):
     """A service that is told every row of a run."""
 
-    def log(self, step: int, row: Stats) -> None: ...
+    def log(self, step: int, row: Stats) -> None:
+        """Takes the numbers of one row; it must not wait for the service."""
 
-    def close(self, ok: bool) -> None: ...
+    def close(self, ok: bool) -> None:
+        """Sends what is left and says whether the run has succeeded."""
 
 
 class WandbTracker:

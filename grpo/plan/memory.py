@@ -64,6 +64,7 @@ class Plan:
 
     @property
     def rank_bytes(self) -> int:
+        """Bytes that one rank of the trainer needs at its peak."""
         return self.weights + self.reference + self.gradients + self.optimizer + self.activations + self.head
 
 
@@ -168,6 +169,7 @@ def shares_gpu(config: Config) -> bool:
 
 
 def cpu_problems(made: Plan, config: Config) -> list[str]:
+    """What an engine on a CPU lacks, with the way out; nothing where it runs on a GPU."""
     if made.device == "cuda" or made.kv_tokens_cpu >= config.model.max_length:
         return []
     return [f"on a CPU, rollout.kv_cache_gib holds {made.kv_tokens_cpu} tokens, less than model.max_length: raise it"]
@@ -179,4 +181,5 @@ def cannot_fit(made: Plan) -> bool:
 
 
 def gib(size: float) -> str:
+    """Bytes as people read them: GiB, below that MiB."""
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"

@@ -173,6 +173,7 @@ class Holder:
 
     @property
     def ended(self) -> bool:
+        """Whether its process is gone, or a zombie."""
         return not self.process.is_running() or _is_zombie(self.process)
 
 

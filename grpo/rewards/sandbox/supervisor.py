@@ -29,6 +29,7 @@ CONTROL = bytes(code for code in range(32) if code not in b"\t\n") + b"\x7f"
 
 
 def main() -> None:
+    """From the line of settings to the worker's end, of which it tells; then nothing of it is left."""
     settings: worker.Settings = json.loads(sys.stdin.buffer.readline())
     ctypes.CDLL(None).prctl(worker.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     output, output_end = os.pipe()
@@ -50,6 +51,7 @@ def main() -> None:
 
 
 def say(message: Mapping[str, object]) -> None:
+    """Writes one line of JSON to the caller."""
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
@@ -69,6 +71,7 @@ def own_user(settings: worker.Settings) -> int | None:
 
 
 def become_worker(settings: worker.Settings, uid: int | None, output_end: int, supervisor: socket.socket) -> None:
+    """What the fork does: closes all that is not the worker's, runs it, and never returns."""
     code = 1
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -100,6 +103,7 @@ class Watch:
         self.budget, self.window = OUTPUT_BYTES, time.monotonic()
 
     def until_the_end(self) -> dict[str, str]:
+        """How the worker ended, or for what it must be ended; `closed` if the caller is gone."""
         poll = select.poll()
         for fd in (0, self.output, *self.listeners):
             poll.register(fd, select.POLLIN)
@@ -153,6 +157,7 @@ class Watch:
 
 
 def how_it_ended(status: os.waitid_result) -> dict[str, str]:
+    """The last message about a worker that ended by itself, or by its limit of CPU time."""
     if status.si_code == os.CLD_EXITED:
         return {"ended": "exited", "what": f"ended the reward process (exit code {status.si_status})"}
     name = signal.Signals(status.si_status).name

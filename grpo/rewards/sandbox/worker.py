@@ -108,6 +108,7 @@ def confine(settings: Settings, uid: int | None, supervisor: socket.socket) -> l
 
 
 def send(replies: int, message: Mapping[str, object]) -> None:
+    """Writes one line of JSON, however little the pipe takes at a time."""
     data = json.dumps(message).encode() + b"\n"
     while data:
         data = data[os.write(replies, data) :]
