@@ -1,4 +1,4 @@
-"""DeepSpeed: the policy's training, one `PolicyTrainer` in the actor of each rank; only `deepspeed.py` imports it."""
+"""DeepSpeed: the policy's training, one `PolicyTrainer` in the actor of each rank; the only room that imports it."""
 
 from grpo.trainer.policy_trainer import PolicyTrainer
 
