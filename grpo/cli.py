@@ -23,7 +23,7 @@ from grpo.errors import ConfigError, GrpoError, Interrupted
 class _Edge(TyperGroup):
     """The process edge: a GrpoError is one block on stderr and its exit code; all else is our bug, with a traceback."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> object:  # typer keeps the class of its contexts to itself
         try:
             return super().invoke(ctx)
         except GrpoError as error:
@@ -223,4 +223,5 @@ def _terminated(_number: int, _frame: FrameType | None) -> None:
 
 
 def main() -> None:
+    """What the console script `grpo` calls."""
     app()

@@ -1,4 +1,4 @@
-"""The GRPO loop against Protocols. It imports neither torch nor ray: `cluster` has the real parts, tests bring fakes.
+"""The GRPO loop against Protocols. It imports neither torch nor ray: `cluster` has the real ones, tests bring fakes.
 
 One step: collect a batch (prompts -> rollouts -> rewards -> advantages), learn from it (policy updates -> weight sync),
 record, commit. The controller owns the order; its parts only offer verbs. Every start is a resume: from the newest

@@ -1,4 +1,4 @@
-"""One tree of errors. Each class carries the process's exit code; messages say rule, what was found, the way out.
+"""One tree of errors, each class with the exit code of the process. Messages say rule, what was found, the way out.
 
 GrpoError
 ├── ConfigError           2   a key, a value or a combination that the configuration does not allow

@@ -3,7 +3,7 @@
     P  prompts of a step          G  samples of a prompt        B = P * G  rows
     T  tokens                     V  vocabulary                 C  trained completion tokens
 
-A name carries its shape: `rewards_PG`, `logprobs_C`, `input_ids_T`. Tokens are made once, in `data.py`, and are never
+A name carries its shape: `rewards_PG`, `logprobs_C`, `input_ids_T`. Tokens are made once, in `data`, and are never
 re-tokenised: the trainer sees the ids and the logprobs that the engine returned.
 """
 
@@ -121,6 +121,7 @@ class TensorRecord:
 
     @property
     def numel(self) -> int:
+        """How many numbers it holds; 1 for a scalar."""
         product = 1
         for size in self.shape:
             product *= size
@@ -128,6 +129,7 @@ class TensorRecord:
 
     @property
     def nbytes(self) -> int:
+        """Its size on the way to the engines. Raises KeyError for a dtype that is never sent."""
         return self.numel * {"float32": 4, "bfloat16": 2, "float16": 2}[self.dtype]
 
 
@@ -149,6 +151,6 @@ class FileRecord:
 
 
 Stats = dict[str, float]
-"""Named numbers of one step; the names are keys of the catalogue in `metrics.py`."""
+"""Named numbers of one step; the names are keys of the catalogue in `observe/metrics.py`."""
 
 Groups = Sequence[Group]

@@ -42,7 +42,7 @@ def failed_kinds(scorer):
 
 
 def processes_of(folder):
-    """Living processes whose HOME lies in the folder: workers, their keepers and all they started, by pid."""
+    """Living processes whose HOME lies in the folder: workers, their supervisors and all they started, by pid."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:

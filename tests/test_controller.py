@@ -1,4 +1,4 @@
-"""The order of the loop, against fakes of all its parts."""
+"""The order of the loop, against fakes of all its components."""
 
 import signal
 from dataclasses import asdict, dataclass, field

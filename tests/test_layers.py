@@ -77,8 +77,8 @@ def test_imports_go_downwards(path: Path) -> None:
 
 def test_rooms_say_in_a_sentence_what_they_are() -> None:
     doors = [path for path in modules() if path.name == "__init__.py"]
-    silent = [str(path) for path in doors if not (ast.get_docstring(ast.parse(path.read_text())) or "").strip()]
-    assert silent == []
+    unnamed = [str(path) for path in doors if not (ast.get_docstring(ast.parse(path.read_text())) or "").strip()]
+    assert unnamed == []
 
 
 @pytest.mark.parametrize(

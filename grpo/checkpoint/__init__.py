@@ -1,4 +1,4 @@
-"""What a run goes on from: whole or absent, read only if every byte is right, refused if the run has changed."""
+"""What a run resumes from: whole or absent, read only if every byte is right, refused if the run has changed."""
 
 from grpo.checkpoint.checkpoints import Checkpoints
 from grpo.checkpoint.commit import Commit

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import grpo
 from grpo.checkpoint.commit import (
@@ -72,7 +72,7 @@ class Checkpoints:
         self,
         step: int,
         records: Sequence[FileRecord],
-        state: Mapping[str, Any],
+        state: Mapping[str, object],
         score: float | None,
         attachments: Mapping[str, bytes],
     ) -> Commit:
@@ -115,7 +115,7 @@ class Checkpoints:
         if self.skipped or self.store.exists(POINTER):
             found = "; ".join(reason for _, reason in self.skipped) or f"{POINTER} is there and no folder"
             raise CheckpointError(
-                f"checkpoint.dir: a run goes on from a whole checkpoint, but none in {self.store.url} is: {found}; "
+                f"checkpoint.dir: a run resumes from a whole checkpoint, but none in {self.store.url} is: {found}; "
                 "bring one back, or delete the folder to begin at step 0"
             )
         return None
@@ -124,7 +124,9 @@ class Checkpoints:
         suffix = "tmp" if self.store.renames else "attempt"
         return f"step_{step:06d}.{suffix}-{self.lease.attempt}"
 
-    def _manifest(self, step: int, files: Sequence[FileRecord], state: Mapping[str, Any], score: float | None) -> bytes:
+    def _manifest(
+        self, step: int, files: Sequence[FileRecord], state: Mapping[str, object], score: float | None
+    ) -> bytes:
         names = [record.name for record in files]
         assert len(names) == len(set(names)), f"two writers gave the same file: {sorted(names)}"
         body = {
@@ -132,7 +134,7 @@ class Checkpoints:
             "attempt": self.lease.attempt,
             "world_size": self.config.train.ranks,
             "score": score if score is not None and math.isfinite(score) else None,
-            "data_fingerprint": state.get("progress", {}).get("prompts", {}).get("fingerprint"),
+            "data_fingerprint": _inside(state, "progress", "prompts", "fingerprint"),
             "config_hash": config_hash(self.config),
             "config": self.config.model_dump(mode="json"),
             "versions": _versions(),
@@ -189,6 +191,13 @@ class Checkpoints:
         except (CheckpointError, StoreLost):
             self.lease.check()
             raise
+
+
+def _inside(tree: object, *keys: str) -> object:
+    """What lies below the keys, or None where one is missing."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def _versions() -> dict[str, str]:

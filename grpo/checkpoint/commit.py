@@ -2,7 +2,7 @@
 
     step_000040/
         manifest.json   written last: size and sha256 of every other file, step, attempt, configuration, versions
-        state.json      counters, data order, metrics offset: whatever the controller needs to go on
+        state.json      counters, data order, metrics offset: whatever the controller needs to resume
         policy/         Hugging Face folder
         …               what the trainer ranks and the controller put beside it
     latest              name of the newest folder, for people and scripts; it is never trusted
@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class CheckpointManifest(BaseModel):
     score: Annotated[float, Field(allow_inf_nan=False)] | None
     data_fingerprint: str | None
     config_hash: str
-    config: dict[str, Any]
+    config: dict[str, object]
     versions: dict[str, str]
     files: tuple[FileRecord, ...]
 
@@ -61,8 +62,8 @@ class Commit:
     step: int
     attempt: int
     folder: str
-    state: dict[str, Any]
-    config: dict[str, Any]
+    state: dict[str, Any]  # the controller's own, as JSON; only the controller knows more
+    config: dict[str, object]
     files: tuple[FileRecord, ...]
     score: float | None = None
 
@@ -127,7 +128,7 @@ def load(store: Store, name: str) -> Commit:
     return Commit(manifest.step, manifest.attempt, store.path(name), state, manifest.config, files, manifest.score)
 
 
-def seal(body: dict[str, Any]) -> bytes:
+def seal(body: Mapping[str, object]) -> bytes:
     """Text of a manifest, with a digest of itself. Raises ValueError for what is not JSON."""
     return json.dumps({"digest": _digest(body), **body}, indent=1, allow_nan=False).encode()
 
@@ -162,5 +163,5 @@ def readable(store: Store, name: str) -> CheckpointManifest | None:
         return None
 
 
-def _digest(body: dict[str, Any]) -> str:
+def _digest(body: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Ray: placement, the actors around vLLM and DeepSpeed, deadlines, shutdown. The only floor that imports ray."""
+"""Ray: the actors around vLLM and DeepSpeed, their places, deadlines and end; the only room that imports ray."""
 
 from grpo.cluster.job import evaluate, train
 from grpo.cluster.preflight import preflight

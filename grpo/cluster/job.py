@@ -86,7 +86,7 @@ def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lea
         newest = find_newest(config, checkpoints, prompts)
         if newest and newest.step >= config.run.steps:
             say = RunProgress(config.run.steps).say
-            say(f"the run has its {config.run.steps} steps; to go on raise run.steps and name it in run.allow_drift")
+            say(f"the run has its {config.run.steps} steps; to train on raise run.steps and name it in run.allow_drift")
             return
         with RunRecorder(config, attempt=lease.attempt) as record:
             for name, reason in checkpoints.skipped:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Mapping
 
 from grpo.config.schema import Config, Model
 from grpo.errors import ConfigError
@@ -25,13 +25,13 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
-def check_config_diff(old: dict[str, Any], config: Config) -> None:
+def check_config_diff(old: Mapping[str, object], config: Config) -> None:
     """Compares with the configuration that a checkpoint holds, as JSON; a key that it lacks had its default then.
 
     Raises ConfigError with every key that differs and is not in run.allow_drift, and for a key there that is none.
     """
-    defaults = _flat(Config(model=Model(path="-")).model_dump(mode="json"))
-    before, now = defaults | _flat(old), _flat(config.model_dump(mode="json"))
+    defaults = flatten(Config(model=Model(path="-")).model_dump(mode="json"))
+    before, now = defaults | flatten(old), flatten(config.model_dump(mode="json"))
     unknown = sorted(set(config.run.allow_drift) - set(before))
     if unknown:
         raise ConfigError(f"run.allow_drift: must name keys such as train.learning_rate, but {unknown[0]} is none")
@@ -45,15 +45,15 @@ def check_config_diff(old: dict[str, Any], config: Config) -> None:
     if changes:
         keys = ", ".join(change.partition(":")[0] for change in changes)
         raise ConfigError(
-            "a run goes on with the configuration that it was begun with, but these keys differ:\n  "
+            "a run is resumed with the configuration that it was begun with, but these keys differ:\n  "
             + "\n  ".join(changes)
             + f"\nset them back, allow them with 'run.allow_drift=[{keys}]', or choose another run.dir"
         )
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train.epochs": 1, …}; a list is one value."""
-    flat: dict[str, Any] = {}
+def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """{"train": {"epochs": 1}} -> {"train.epochs": 1}; a list is one value."""
+    flat: dict[str, object] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -1,7 +1,7 @@
 """Kinds of values that the configuration is made of: numbers with sane ends, text without control characters, paths."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
@@ -59,7 +59,7 @@ def _temperature(temperature: float) -> float:
     return temperature
 
 
-def _form(pattern: str, rule: str) -> tuple[Any, ...]:
+def _form(pattern: str, rule: str) -> tuple[object, ...]:
     """The pattern for the schema, the rule for a person."""
 
     def check(text: str) -> str:

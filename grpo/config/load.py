@@ -8,14 +8,14 @@ import difflib
 import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from grpo.config import paths as places
+from grpo.config import paths
 from grpo.config.schema import Config
 from grpo.config.yaml import dump, parse, read
 from grpo.errors import ConfigError
@@ -51,7 +51,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except ValidationError as error:
         problems += [line for details in error.errors(include_url=False) if (line := _problem(details))]
         raise _all_of(problems) from None
-    problems += [*_unknown_drift(config), *places.problems(config)]
+    problems += [*_unknown_keys_allowed(config), *paths.problems(config)]
     if problems:
         raise _all_of(problems)
     return config
@@ -63,7 +63,7 @@ def _all_of(problems: list[str]) -> ConfigError:
     return ConfigError("\n".join(problems[:MOST_PROBLEMS] + [f"and {rest} more problems"] * (rest > 0)))
 
 
-def _unknown_drift(config: Config) -> Iterator[str]:
+def _unknown_keys_allowed(config: Config) -> Iterator[str]:
     """A key that does not exist would allow nothing."""
     for place, key in enumerate(config.run.allow_drift):
         path = tuple(key.split("."))
@@ -71,7 +71,7 @@ def _unknown_drift(config: Config) -> Iterator[str]:
             yield f"run.allow_drift.{place} = {_show(key)}: unknown key; {_suggest(path)}"
 
 
-def config_schema() -> dict[str, Any]:
+def config_schema() -> dict[str, object]:
     """JSON schema of a configuration, with the description of every key."""
     return Config.model_json_schema()
 
@@ -81,33 +81,36 @@ def dump_config(config: Config) -> str:
     return dump(config.model_dump(mode="json"))
 
 
-def _override(tree: dict[Any, Any], override: str) -> str | None:
+def _override(tree: dict[object, object], override: str) -> str | None:
     """Writes one override into the tree; returns what is wrong with it, if anything."""
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys):
         return f"{_show(override)}: an override must read key=value, for example train.learning_rate=2e-6"
-    here: Any = tree
+    here: object = tree
     for depth, key in enumerate(keys):
         if isinstance(here, list):
             if not (key.isdecimal() and int(key) <= len(here)):
                 name = _dotted(keys[:depth])
                 return f"{_show(override)}: {name} has {len(here)} items, numbered from 0; {_show(key)} is not one"
             here.extend([None] * (int(key) == len(here)))
-            slot: Any = int(key)
+            here[int(key)] = below = _below(here[int(key)], keys, depth, text)
         elif isinstance(here, dict):
-            slot = key
+            here[key] = below = _below(here.get(key), keys, depth, text)
         else:
             return f"{_show(override)}: {_dotted(keys[:depth])} is {_show(here)} in the file and has no keys"
-        if depth == len(keys) - 1:
-            here[slot] = _value(keys, text)
-        elif (here[slot] if isinstance(here, list) else here.get(slot)) is None:
-            here[slot] = _empty(keys[: depth + 1])
-        here = here[slot]
+        here = below
     return None
 
 
-def _value(keys: list[str], text: str) -> Any:
+def _below(found: object, keys: list[str], depth: int, text: str) -> object:
+    """What stands at keys[depth] once the override is written: at the end its value, before that what was found."""
+    if depth == len(keys) - 1:
+        return _value(keys, text)
+    return _empty(keys[: depth + 1]) if found is None else found
+
+
+def _value(keys: list[str], text: str) -> object:
     field = _field(tuple(keys))
     if field and (field.annotation is str or str in get_args(field.annotation)):
         optional = type(None) in get_args(field.annotation)
@@ -118,7 +121,7 @@ def _value(keys: list[str], text: str) -> Any:
         return text  # the check against Config says what it should have been
 
 
-def _empty(keys: list[str]) -> Any:
+def _empty(keys: list[str]) -> object:
     """What an override starts from when the file has nothing there: no keys, or the default list."""
     field = _field(tuple(keys))
     if field and get_origin(field.annotation) is tuple and not keys[-1].isdecimal():
@@ -160,7 +163,7 @@ def _suggest(path: Path_) -> str:
     return _keys(section) if _names(section) else _keys(())
 
 
-def _dotted(path: Sequence[Any]) -> str:
+def _dotted(path: Sequence[object]) -> str:
     return ".".join(_show(key) if isinstance(key, str) else str(key) for key in path)
 
 
@@ -206,7 +209,7 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     """A value as a user would write it, on one line and short."""
     if isinstance(value, str) and value and value.isprintable() and len(value) <= 80:
         return value

@@ -22,10 +22,12 @@ def is_data_file(path: str) -> bool:
 
 
 def is_hub_model(path: str) -> bool:
+    """Whether only the hub's model of that id can be meant: it is no folder here."""
     return not (is_local(path) or os.path.isdir(path))
 
 
 def is_hub_data(path: str) -> bool:
+    """Whether only the hub's data set of that id can be meant: no file or folder here, and not the built-in task."""
     return not (path == ARITHMETIC or is_data_file(path) or is_local(path) or os.path.isdir(path))
 
 

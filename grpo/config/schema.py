@@ -47,16 +47,18 @@ class Section(BaseModel):
 
 
 class Run(Section):
+    """Which run this is, how long it goes, and what it does when it starts again or is told to end."""
+
     name: RunName = "grpo"
     """Name of the run: a label on every metric and the name of the RayJob."""
     dir: Folder = "runs/grpo"
     """Folder of the run, not a link to one: resolved config, metrics, samples, report, checkpoints."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: a folder that holds a run is gone on with, from its newest valid checkpoint; never: it is refused."""
+    """auto: a run that the folder holds resumes from its newest valid checkpoint; never: such a folder is refused."""
     allow_drift: tuple[Line, ...] = ()
-    """Keys that may differ from those of the run that is gone on with, such as train.learning_rate or data.source."""
+    """Keys that may differ from those of the run that is resumed, such as train.learning_rate or data.source."""
     lease_seconds: Seconds = 30
-    """A run whose heartbeat in its folder is older than this counts as dead, and another start may go on with it."""
+    """A run whose heartbeat in its folder is older than this counts as dead, and another start may resume it."""
     grace_seconds: Seconds = 30
     """Seconds between SIGTERM and SIGKILL: what a stopped run may use to commit (terminationGracePeriodSeconds)."""
     max_recoveries: int = Field(3, ge=0, le=1000)
@@ -70,6 +72,8 @@ class Run(Section):
 
 
 class Model(Section):
+    """The policy to begin with."""
+
     path: Place
     """Folder in Hugging Face format (config.json, safetensors, tokenizer) or the id of a model on the hub."""
     revision: Commit | None = None
@@ -81,6 +85,8 @@ class Model(Section):
 
 
 class Data(Section):
+    """The prompts to train on."""
+
     source: Place = "openai/gsm8k"
     """"arithmetic" (built in), a .jsonl, .json or .parquet file (may say `{split}`), or the id of a hub data set."""
     subset: Line | None = None
@@ -111,6 +117,8 @@ class Data(Section):
 
 
 class RewardFunction(Section):
+    """One term of the reward."""
+
     function: RewardName = "gsm8k"
     """"gsm8k", "boxed" or "module:function" with the signature (prompt, completion, answer) -> float."""
     weight: float = Field(1.0, ge=-1e6, le=1e6)
@@ -139,6 +147,8 @@ class RewardCode(Section):
 
 
 class Rollout(Section):
+    """How completions are sampled, and what the engines may use for it."""
+
     engines: Actors = 1
     """Number of vLLM engines; each step's prompts are shared evenly."""
     prompts_per_step: int = Field(32, ge=1, le=MOST_ROWS)
@@ -164,6 +174,8 @@ class Rollout(Section):
 
 
 class Algorithm(Section):
+    """What is learned from the rewards."""
+
     loss: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
     """dapo: mean over the minibatch's tokens; grpo: over sequences' token means; dr_grpo: sum / (rows x max_tokens)."""
     clip_low: float = Field(0.2, ge=0, lt=1)
@@ -179,6 +191,8 @@ class Algorithm(Section):
 
 
 class Train(Section):
+    """How the policy is updated, and by how many ranks."""
+
     ranks: Actors = 1
     """DeepSpeed data-parallel ranks, one actor each."""
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -210,6 +224,8 @@ class Train(Section):
 
 
 class Sync(Section):
+    """How new weights reach the engines, and how that is proved."""
+
     every: Positive = 1
     """Steps between two weight syncs; samples are then at most every - 1 versions old."""
     transport: Literal["auto", "nccl", "gloo"] = "auto"
@@ -221,6 +237,8 @@ class Sync(Section):
 
 
 class Eval(Section):
+    """The held-out prompts, and how often they are scored."""
+
     every: int = Field(0, ge=0, le=1_000_000_000)
     """Steps between two evaluations; 0: before the first and after the last step only."""
     source: Place | None = None
@@ -240,6 +258,8 @@ class Eval(Section):
 
 
 class Checkpoint(Section):
+    """What is kept of a run, and where."""
+
     every: int = Field(10, ge=0, le=1_000_000_000)
     """Steps between two checkpoints, a multiple of sync.every (a resumed run is then the same); 0: at the end only."""
     dir: FolderOrBucket | None = None
@@ -251,6 +271,8 @@ class Checkpoint(Section):
 
 
 class Metrics(Section):
+    """Who is told the numbers of a run."""
+
     port: int | None = Field(None, ge=0, le=65535)
     """Port of /metrics for Prometheus; 0 picks a free one, null serves none."""
     completions_per_step: int = Field(4, ge=0, le=MOST_ROWS)
@@ -262,6 +284,8 @@ class Metrics(Section):
 
 
 class Cluster(Section):
+    """The machines, and which of them may host what."""
+
     address: Line | None = None
     """Address of a running Ray cluster ("auto" inside a RayJob); null starts Ray on this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -284,6 +308,8 @@ class Deadlines(Section):
 
 
 class Config(Section):
+    """All of a run: one section below each key."""
+
     run: Run = Run()
     model: Model
     data: Data = Data()

@@ -8,7 +8,7 @@ import json
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from grpo.config import Config
 from grpo.data.arithmetic import MAX_ROWS
@@ -205,12 +205,12 @@ class PromptStream:
     def _identity(self) -> dict[str, str | int]:
         return {"fingerprint": self.fingerprint, "size": len(self.prompts), "seed": self.seed}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state` was taken. Raises DataError for a state of other prompts, or of another seed."""
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Resumes where `state` was taken. Raises DataError for a state of other prompts, or of another seed."""
         for name, own in self._identity().items():
             if state.get(name) != own:
                 raise DataError(
-                    f"data: the saved order belongs to {name} {state.get(name)!r}, these prompts have {own!r}; go on "
+                    f"data: the saved order belongs to {name} {state.get(name)!r}, these prompts have {own!r}; resume "
                     "with the same data section, data files, model and run.seed, or start a new run"
                 )
         epoch, position = state.get("epoch"), state.get("position")

@@ -1,7 +1,7 @@
 """Rows of a data set, each with its number, out of the built-in task, a local file or the hub.
 
 Nothing is judged here but the form: a row that cannot be read at all becomes a `Problem` in its place, so that
-`data.py` can fail on it or skip it like any other bad row.
+`prompts.py` can fail on it or skip it like any other bad row.
 """
 
 import difflib
@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from grpo.config.paths import ARITHMETIC, is_data_file, is_local, unpinned
 from grpo.config.text import first_line, short
@@ -196,7 +196,7 @@ def _hub(source: Source) -> Rows:
 
     try:
         revision = None if here else source.revision
-        dataset: Any = datasets.load_dataset(source.path, source.subset, split=source.split, revision=revision)
+        dataset = datasets.load_dataset(source.path, source.subset, split=source.split, revision=revision)
     except Exception as error:  # its HTTP client, file systems and parsers raise whatever they like
         failed = isinstance(error, datasets.exceptions.DatasetGenerationError)
         cause = first_line(error.__cause__ if failed and error.__cause__ else error)

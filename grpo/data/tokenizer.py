@@ -6,7 +6,7 @@ Transformers is imported when a tokenizer is loaded, not before.
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from grpo.config import Config
 from grpo.config.paths import is_hub_model, is_local, unpinned
@@ -14,7 +14,7 @@ from grpo.config.text import first_line
 from grpo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 ROWS_PER_BATCH = 1024
 """Rows that are tokenised together: a fast tokenizer shares them among the cores."""
@@ -32,7 +32,7 @@ def load_tokenizer(config: Config) -> "PreTrainedTokenizerBase":
         raise ConfigError(unpinned("model.path", path))
     try:
         loader = _tokenizer_class(Path(path))
-        tokenizer = loader.from_pretrained(path, revision=config.model.revision, trust_remote_code=False)
+        tokenizer = loader.from_pretrained(path, revision=config.model.revision or "main", trust_remote_code=False)
     except Exception as error:  # tokenizers raises plain Exception for a damaged tokenizer.json
         raise ConfigError(
             f"model.path: no tokenizer can be loaded from {path} ({first_line(error)}); give a folder with "
@@ -41,7 +41,7 @@ def load_tokenizer(config: Config) -> "PreTrainedTokenizerBase":
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
-def _tokenizer_class(folder: Path) -> Any:
+def _tokenizer_class(folder: Path) -> "type[PreTrainedTokenizerFast] | type[AutoTokenizer]":
     """What AutoTokenizer would choose; not asked where that is plain, as its import brings torch (seconds)."""
     plain = {"config.json": ("model_type", "llama"), "tokenizer_config.json": ("tokenizer_class", "TokenizersBackend")}
     if all((folder / file).is_file() and _entry(folder / file, key) == value for file, (key, value) in plain.items()):

@@ -6,13 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TypedDict
 
 import plotly.graph_objects as go
 
+from grpo.observe.folder import Row, number
 from grpo.observe.metrics import PHASES
-
-Row = dict[str, Any]
 
 # Readable on a light and on a dark page.
 COLORS = ("#3b82d6", "#e0803a", "#23a07a", "#8b6fe0", "#d3568f", "#b59a1d", "#7f8794")
@@ -78,7 +77,16 @@ PLOTS = (
 )
 
 
-def figures(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+class Drawn(TypedDict):
+    """What the page is given of a plot; `wide` takes its whole width, `figure` is Plotly's JSON."""
+
+    title: str
+    caption: str
+    wide: bool
+    figure: object
+
+
+def figures(rows: Sequence[Row]) -> Iterator[Drawn]:
     """Title, caption and Plotly figure of every plot that has something to draw."""
     for plot in PLOTS:
         figure = line_figure(plot, rows)
@@ -89,7 +97,7 @@ def figures(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 
 def series(rows: Iterable[Row], key: str) -> tuple[list[int], list[float]]:
     """Steps and values of a key, where it has a value."""
-    points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+    points = [(int(number(row, "step")), value) for row in rows if isinstance(value := row.get(key), int | float)]
     return [step for step, _ in points], [float(value) for _, value in points]
 
 
@@ -121,7 +129,7 @@ def line_figure(plot: Plot, rows: Sequence[Row]) -> go.Figure | None:
     return figure
 
 
-def phase_figure(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+def phase_figure(rows: Sequence[Row]) -> Iterator[Drawn]:
     """Seconds of each phase stacked by step, in at most MOST_BARS bars; nothing without phases."""
     seconds: dict[str, dict[int, float]] = {phase: defaultdict(float) for phase in PHASES}
     for phase in PHASES:

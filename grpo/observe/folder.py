@@ -4,11 +4,11 @@
     metrics.jsonl   one row for each step and evaluation and for each phase outside of them; first "start", last "end"
     samples.jsonl   one row for each group that is kept, of training ("step") and of evaluation ("eval")
     tensorboard/    the numbers of metrics.jsonl, under the same names
-    checkpoints/    what a run goes on from, and its policies (checkpoint/)
-    attempts/       one file for each start of the run (lease.py)
+    checkpoints/    what a run resumes from, and its policies (grpo/checkpoint)
+    attempts/       one file for each start of the run (grpo/run/lease.py)
     superseded/     rows of steps that were lost after a checkpoint and made again
     stacks/         stacks of frozen actors, as text
-    FATAL.json      why the run cannot go on (fatal.py)
+    FATAL.json      why the run cannot be resumed (grpo/run/fatal.py)
     report.html     written by `grpo report`
 
 A row of metrics.jsonl: {"event": "step", "step": 3, "time": 1790000000.1, "reward/mean": 0.5, "phase/rollout": 1.2, …}.
@@ -25,7 +25,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from tensorboard.summary import Writer
 
@@ -46,8 +45,12 @@ def prepare_folder(run_dir: Path, resume: str) -> None:
     if found and resume == "never":
         raise ConfigError(
             f"run.dir: with run.resume: never a run needs a folder of its own, but {run_dir} holds {', '.join(found)}; "
-            "choose another run.dir, delete that folder, or go on with that run (run.resume: auto)"
+            "choose another run.dir, delete that folder, or resume that run (run.resume: auto)"
         )
+
+
+Row = dict[str, object]
+"""A line of metrics.jsonl or samples.jsonl, as read."""
 
 
 class RunFolder:
@@ -72,6 +75,7 @@ class RunFolder:
             self._stack = stack.pop_all()
 
     def close(self) -> None:
+        """Flushes and closes what it writes. Raises CheckpointError for a disk that is full only now."""
         with _writing(self.run_dir):
             self._stack.close()
 
@@ -96,7 +100,7 @@ class RunFolder:
             shutil.rmtree(self.run_dir / TENSORBOARD, ignore_errors=True)
             self._open()
             for row in read_rows(self.run_dir / METRICS):
-                self._add_scalars(row["step"], {key: value for key, value in row.items() if "/" in key})
+                self._add_scalars(int(number(row, "step")), numbers_of(row))
             self._tensorboard.flush()
 
     def _set_aside(self, name: str, content: bytes) -> None:
@@ -160,6 +164,7 @@ def _writing(run_dir: Path) -> Iterator[None]:
 
 
 def sample_row(group: Group) -> dict[str, object]:
+    """What samples.jsonl keeps of a group; one item for each sample in all its lists."""
     return {
         "prompt_id": group.prompt.id,
         "question": group.prompt.question,
@@ -171,7 +176,20 @@ def sample_row(group: Group) -> dict[str, object]:
     }
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def number(row: Row, key: str) -> float:
+    """A number that the row must have. Raises CheckpointError for one that somebody else has written."""
+    value = row.get(key)
+    if not isinstance(value, int | float):
+        raise CheckpointError(f"a row must have a number as its {key}, but has {value!r}; take the row out")
+    return value
+
+
+def numbers_of(row: Row) -> dict[str, float | None]:
+    """What was measured, by keys of the catalogue; None where it was not finite."""
+    return {key: value for key, value in row.items() if "/" in key and isinstance(value, int | float | None)}
+
+
+def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a .jsonl file of a run, none if there is no file. The half line of a killed run is left out.
 
     Raises CheckpointError for a line that is no JSON object before the last.

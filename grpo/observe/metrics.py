@@ -62,7 +62,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("grpo_run_info", "gauge", "", "What the run trains and how; always 1.", ("model", "loss")),
     _gauge("grpo_step", "steps", "Last finished GRPO step.", "step"),
     Metric("grpo_run_steps", "gauge", "steps", "Steps that the run is to make (run.steps)."),
-    Metric("grpo_resumed_step", "gauge", "steps", "Step last gone on from, after a start or a lost trainer."),
+    Metric("grpo_resumed_step", "gauge", "steps", "Step last resumed from, after a start or a lost trainer."),
     _gauge("grpo_last_step_timestamp_seconds", "unix seconds", "When the last step finished.", "time"),
     Metric("grpo_progress_timestamp_seconds", "gauge", "unix seconds", "Last phase begun or ended, actor replaced."),
     Metric("grpo_steps_total", "counter", "steps", "GRPO steps by outcome (ok, failed).", ("outcome",)),

@@ -46,6 +46,7 @@ class RunProgress:
         self._first_step, self._first_step_at = step, None
 
     def step_started(self) -> None:
+        """The time that is left is reckoned from here: the start of the actors tells nothing about it."""
         if self._first_step_at is None:
             self._first_step_at = time.monotonic()
             if self.console.is_terminal and self._live is None:
@@ -66,6 +67,7 @@ class RunProgress:
         self._print("  ".join([*parts, speed, " ".join(times), f"left {left}"]))
 
     def eval_done(self, step: int, prompts: int, scores: Stats) -> None:
+        """Prints accuracy, pass@k and maj@k, as far as `scores` has them."""
         shown = {key.removeprefix("eval/"): value for key, value in scores.items()}
         ranks = [f"{name} {shown[name]:.2f}" for name in shown if name == "accuracy" or "@" in name]
         self._print(f"eval at step {step}: {', '.join(ranks)} ({prompts} prompts)")

@@ -87,7 +87,7 @@ class PrometheusMetrics:
         self.record(gauges | {"step": step, "time": at})
 
     def rewound(self, step: int) -> None:
-        """The run goes on from the checkpoint of that step, or from the beginning."""
+        """The run resumes from the checkpoint of that step, or begins at step 0."""
         self._set("grpo_resumed_step", step)
         self._set("grpo_checkpoint_step", step)
 
@@ -97,10 +97,12 @@ class PrometheusMetrics:
         self._set("grpo_checkpoint_size_bytes", size)
 
     def workers(self, role: str, ready: int, lost: int) -> None:
+        """How many actors of a role are there and how many are missing."""
         self._set("grpo_workers", ready, role, "ready")
         self._set("grpo_workers", lost, role, "lost")
 
     def policy_version(self, role: str, version: int) -> None:
+        """The version of the weights that a role holds."""
         self._set("grpo_policy_version", version, role)
 
     def progress(self) -> None:
@@ -108,10 +110,12 @@ class PrometheusMetrics:
         self._set("grpo_progress_timestamp_seconds", time.time())
 
     def recovered(self, role: str, seconds: float) -> None:
+        """What a role had lost was replaced, `seconds` after that was noticed."""
         self._add("grpo_recoveries_total", 1, role)
         self.record({"recovery/seconds": seconds})
 
     def checkpoint_skipped(self) -> None:
+        """One more checkpoint was damaged and passed over."""
         self._add("grpo_checkpoint_skipped_total", 1)
 
     def record_samples(self, groups: Sequence[Group], step: int) -> None:
@@ -124,9 +128,11 @@ class PrometheusMetrics:
             self._add("grpo_completion_truncated_total", sample.finish_reason == "length")
 
     def phase_started(self, phase: str) -> None:
+        """The run is in this phase until `phase_ended`."""
         self._set("grpo_phase", 1, phase)
 
     def phase_ended(self, phase: str, ok: bool) -> None:
+        """Not `ok`: it ended by an exception. Syncs and checkpoints are counted by how they ended."""
         self._set("grpo_phase", 0, phase)
         if phase == "weight_sync":
             self._add("grpo_weight_sync_total", 1, "ok" if ok else "error")
@@ -136,4 +142,5 @@ class PrometheusMetrics:
             self._add("grpo_checkpoint_failures_total", 1)
 
     def step_ended(self, ok: bool) -> None:
+        """Counts the step; not `ok`: it ended by an exception."""
         self._add("grpo_steps_total", 1, "ok" if ok else "failed")

@@ -14,7 +14,7 @@ from typing import Self
 from grpo import __version__
 from grpo.config import Config
 from grpo.errors import ConfigError
-from grpo.observe.folder import RunFolder, prepare_folder, read_rows
+from grpo.observe.folder import RunFolder, number, numbers_of, prepare_folder, read_rows
 from grpo.observe.health import Health
 from grpo.observe.metrics import summarize
 from grpo.observe.progress import RunProgress
@@ -29,7 +29,7 @@ from grpo.types import Group, Groups, Stats
 class RunRecorder:
     """Implements `controller.Recorder`; a context manager that creates the run's folder and closes what it opened.
 
-    Entering raises ConfigError if the folder holds a run that must not be gone on with, the port is taken or a
+    Entering raises ConfigError if the folder holds a run that must not be resumed, the port is taken or a
     tracker's package is missing, and CheckpointError if the folder cannot be written. `command` is shown in the report.
     By default it is this process's own, and `run_dir` is `run.dir`. `attempt` counts the starts of the run.
     """
@@ -137,6 +137,7 @@ class RunRecorder:
         self.progress.eval_done(step, len(groups), scores)
 
     def log_commit(self, step: int, size: int) -> None:
+        """A checkpoint of `size` bytes is the newest."""
         self._prometheus.committed(step, size)
 
     def attachments(self) -> dict[str, bytes]:
@@ -155,10 +156,10 @@ class RunRecorder:
         self._folder.rewind(step, attachments.get(METRICS, b""), self._own)
         self.progress.rewind(step)
         if step:
-            self.say(f"goes on from the checkpoint of step {step}")
+            self.say(f"resumes from the checkpoint of step {step}")
         steps = [row for row in read_rows(self.run_dir / METRICS) if row["event"] == "step"]
         for row in steps[-1:]:
-            self._prometheus.restore({key: value for key, value in row.items() if "/" in key}, step, row["time"])
+            self._prometheus.restore(numbers_of(row), step, number(row, "time"))
         fault_point("resume.restored", step)
 
     def damaged(self, name: str, reason: str) -> None:

@@ -1,9 +1,8 @@
 """A run folder -> one self-contained HTML page: summary, plots, example completions, configuration."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -12,8 +11,8 @@ from plotly.offline import get_plotlyjs
 from grpo.config.text import clean
 from grpo.config.yaml import parse
 from grpo.errors import CheckpointError
-from grpo.observe.figures import Row, figures, series
-from grpo.observe.folder import read_rows
+from grpo.observe.figures import figures, series
+from grpo.observe.folder import Row, number, read_rows
 from grpo.observe.progress import clock
 from grpo.run.layout import CONFIG, METRICS, REPORT, SAMPLES
 
@@ -60,15 +59,15 @@ def visible(text: object) -> str:
     return "\n".join(clean(line) for line in str(text).split("\n"))
 
 
-def summarize_run(rows: Sequence[Row], config: dict[str, Any]) -> dict[str, Any]:
-    """What the head of the page says."""
-    start = next((row for row in rows if row["event"] == "start"), {})
-    end = next((row for row in rows if row["event"] == "end"), {})
+def summarize_run(rows: Sequence[Row], config: Mapping[str, object]) -> dict[str, object]:
+    """What the head of the page says: names of the template to values, None for what was not measured."""
+    start: Row = next((row for row in rows if row["event"] == "start"), {})
+    end: Row = next((row for row in rows if row["event"] == "end"), {})
     steps = [row for row in rows if row["event"] == "step"]
-    run, model = config.get("run") or {}, config.get("model") or {}
+    run, model = _section(config, "run"), _section(config, "model")
     tokens = sum(series(steps, "rollout/completion_tokens")[1])
     seconds = sum(series(steps, "step/seconds")[1])
-    wall = rows[-1]["time"] - rows[0]["time"] if rows else 0.0
+    wall = number(rows[-1], "time") - number(rows[0], "time") if rows else 0.0
     return {
         "name": run.get("name", "run"),
         "outcome": end.get("outcome"),
@@ -81,14 +80,16 @@ def summarize_run(rows: Sequence[Row], config: dict[str, Any]) -> dict[str, Any]
         "speed": tokens / seconds if seconds else None,
         "facts": {
             "Model": model.get("path", "unknown"),
-            "Started": f"{datetime.fromtimestamp(start['time'], UTC):%Y-%m-%d %H:%M} UTC" if start else "unknown",
+            "Started": f"{datetime.fromtimestamp(number(start, 'time'), UTC):%Y-%m-%d %H:%M} UTC"
+            if start
+            else "unknown",
             "Program": f"grpo {start.get('version', '')}",
             "Command": start.get("command", "unknown"),
         },
     }
 
 
-def examples(path: Path) -> Iterable[dict[str, Any]]:
+def examples(path: Path) -> Iterable[dict[str, object]]:
     """Groups of the first and of the last step, of evaluations (the same prompts, side by side) and of training."""
     for event, title in (("eval", "Held-out prompts"), ("step", "Training prompts")):
         first: list[Row] = []
@@ -116,7 +117,12 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-def _parse(text: str) -> dict[str, Any]:
+def _section(config: Mapping[str, object], name: str) -> Mapping[str, object]:
+    section = config.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _parse(text: str) -> dict[str, object]:
     """The configuration as far as it was written; the report of a run killed at its start has none."""
     try:
         config = parse(text)

@@ -3,10 +3,10 @@
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from grpo.observe.health import Health
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 CLIENT_SECONDS = 10.0  # that a client may keep a thread waiting
@@ -26,13 +28,15 @@ class Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     request_queue_size = 128  # with Python's 5 a burst of clients waits for seconds before it is even accepted
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: "socket | tuple[bytes, socket]", client_address: object) -> None:
         """A client that goes away or hangs is its own affair; anything else is a mistake of ours and is shown."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
 class Handler(WSGIRequestHandler):
+    """One request, read within CLIENT_SECONDS and not logged."""
+
     timeout = CLIENT_SECONDS
 
     def log_message(self, format: str, *args: object) -> None:
@@ -43,7 +47,7 @@ class Application:
     """Answers requests. Texts are one line; the metrics are Prometheus's own affair."""
 
     def __init__(self, registry: CollectorRegistry, health: Health) -> None:
-        self._metrics: Any = make_wsgi_app(registry)
+        self._metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         self._lines: dict[str, Callable[[], tuple[bool, str]]] = {
             "/healthz": health.health,
             "/readyz": health.readiness,
@@ -60,9 +64,10 @@ class Application:
             status, headers, body = _line(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are answered")
             return status, [*headers, ("Allow", ", ".join(ALLOWED))], body
         if path == "/metrics":
-            started: list[Any] = []
-            pieces = self._metrics({**environ, "REQUEST_METHOD": "GET"}, lambda *answer: started.extend(answer))
-            return started[0], started[1], b"".join(pieces)
+            started: list[tuple[str, list[tuple[str, str]]]] = []
+            pieces = self._metrics({**environ, "REQUEST_METHOD": "GET"}, lambda *answer: started.append(answer))
+            (status, headers), body = started[0], b"".join(pieces)
+            return status, headers, body
         if path in self._lines:
             good, text = self._lines[path]()
             return _line(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, text)

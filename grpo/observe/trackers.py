@@ -5,11 +5,12 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from types import ModuleType, TracebackType
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from grpo.config import Config
+from grpo.config.diff import flatten
 from grpo.errors import ConfigError
 from grpo.types import Stats
 
@@ -17,9 +18,11 @@ from grpo.types import Stats
 class Tracker(Protocol):
     """A service that is told every row of a run."""
 
-    def log(self, step: int, row: Stats) -> None: ...
+    def log(self, step: int, row: Stats) -> None:
+        """Takes the numbers of one row; it must not wait for the service."""
 
-    def close(self, ok: bool) -> None: ...
+    def close(self, ok: bool) -> None:
+        """Sends what is left and says whether the run has succeeded."""
 
 
 class WandbTracker:
@@ -101,15 +104,7 @@ def close_tracker(tracker: Tracker) -> Callable[..., None]:
     return close
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"run": {"steps": 3}} -> {"run.steps": 3}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _import(package: str, key: str, distribution: str) -> Any:
+def _import(package: str, key: str, distribution: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:

@@ -15,7 +15,7 @@ from grpo.plan.placement import gpus_of
 
 GIB = 2**30
 FP32 = 4
-HEAD_CHUNK = 1024  # completion positions whose logits the trainer holds at once, as in policy.py
+HEAD_CHUNK = 1024  # completion positions whose logits the trainer holds at once, as in trainer/model.py
 MASTER = 12  # bytes a parameter in a checkpoint beside the weights: fp32 weights and AdamW's two moments
 SAVED_AT_ONCE = 2 * GIB  # of them, that a rank copies to the host while it saves, as in trainer/state.py
 PROCESS = {"controller": 1.0 * GIB, "rollout": 1.5 * GIB, "trainer": 1.25 * GIB}  # with Ray's own in its pod
@@ -64,6 +64,7 @@ class Plan:
 
     @property
     def rank_bytes(self) -> int:
+        """Bytes that one rank of the trainer needs at its peak."""
         return self.weights + self.reference + self.gradients + self.optimizer + self.activations + self.head
 
 
@@ -168,6 +169,7 @@ def shares_gpu(config: Config) -> bool:
 
 
 def cpu_problems(made: Plan, config: Config) -> list[str]:
+    """What an engine on a CPU lacks, with the way out; nothing where it runs on a GPU."""
     if made.device == "cuda" or made.kv_tokens_cpu >= config.model.max_length:
         return []
     return [f"on a CPU, rollout.kv_cache_gib holds {made.kv_tokens_cpu} tokens, less than model.max_length: raise it"]
@@ -179,4 +181,5 @@ def cannot_fit(made: Plan) -> bool:
 
 
 def gib(size: float) -> str:
+    """Bytes as people read them: GiB, below that MiB."""
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"

@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from grpo.config import Config
 from grpo.config.paths import is_hub_model, unpinned
@@ -33,6 +32,7 @@ class Shape:
 
     @property
     def kv_width(self) -> int:
+        """Numbers in the keys of one token, and in its values."""
         return self.kv_heads * self.head_dim
 
     @property
@@ -55,22 +55,22 @@ def read_shape(config: Config) -> Shape:
     """Sizes from config.json of `model.path`: a local folder, else the hub's cache, else the hub."""
     path, raw = config.model.path, _read_model_config(config)
     model_type = raw.get("model_type")
-    if model_type not in MODEL_TYPES:
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise ConfigError(
             f"{path}: plan knows the model types {', '.join(MODEL_TYPES)}, not {model_type!r}; train may still work"
         )
     qkv_bias, qk_norm = MODEL_TYPES[model_type]
     bias = bool(raw.get("attention_bias", False))
     try:
-        heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
+        heads, hidden = _size(raw, "num_attention_heads"), _size(raw, "hidden_size")
         shape = Shape(
-            layers=int(raw["num_hidden_layers"]),
+            layers=_size(raw, "num_hidden_layers"),
             hidden=hidden,
-            intermediate=int(raw["intermediate_size"]),
+            intermediate=_size(raw, "intermediate_size"),
             heads=heads,
-            kv_heads=int(raw.get("num_key_value_heads") or heads),
-            head_dim=int(raw.get("head_dim") or hidden // heads),
-            vocab=int(raw["vocab_size"]),
+            kv_heads=_size(raw, "num_key_value_heads", heads),
+            head_dim=_size(raw, "head_dim", hidden // heads),
+            vocab=_size(raw, "vocab_size"),
             tied=bool(raw.get("tie_word_embeddings", False)),
             qkv_bias=qkv_bias or bias,
             out_bias=bias and not qkv_bias,
@@ -86,7 +86,15 @@ def read_shape(config: Config) -> Shape:
     return shape
 
 
-def _read_model_config(config: Config) -> dict[str, Any]:
+def _size(raw: dict[str, object], key: str, default: int | None = None) -> int:
+    """A size of the file; KeyError where it is missing and has no default, TypeError or ValueError for no number."""
+    value = raw[key] if default is None else raw.get(key) or default
+    if not isinstance(value, int | float | str):
+        raise TypeError(f"{key} is {type(value).__name__}")
+    return int(value)
+
+
+def _read_model_config(config: Config) -> dict[str, object]:
     path, revision = config.model.path, config.model.revision
     file = Path(path) / "config.json"
     try:

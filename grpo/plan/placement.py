@@ -75,6 +75,7 @@ class Placement:
 
 
 def actors(config: Config, role: Role) -> int:
+    """How many actors of the role the run has."""
     return config.rollout.engines if role == "rollout" else config.train.ranks
 
 

@@ -17,6 +17,7 @@ def tables(made: Plan, config: Config) -> list[Table]:
 
 
 def run_table(made: Plan) -> Table:
+    """Sizes of the model, of a step and of a checkpoint."""
     out = Table(title="plan", show_header=False, title_justify="left")
     out.add_column(style="bold")
     out.add_column(justify="right")

@@ -7,7 +7,6 @@ import contextlib
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import grpo
 from grpo import errors
@@ -61,7 +60,7 @@ def check_fatal(run_dir: Path, config: Config) -> None:
     store.delete(FATAL)
 
 
-def _parse(content: bytes) -> dict[str, Any]:
+def _parse(content: bytes) -> dict[str, object]:
     """Nothing for a file that is damaged: it only saves time."""
     try:
         found = json.loads(content)

@@ -24,7 +24,6 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import psutil
 
@@ -138,7 +137,7 @@ class Lease:
             holder = _holder(content)
             if holder.get("ended") or _is_gone(holder):
                 return
-            if not patience and (grace := holder.get("stopping")) is not None:
+            if not patience and isinstance(grace := holder.get("stopping"), int | float):
                 patience = time.monotonic() + grace + self.seconds
                 print(f"waiting for attempt {attempt} on host {holder.get('host')}, which is stopping", flush=True)
             if content != seen and seen and time.monotonic() > patience:
@@ -174,6 +173,7 @@ class Holder:
 
     @property
     def ended(self) -> bool:
+        """Whether its process is gone, or a zombie."""
         return not self.process.is_running() or _is_zombie(self.process)
 
 
@@ -182,10 +182,11 @@ def holder_here(run_dir: Path) -> Holder | None:
     store = Store(str(run_dir / FOLDER))
     attempt = _newest(store)
     holder = _holder(_read(store, attempt)) if attempt else {}
-    if not holder or holder.get("ended") or holder.get("machine") != _machine() or _is_gone(holder):
+    pid = holder.get("pid")
+    if holder.get("ended") or holder.get("machine") != _machine() or _is_gone(holder) or not isinstance(pid, int):
         return None
     with contextlib.suppress(psutil.NoSuchProcess):
-        return Holder(attempt, psutil.Process(holder["pid"]))
+        return Holder(attempt, psutil.Process(pid))
     return None
 
 
@@ -203,7 +204,7 @@ def _name(attempt: int) -> str:
     return f"{attempt:06d}.json"
 
 
-def _holder(content: bytes) -> dict[str, Any]:
+def _holder(content: bytes) -> dict[str, object]:
     """What an attempt's file says; nothing if it was cut off when its start was killed."""
     try:
         holder = json.loads(content)
@@ -218,13 +219,14 @@ def _machine() -> str:
     return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
 
 
-def _is_gone(holder: dict[str, Any]) -> bool:
+def _is_gone(holder: dict[str, object]) -> bool:
     """True only if the holder ran here and its process is no more: gone, a zombie, or its pid is another process's."""
-    if holder.get("machine") != _machine():
+    pid, created = holder.get("pid"), holder.get("created")
+    if holder.get("machine") != _machine() or not isinstance(pid, int) or created is None:
         return False
     try:
-        process = psutil.Process(holder["pid"])
-        return _is_zombie(process) or process.create_time() != holder["created"]
+        process = psutil.Process(pid)
+        return _is_zombie(process) or process.create_time() != created
     except psutil.NoSuchProcess:
         return True
 

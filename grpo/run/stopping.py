@@ -42,6 +42,7 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
+        """Whether SIGTERM or SIGINT has come."""
         return self._requested is not None
 
     @property
@@ -52,6 +53,7 @@ class StopRequest:
 
     @property
     def time_to_commit(self) -> bool:
+        """Whether enough of the grace period is left to commit, with half as much again to spare."""
         return self.seconds_left > 1.5 * self.reserve_seconds
 
     def check(self, finish_first: bool = False) -> None:

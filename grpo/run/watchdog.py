@@ -72,6 +72,7 @@ def start_watchdog(parent: int, folder: str, core: int | None = None) -> None:
 
 
 def has_ended(descriptor: int) -> bool:
+    """Whether the process behind a pidfd is gone."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
@@ -101,6 +102,7 @@ def shared_memory(pid: int) -> set[str]:
 
 
 def main(parent: int, core: int, folder: str) -> None:
+    """Waits for the end of `parent` or of its engine core, ends what is left of the engine and removes the folder."""
     engine = WatchedProcesses(core, not_ours=shared_memory(parent))
     poll = select.poll()
     poll.register(engine.held[core], select.POLLIN)

@@ -1,4 +1,4 @@
-"""The policy's training: `PolicyTrainer` is what one rank's actor holds. DeepSpeed is imported in `engine.py` only."""
+"""DeepSpeed: the policy's training, one `PolicyTrainer` in the actor of each rank; the only room that imports it."""
 
 from grpo.trainer.policy_trainer import PolicyTrainer
 

@@ -20,7 +20,7 @@ def not_finite(names: Sequence[str]) -> NonFiniteError | None:
     if not names:
         return None
     return NonFiniteError(
-        f"only a finite model is saved, but {len(names)} tensors hold NaN or infinity, the first is {names[0]}; go on "
+        f"only a finite model is saved, but {len(names)} tensors hold NaN or infinity, the first is {names[0]}; resume "
         "from the checkpoint before, with a lower train.learning_rate"
     )
 

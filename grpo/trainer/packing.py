@@ -37,7 +37,7 @@ class RowTokens(NamedTuple):
 
 
 def row_tokens(sample: Sample) -> RowTokens:
-    """A sample's extent. Its last token predicts nothing and is not forwarded."""
+    """What a sample weighs in a batch. Its last token predicts nothing and is not forwarded."""
     return RowTokens(sample.prompt_ids, len(sample.prompt_ids), max(len(sample.output_ids) - 1, 0))
 
 

@@ -1,6 +1,6 @@
 """One version of the policy's weights, from trainer rank 0 to every engine worker: sent, received, compared, proved.
 
-Importing this package does not import torch: the driver compares manifests without it.
+Importing this room does not import torch: the driver compares manifests without it.
 """
 
 from grpo.weights.manifest import verify

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from grpo.config import Config
-from grpo.config.diff import FREE, FREE_SECTIONS, check_config_diff
+from grpo.config.diff import FREE, FREE_SECTIONS, check_config_diff, flatten
 from grpo.errors import ConfigError
 from tests.config.test_schema import leaves
 
@@ -19,6 +19,14 @@ def saved(config: Config) -> dict:
 
 OLD = saved(make(train={"betas": [0.9, 0.99]}, rewards=[{"function": "boxed", "weight": 2}]))
 SAME = {"train": {"betas": [0.9, 0.99]}, "rewards": [{"function": "boxed", "weight": 2}]}
+
+
+def test_flatten():
+    assert flatten({"run": {"steps": 3, "deep": {"a": None}}, "x": [1]}) == {
+        "run.steps": 3,
+        "run.deep.a": None,
+        "x": [1],
+    }
 
 
 def test_the_same_configuration():
@@ -45,7 +53,7 @@ def test_every_difference_is_listed():
     with pytest.raises(ConfigError) as caught:
         check_config_diff(OLD, new)
     assert str(caught.value).splitlines() == [
-        "a run goes on with the configuration that it was begun with, but these keys differ:",
+        "a run is resumed with the configuration that it was begun with, but these keys differ:",
         "  run.steps: 100 -> 7",
         '  data.source: "openai/gsm8k" -> "other.jsonl"',
         '  rewards: [{"function": "boxed", "weight": 2.0}] -> [{"function": "gsm8k", "weight": 1.0}]',

@@ -124,7 +124,7 @@ def test_a_lost_head_is_resumed_and_the_run_is_the_undisturbed_one(
     show({"seconds from a deleted head to the next attempt": round(time.time() - lost), "lost at step": before})
     disturbed.succeeded(600)
     says = space.execute(space.ready("headgroup"), "bash", "-c", "cat /tmp/ray/session_latest/logs/job-driver-*")
-    found = re.search(r"goes on from the checkpoint of step (\d+)", says)
+    found = re.search(r"resumes from the checkpoint of step (\d+)", says)
     assert found and int(found[1]) >= before, f"the deleted head did not commit step {before}: {says}"
     assert int(resumed["attempt"]) >= 2
     assert disturbed.digests() == undisturbed

@@ -209,8 +209,8 @@ def test_the_keeper_finds_orphans_of_orphans():
             os.write(writer, b".")
             time.sleep(600)
         os.read(reader, 1)
-        found = len(list(supervisor.family(os.getpid())))
+        found = len(list(supervisor.process_tree(os.getpid())))
         supervisor.end_all(2**22 + 1)
-        return found >= 2, len(list(supervisor.family(os.getpid())))
+        return found >= 2, len(list(supervisor.process_tree(os.getpid())))
 
     assert in_child(family) == str((True, 1))

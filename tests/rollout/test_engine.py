@@ -281,7 +281,7 @@ def test_the_engine_core_ends_with_its_parent_and_its_death_is_an_error(stack: S
     assert not folder.exists()
 
 
-# --- exactness: what a run that is gone on with rests on
+# --- exactness: what a resumed run rests on
 
 LENGTHS = (20, 55, 90, 140, 290, 350, 33, 120, 125, 250, 126, 300)  # a block of the KV cache holds 128 tokens
 EXACT = Sampling(samples_per_prompt=3, max_tokens=40, temperature=1.0, top_p=1.0)

@@ -15,8 +15,8 @@ def sample(prompt: tuple[int, ...], output: tuple[int, ...], advantage: float | 
     return Sample("p", 0, prompt, output, logprobs, ((0, 0),), "stop", "", 1.0, advantage)
 
 
-extents = st.builds(lambda prompt, own: RowTokens(prompt, prompt + 1, own), st.integers(0, 8), st.integers(0, 30))
-batches = st.lists(extents, min_size=1, max_size=60)
+row_lengths = st.builds(lambda prompt, own: RowTokens(prompt, prompt + 1, own), st.integers(0, 8), st.integers(0, 30))
+batches = st.lists(row_lengths, min_size=1, max_size=60)
 
 
 def forwarded(rows: tuple[int, ...], batch: list[RowTokens]) -> int:

@@ -111,7 +111,7 @@ HEALTH = [
     ),
     number(
         "Resumed at step",
-        "Step that this start, or the trainer after its last loss, went on from.",
+        "Step that this start, or the trainer after its last loss, resumed from.",
         "none",
         {"{{run}}": "max by (run) (grpo_resumed_step{<run>})"},
         width=4,

@@ -88,6 +88,7 @@ def look(config: Config, weights: bool = True) -> Facts:
 
 
 def own_address() -> str:
+    """The IPv4 address that this machine's name stands for, or ""."""
     try:
         return socket.gethostbyname(socket.gethostname())
     except OSError:  # the name is in no list of hosts

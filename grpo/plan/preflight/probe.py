@@ -22,6 +22,7 @@ class Probe:
         self.name = name
 
     def look(self, config: Config) -> Facts:
+        """The facts of its machine."""
         return look(config)
 
     def write(self, url: str, folder: str) -> str:
@@ -64,5 +65,6 @@ class Probe:
             return list(pool.map(lambda place: connection_error(*place), places))
 
     def close(self) -> None:
+        """Ends `listen`."""
         if hasattr(self, "_socket"):
             self._socket.close()

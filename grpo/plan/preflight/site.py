@@ -19,6 +19,7 @@ class Site:
     driver: Facts
 
     def known(self) -> Iterator[tuple[Node, Facts]]:
+        """The nodes that have answered, with their facts."""
         for node in self.nodes:
             if node.id in self.facts:
                 yield node, self.facts[node.id]
@@ -28,4 +29,5 @@ class Site:
         return ((node, facts) for node, facts in self.known() if node.may_host(role))
 
     def roles(self, node: Node) -> list[Role]:
+        """The roles whose actors Ray may put on the node."""
         return [role for role in ROLES if node.may_host(role)]

@@ -62,6 +62,7 @@ def conclude(checks: Sequence[Check]) -> None:
 
 
 def with_nodes(nodes: Sequence[str], text: str) -> str:
+    """ "a, b and 3 more: text", or the text alone where no node has a name."""
     named = list(filter(None, nodes))
     more = f" and {len(named) - SHOWN_NODES} more" if len(named) > SHOWN_NODES else ""
     return f"{', '.join(named[:SHOWN_NODES])}{more}: {text}" if named else text

@@ -34,6 +34,7 @@ def limit_memory(more_bytes: int) -> None:
 
 
 def lower(limit: int, value: int) -> None:
+    """Sets a limit of this process for good, unless it is lower already."""
     hard = resource.getrlimit(limit)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(limit, (value, value))
@@ -74,10 +75,12 @@ def can_become(uid: int, paths: Iterable[str], scratch: str) -> bool:
 
 
 def can_read(path: str) -> bool:
+    """Whether this process may read a file, or enter and list a folder."""
     return os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0))
 
 
 def become(uid: int) -> None:
+    """Turns into that user with no way back. Raises PermissionError for who is not root."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)

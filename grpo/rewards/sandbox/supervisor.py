@@ -15,9 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any
 
 from grpo.rewards.sandbox import limits, seccomp, worker
 
@@ -30,7 +29,8 @@ CONTROL = bytes(code for code in range(32) if code not in b"\t\n") + b"\x7f"
 
 
 def main() -> None:
-    settings = json.loads(sys.stdin.buffer.readline())
+    """From the line of settings to the worker's end, of which it tells; then nothing of it is left."""
+    settings: worker.Settings = json.loads(sys.stdin.buffer.readline())
     ctypes.CDLL(None).prctl(worker.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     output, output_end = os.pipe()
     uid = own_user(settings)
@@ -50,14 +50,15 @@ def main() -> None:
         say(ended)
 
 
-def say(message: dict[str, Any]) -> None:
+def say(message: Mapping[str, object]) -> None:
+    """Writes one line of JSON to the caller."""
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
-def own_user(settings: dict[str, Any]) -> int | None:
+def own_user(settings: worker.Settings) -> int | None:
     """The user that the worker becomes, or None if it must stay the one of the run."""
-    uid: int | None = settings["uid"]
-    scratch, path = settings["scratch"], [os.getcwd(), *settings["path"]]
+    uid, scratch = settings["uid"], settings["scratch"]
+    path = [os.getcwd(), *settings["path"]]
     if uid is None or os.geteuid() != 0:
         return None
     modules = [name.partition(":")[0] for name in settings["functions"]]
@@ -69,7 +70,8 @@ def own_user(settings: dict[str, Any]) -> int | None:
     return None
 
 
-def become_worker(settings: dict[str, Any], uid: int | None, output_end: int, supervisor: socket.socket) -> None:
+def become_worker(settings: worker.Settings, uid: int | None, output_end: int, supervisor: socket.socket) -> None:
+    """What the fork does: closes all that is not the worker's, runs it, and never returns."""
     code = 1
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -92,15 +94,16 @@ def become_worker(settings: dict[str, Any], uid: int | None, output_end: int, su
 class Watch:
     """Waits for the end of a worker, and brings it about when the worker takes too much."""
 
-    def __init__(self, pid: int, output: int, settings: dict[str, Any], listeners: list[int]) -> None:
+    def __init__(self, pid: int, output: int, settings: worker.Settings, listeners: list[int]) -> None:
         self.pid = pid
         self.output = output
-        self.scratch: str = settings["scratch"]
-        self.memory_bytes: int = settings["memory_bytes"]
+        self.scratch = settings["scratch"]
+        self.memory_bytes = settings["memory_bytes"]
         self.listeners = listeners
         self.budget, self.window = OUTPUT_BYTES, time.monotonic()
 
     def until_the_end(self) -> dict[str, str]:
+        """How the worker ended, or for what it must be ended; `closed` if the caller is gone."""
         poll = select.poll()
         for fd in (0, self.output, *self.listeners):
             poll.register(fd, select.POLLIN)
@@ -127,7 +130,7 @@ class Watch:
 
     def has_room(self) -> bool:
         """Whether there may be one more process or thread."""
-        return sum(threads for _, threads in family(self.pid)) < limits.TASKS
+        return sum(threads for _, threads in process_tree(self.pid)) < limits.TASKS
 
     def pass_on(self) -> bool:
         """Drains the output, but lets only so much a minute through. False at its end."""
@@ -144,7 +147,7 @@ class Watch:
 
     def excess(self) -> dict[str, str] | None:
         """What the worker and its children have too much of."""
-        tasks = dict(family(self.pid))
+        tasks = dict(process_tree(self.pid))
         if sum(tasks.values()) > limits.TASKS:
             return TOO_MANY
         most = self.memory_bytes
@@ -154,6 +157,7 @@ class Watch:
 
 
 def how_it_ended(status: os.waitid_result) -> dict[str, str]:
+    """The last message about a worker that ended by itself, or by its limit of CPU time."""
     if status.si_code == os.CLD_EXITED:
         return {"ended": "exited", "what": f"ended the reward process (exit code {status.si_status})"}
     name = signal.Signals(status.si_status).name
@@ -162,7 +166,7 @@ def how_it_ended(status: os.waitid_result) -> dict[str, str]:
     return {"ended": "exited", "what": f"ended the reward process ({name})"}
 
 
-def family(pid: int) -> Iterator[tuple[int, int]]:
+def process_tree(pid: int) -> Iterator[tuple[int, int]]:
     """A process, which reaps its orphans, and all below it, each with its number of threads. They may change meanwhile.
 
     Looks no further than at twice as many as are allowed.
@@ -218,7 +222,7 @@ def end_all(pid: int) -> None:
     while time.monotonic() < end:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-        for other in [member for member, _ in family(os.getpid())][1:]:
+        for other in [member for member, _ in process_tree(os.getpid())][1:]:
             with suppress(ProcessLookupError):
                 os.kill(other, signal.SIGKILL)
         try:

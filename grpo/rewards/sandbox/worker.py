@@ -17,24 +17,39 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TypedDict
 
 from grpo.rewards.sandbox import landlock, limits, seccomp
 
-RewardFunction = Callable[[str, str, str], Any]
+RewardFunction = Callable[[str, str, str], object]
 LONGEST_ERROR = 2000
 NICE = 10
 """Where the supervisor is not asked, it must at least get its turn beside hundreds of processes."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
+class Settings(TypedDict):
+    """What the caller asks for, as the supervisor reads it from its stdin."""
+
+    functions: list[str]
+    path: list[str]
+    readable: list[str]
+    scratch: str
+    network: bool
+    seconds: float
+    memory_bytes: int
+    uid: int | None
+    requests: int
+    replies: int
+
+
 class Refused(Exception):
     """A function that cannot be used; the text is for the user."""
 
 
-def run(settings: dict[str, Any], uid: int | None, supervisor: socket.socket) -> None:
+def run(settings: Settings, uid: int | None, supervisor: socket.socket) -> None:
     """Fences this process in, imports the functions and answers requests until their pipe ends."""
     requests, replies = settings["requests"], settings["replies"]
     send(replies, {"missing": confine(settings, uid, supervisor)})
@@ -63,7 +78,7 @@ def run(settings: dict[str, Any], uid: int | None, supervisor: socket.socket) ->
             send(replies, {"id": request["id"], **reply})
 
 
-def confine(settings: dict[str, Any], uid: int | None, supervisor: socket.socket) -> list[str]:
+def confine(settings: Settings, uid: int | None, supervisor: socket.socket) -> list[str]:
     """Puts up every fence; returns the names of those that this system does not have."""
     libc = ctypes.CDLL(None)
     os.setsid()
@@ -92,7 +107,8 @@ def confine(settings: dict[str, Any], uid: int | None, supervisor: socket.socket
     ]
 
 
-def send(replies: int, message: dict[str, Any]) -> None:
+def send(replies: int, message: Mapping[str, object]) -> None:
+    """Writes one line of JSON, however little the pipe takes at a time."""
     data = json.dumps(message).encode() + b"\n"
     while data:
         data = data[os.write(replies, data) :]
@@ -126,7 +142,7 @@ def load(name: str) -> RewardFunction:
     return function
 
 
-def call(function: RewardFunction, prompt: str, completion: str, answer: str) -> dict[str, Any]:
+def call(function: RewardFunction, prompt: str, completion: str, answer: str) -> dict[str, float | str]:
     """{"reward": a finite number} or {"kind", "error"}, whatever the function does short of ending this process."""
     try:
         reward = function(prompt, completion, answer)
