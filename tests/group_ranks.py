@@ -18,7 +18,7 @@ class GroupRank:
         self.process.start()
         theirs.close()
 
-    def answer(self, seconds: float = 60) -> Any:
+    def answer(self, seconds: float = 180) -> Any:
         assert self.pipe.poll(seconds), f"a rank has not answered after {seconds} s"
         return self.pipe.recv()
 
