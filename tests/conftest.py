@@ -4,9 +4,17 @@ import hypothesis
 import pytest
 
 from tests.data_helpers import make_tokenizer
+from tests.ranks import stop_server
 
 hypothesis.settings.register_profile("house", deadline=None)  # no test asserts wall time: machines are noisy
 hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_server_left():
+    """The fork server of `ranks.py` starts with the first test that needs it, and serves all of them."""
+    yield
+    stop_server()
 
 
 @pytest.fixture(scope="session")

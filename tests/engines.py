@@ -19,7 +19,7 @@ from grpo.rollout import core
 from grpo.rollout.engine import RolloutEngine
 
 START_SECONDS = 240.0
-CALL_SECONDS = 60.0
+CALL_SECONDS = 180.0
 EOS = 1
 
 
@@ -64,7 +64,7 @@ class EngineProcess:
     def close(self) -> None:
         if self.process.is_alive():
             self.begin("stop")
-            self.process.join(20)
+            self.process.join(60)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()

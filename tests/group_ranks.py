@@ -1,9 +1,10 @@
-"""Ranks of a transfer group in processes of their own, which a test may kill. Light: they import torch alone."""
+"""Ranks of a transfer group in processes of their own, which a test may kill; the fork server has imported torch."""
 
-import multiprocessing
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
+
+from tests.ranks import CONTEXT
 
 GROUP_SECONDS, TENSORS = 40.0, 20
 
@@ -12,13 +13,12 @@ class GroupRank:
     """A process that joins one group after the other and says what came of each."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs,), daemon=True)
+        self.pipe, theirs = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
 
-    def answer(self, seconds: float = 60) -> Any:
+    def answer(self, seconds: float = 180) -> Any:
         assert self.pipe.poll(seconds), f"a rank has not answered after {seconds} s"
         return self.pipe.recv()
 

@@ -56,5 +56,5 @@ def free_port() -> int:
 
 
 def stop_server() -> None:
-    """Ends the fork server, so that no process is left when the module's tests are over."""
+    """Ends the fork server, if it runs, so that no process is left when the tests are over."""
     forkserver._forkserver._stop()

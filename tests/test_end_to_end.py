@@ -16,11 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from grpo.errors import Interrupted
-
 ROOT = Path(__file__).parent.parent
 STEPS = 12
 MARK = "GRPO_TEST_MARK"
+ROLES = "driver, Ray, two actors and an engine core carry the mark"
 
 
 def command(run_dir: Path, *overrides: str) -> list[str]:
@@ -62,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         command(run_dir, *overrides), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert left_behind(mark, within=10) == set()
+    assert left_behind(mark, within=60) == set()
     yield run_dir
 
 
@@ -97,10 +96,10 @@ def test_no_sample_is_stale(run: Path) -> None:
 @pytest.mark.slow
 def test_the_exported_policy_is_the_trained_one(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
-    exported = subprocess.run([sys.executable, "-m", "grpo", "export", str(run), str(out)], cwd=ROOT, timeout=120)
+    exported = subprocess.run([sys.executable, "-m", "grpo", "export", str(run), str(out)], cwd=ROOT, timeout=300)
     assert exported.returncode == 0
     score = [sys.executable, "-m", "grpo", "eval", "examples/quickstart.yaml", f"model.path={out}", "eval.prompts=256"]
-    printed = subprocess.run(score, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    printed = subprocess.run(score, cwd=ROOT, capture_output=True, text=True, timeout=540)
     assert printed.returncode == 0, printed.stderr
     accuracy = re.search(r"accuracy\D+(\d\.\d+)", printed.stdout)
     assert accuracy, printed.stdout
@@ -108,8 +107,8 @@ def test_the_exported_policy_is_the_trained_one(run: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, Interrupted.exit_code), (signal.SIGKILL, -9)])
-def test_no_process_stays_when_a_run_is_stopped(tmp_path: Path, number: int, code: int) -> None:
+def test_no_process_stays_when_a_run_is_killed(tmp_path: Path) -> None:
+    """What is stopped by SIGTERM: the run of test_security.py."""
     run_dir, mark = tmp_path / "run", secrets.token_hex(8)
     environment = os.environ | {MARK: mark}
     driver = subprocess.Popen(
@@ -119,9 +118,9 @@ def test_no_process_stays_when_a_run_is_stopped(tmp_path: Path, number: int, cod
     while not ((run_dir / "metrics.jsonl").exists() and rows(run_dir, "step")):
         assert driver.poll() is None and time.monotonic() < deadline, "the run must reach its first step"
         time.sleep(0.5)
-    assert len(marked(mark)) > 4, "driver, Ray, two actors and an engine core carry the mark"
-    driver.send_signal(number)
-    _, errors = driver.communicate(timeout=60)
-    assert driver.returncode == code
+    assert len(marked(mark)) > 4, ROLES
+    driver.kill()
+    _, errors = driver.communicate(timeout=180)
+    assert driver.returncode == -signal.SIGKILL
     assert "Traceback" not in errors
-    assert left_behind(mark, within=15) == set()
+    assert left_behind(mark, within=60) == set()

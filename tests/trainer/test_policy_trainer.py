@@ -16,18 +16,12 @@ from grpo.errors import CheckpointError, NonFiniteError, WeightSyncError
 from grpo.trainer.schedule import learning_rate
 from grpo.types import Sample
 from tests.models import random_samples, tiny_folder
-from tests.ranks import free_port, run_ranks, stop_server
+from tests.ranks import free_port, run_ranks
 from tests.trainer.test_model import row_logprobs
 
 RATE = 1e-2
 ROWS = random_samples(13, advantages=(1.0, -1.0, 0.0, 0.5, -2.0))
 STAGES = (0, 1, 2, 3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_process_left():
-    yield
-    stop_server()
 
 
 @pytest.fixture(scope="module")

@@ -19,19 +19,13 @@ from grpo.trainer.state import plan_files
 from grpo.types import TensorRecord
 from grpo.weights.digest import digest
 from tests.models import random_samples, tiny_folder
-from tests.ranks import free_port, run_ranks, stop_server
+from tests.ranks import free_port, run_ranks
 
 ROWS = random_samples(13, advantages=(1.0, -1.0, 0.0, 0.5, -2.0))
 DTYPES = ("float32", "bfloat16")
 KINDS = [(stage, dtype) for dtype in DTYPES for stage in (0, 1, 2, 3)]
 FEW = [(0, "float32"), (0, "bfloat16"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")]
 SAVED, LAST = 2, 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_process_left():
-    yield
-    stop_server()
 
 
 @pytest.fixture(scope="module")

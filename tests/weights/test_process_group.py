@@ -133,19 +133,19 @@ def within(seconds: float, call: Callable[[], object]) -> BaseException | None:
 
 def test_a_sender_that_stops_is_an_error_of_the_receiver() -> None:
     _sender, receiver = open_group(2, seconds=1)
-    error = within(10, lambda: list(receiver.receive()))
+    error = within(60, lambda: list(receiver.receive()))
     assert isinstance(error, ClusterError) and "broke off" in str(error) and "rank 1 of 2" in str(error)
 
 
 def test_a_receiver_that_is_gone_is_an_error_of_the_sender() -> None:
     sender, receiver = open_group(2, seconds=1)
     receiver.close()
-    error = within(10, lambda: sender.send(1, [("w", torch.randn(1 << 20))]))
+    error = within(60, lambda: sender.send(1, [("w", torch.randn(1 << 20))]))
     assert isinstance(error, ClusterError)
 
 
 def test_a_rank_that_never_joins_is_an_error() -> None:
-    error = within(20, lambda: GroupTransport("gloo", "cpu", "127.0.0.1", free_port(), 0, 2, seconds=1))
+    error = within(60, lambda: GroupTransport("gloo", "cpu", "127.0.0.1", free_port(), 0, 2, seconds=1))
     assert isinstance(error, ClusterError) and "must join" in str(error)
 
 
@@ -203,7 +203,7 @@ def test_tensors_that_cannot_be_made_end_the_sync_of_all_ranks() -> None:
         with pytest.raises(ValueError, match="no more"):
             sender.send(1, failing())
         with pytest.raises(ClusterError, match="broke off"):
-            receiving.result(timeout=10)
+            receiving.result(timeout=60)
 
 
 def test_the_fault_point_lies_behind_the_first_tensor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_the_fault_point_lies_behind_the_first_tensor(monkeypatch: pytest.Monkey
         with pytest.raises(OSError, match="fault point"):
             sender.send(7, some_tensors())
         with pytest.raises(ClusterError, match="broke off"):
-            receiving.result(timeout=10)
+            receiving.result(timeout=60)
     assert received == ["bias"]
 
 
