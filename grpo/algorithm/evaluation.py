@@ -39,6 +39,7 @@ def score_evaluation(groups: Sequence[Group]) -> Stats:
 
 
 def is_right(sample: Sample) -> bool:
+    """Whether its reward is that of a right answer."""
     return sample.reward is not None and sample.reward >= RIGHT
 
 

@@ -122,6 +122,7 @@ def ray_nodes(config: Config) -> list[Node]:
 
 
 def device_of(config: Config, found: Sequence[Node]) -> str:
+    """Where the actors will run, as a session decides it."""
     if config.cluster.device != "auto":
         return config.cluster.device
     return "cuda" if any(node.gpus for node in found) else "cpu"
@@ -169,6 +170,7 @@ def _against_plan(site: Site) -> list[Check]:
 
 
 def storage_url(config: Config) -> str:
+    """Where checkpoints go, absolute."""
     return Store(checkpoints_url(config.checkpoint.dir, Path(config.run.dir))).url
 
 

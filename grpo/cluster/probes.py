@@ -59,6 +59,7 @@ class NodeProbes:
         return answers
 
     def close(self) -> None:
+        """Ends the actors."""
         for actor in self.actors.values():
             with contextlib.suppress(RayError):
                 ray.kill(actor)

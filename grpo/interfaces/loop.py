@@ -71,6 +71,8 @@ class Rollouts(Protocol):
 
 
 class Rewards(Protocol):
+    """What completions are worth."""
+
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with every sample's reward filled in, without samples whose reward failed."""
         ...
@@ -110,6 +112,8 @@ class Trainer(Protocol):
 
 
 class Weights(Protocol):
+    """Brings the trainer's weights to the engines."""
+
     @property
     def version(self) -> int:
         """The version that healthy engines sample from."""
@@ -129,9 +133,15 @@ class Weights(Protocol):
 
 
 class Checkpoints(Protocol):
-    def newest(self) -> Commit | None: ...
+    """What a run resumes from."""
 
-    def begin(self, step: int) -> str: ...
+    def newest(self) -> Commit | None:
+        """The newest whole one; None only if there never was one. Raises CheckpointError."""
+        ...
+
+    def begin(self, step: int) -> str:
+        """Path or URL of a fresh folder for the files of a step."""
+        ...
 
     def commit(
         self,
@@ -140,7 +150,9 @@ class Checkpoints(Protocol):
         state: dict[str, Any],
         score: float | None,
         attachments: Mapping[str, bytes],
-    ) -> Commit: ...
+    ) -> Commit:
+        """Makes the files of `begin`'s folder, with state and attachments, the newest checkpoint."""
+        ...
 
 
 class Observer(Protocol):
@@ -166,15 +178,25 @@ class Observer(Protocol):
 class Recorder(Observer, Protocol):
     """Everything a person sees: progress line, metrics, samples."""
 
-    def step(self, step: int) -> AbstractContextManager[None]: ...
+    def step(self, step: int) -> AbstractContextManager[None]:
+        """Around a whole step: its time, and one row of all that is logged inside."""
+        ...
 
-    def phase(self, name: str) -> AbstractContextManager[None]: ...
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Around a phase of the loop: its time; what a person sees as running."""
+        ...
 
-    def log_sync(self, stats: Stats, digest: str) -> None: ...
+    def log_sync(self, stats: Stats, digest: str) -> None:
+        """Inside of a phase: a verified sync and the digest of its weights."""
+        ...
 
-    def log_step(self, step: int, groups: Groups, stats: Stats) -> None: ...
+    def log_step(self, step: int, groups: Groups, stats: Stats) -> None:
+        """Inside of a step: its scored groups and what was measured."""
+        ...
 
-    def log_eval(self, step: int, groups: Groups, scores: Stats) -> None: ...
+    def log_eval(self, step: int, groups: Groups, scores: Stats) -> None:
+        """Inside of a phase: scored held-out groups and their scores."""
+        ...
 
     def log_commit(self, step: int, size: int) -> None:
         """The newest checkpoint is that of `step` and has `size` bytes."""

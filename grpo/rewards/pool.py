@@ -33,6 +33,7 @@ class Shared(Generic[T]):
         self._lock = threading.Lock()
 
     def next(self) -> T | None:
+        """The next item, None at the end."""
         with self._lock:
             return next(self._items, None)
 
@@ -92,6 +93,7 @@ class RewardPool:
         return self.workers[0].missing
 
     def close(self) -> None:
+        """Ends every worker."""
         self._stopped = True
         for worker in self.workers:
             worker.close()

@@ -92,6 +92,7 @@ class RewardScorer:
                 )
 
     def close(self) -> None:
+        """Ends the workers of the user's functions."""
         if self.pool:
             self.pool.close()
 

@@ -192,6 +192,7 @@ def is_running(process: psutil.Process) -> bool:
 
 
 def one_line(error: Exception) -> str:
+    """What it says, without line breaks."""
     return " ".join(str(error).split())
 
 

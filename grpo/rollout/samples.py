@@ -39,6 +39,7 @@ def make_samples(prompt: Prompt, outputs: "Sequence[RequestOutput]", count: int,
 
 
 def make_sample(prompt: Prompt, index: int, made: Any, text: str) -> Sample:
+    """One completion out of vLLM's answer. Raises: ClusterError if the engine ended it for a reason of its own."""
     if made.finish_reason not in ("stop", "length"):
         raise ClusterError(
             f"a sample ends by stop or length, but the engine ended one of prompt {prompt.id} by "

@@ -90,6 +90,7 @@ class Engine:
         return float(torch.nn.utils.get_total_norm(gradients))
 
     def close(self) -> None:
+        """Leaves the process group."""
         self.engine.destroy()
         distributed.destroy_process_group()
 

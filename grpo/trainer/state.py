@@ -175,6 +175,7 @@ class StateFolder:
 
 
 def damaged(path: Path, what: str, error: Exception | None = None) -> CheckpointError:
+    """The error about a file that is not as it was written."""
     cause = f" ({error})" if error else ""
     return CheckpointError(
         f"a checkpoint's files must be whole, but of {path} {what}{cause}; remove this checkpoint's folder, so that "

@@ -71,6 +71,7 @@ def unlike(sent: Manifest, previous: Manifest) -> list[str]:
 
 
 def total(outline: list[tuple[str, int]]) -> str:
+    """How much a sync moved, in words."""
     return f"{len(outline)} tensors with {sum(size for _, size in outline)} bytes"
 
 

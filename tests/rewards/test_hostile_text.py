@@ -46,14 +46,17 @@ def read(name, completion, answer):
 
 
 def right_to_accept(name, completion, number):
-    """Whether some marker, the last one but for those behind the label of a next question, is followed by `number`."""
+    """Whether `number` follows the last marker, or one behind which a next question's label comes before any other.
+
+    A label may itself stand right behind a marker, as a heading does: "#### Question:".
+    """
     parts = completion.split(MARKERS[name])
-    for index in range(len(parts) - 1, 0, -1):
-        if first_number(in_braces(parts[index]) if name == "boxed" else parts[index]) == number:
-            return True
-        if index > 1 and not has_label(MARKERS[name].join(parts[index - 1 : index])):
-            return False  # a later marker that belongs to the same answer decides
-    return False
+    last = len(parts) - 1
+    return any(
+        first_number(in_braces(parts[index]) if name == "boxed" else parts[index]) == number
+        and (index == last or has_label(parts[index]) or has_label(parts[index + 1].lstrip()[:12]))
+        for index in range(1, last + 1)
+    )
 
 
 def in_braces(text):
