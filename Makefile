@@ -16,7 +16,7 @@ BENCH_STAMP := .venv-bench/setup-$(shell cat requirements/bench.lock | cksum | c
 SMOLLM2 := models/smollm2-135m-instruct
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
 
-.PHONY: help setup quickstart test lint typecheck audit lock images generate schema manifests dashboards chart-docs bench chaos soak e2e clean
+.PHONY: help setup quickstart test lint typecheck audit lock images generate schema manifests dashboards chart-docs bench kills chaos soak e2e clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*  ## /  \1\t/' | expand -t 14
@@ -26,8 +26,11 @@ setup: $(STAMP)  ## Python environment in .venv: every package pinned and hashed
 quickstart: setup  ## set-up, then a small model learns arithmetic with the real stack, in minutes
 	$(BIN)/grpo train examples/quickstart.yaml run.dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
-test: setup lint typecheck  ## lint, types and all tests that need no GPU
-	$(BIN)/python -m pytest
+test: setup lint typecheck  ## lint, types and all tests that need no GPU, but for those of `make kills`
+	$(BIN)/python -m pytest -m "not kills"
+
+kills: setup  ## 24 kills of the real stack, which CI makes too: is the run still the same? some minutes
+	$(BIN)/python -m pytest -m kills
 
 lint: setup  ## ruff
 	$(BIN)/ruff check

@@ -167,6 +167,7 @@ def test_a_few_kills_of_every_role_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.timeout(1500)
 def test_24_kills_of_the_real_stack_change_nothing(tmp_path: Path) -> None:
     found = chaos(tmp_path, "--real")

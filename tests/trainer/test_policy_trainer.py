@@ -364,7 +364,7 @@ def meet_strangers(rank: int, world_size: int, port: int, config: Config, sample
 
     trainer = open_trainer(config, rank, world_size, port)
     found["fit"] = trainer.step([replace(row, versions=((0, 2),)) for row in sampled], step=3)
-    found["stale"] = trainer.step([replace(row, version=1) for row in ROWS], step=3)
+    found["stale"] = trainer.step([replace(row, versions=((0, 1),)) for row in ROWS], step=3)
     nucleus = Config.model_validate(config.model_dump() | {"rollout": config.rollout.model_dump() | {"top_p": 0.9}})
     trainer = open_trainer(nucleus, rank, world_size, port)
     found["nucleus"] = trainer.step(strange, step=3)
