@@ -6,6 +6,7 @@ checkpoint, or from step 0 where there is none. A lost trainer is the same once 
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -21,7 +22,7 @@ from grpo.types import Groups, Stats
 class Progress:
     """Where the loop is after a finished step; a checkpoint keeps it as JSON."""
 
-    prompts: dict[str, Any]
+    prompts: Mapping[str, object]
     """State of the prompt stream: what the finished steps have consumed, not what the next one has taken."""
     step: int = 0
     zero_variance_steps: int = 0

@@ -8,12 +8,11 @@ import asyncio
 import socket
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 from ray.exceptions import RayError, RpcError
 
-from grpo.cluster.ray_private import ALIVE, PREEMPTION, bootstrap_address, head_client
+from grpo.cluster.ray_private import ALIVE, PREEMPTION, HeadClient, bootstrap_address, head_client
 from grpo.config import Config
 from grpo.errors import ClusterError
 from grpo.run.lease import Holder, holder_here
@@ -78,13 +77,13 @@ class RayNode:
             raise ClusterError(f"Ray's head at {self.address} must answer, but: {error}") from error
         return self._wait(head, node_id, deadline)
 
-    def _find(self, head: Any) -> str | None:
+    def _find(self, head: HeadClient) -> str | None:
         """The id of this host's living node, unless it is the head, where no actor may be."""
         nodes = head.get_all_node_info(timeout=ANSWER_SECONDS).values()
         own = [node for node in nodes if node.node_manager_hostname == self.host and node.state == ALIVE]
         return own[0].node_id.hex() if own and not own[0].is_head_node else None
 
-    def _wait(self, head: Any, node_id: str, deadline: float) -> str:
+    def _wait(self, head: HeadClient, node_id: str, deadline: float) -> str:
         while True:
             try:
                 left = asyncio.run(actors_on(head, node_id))
@@ -97,14 +96,14 @@ class RayNode:
             time.sleep(LOOK_SECONDS)
 
 
-def connect(address: str) -> Any:
+def connect(address: str) -> HeadClient:
     """A client of Ray's head, which alone would wait 40 s for one that is gone. Raises OSError, RayError."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     return head_client(address)
 
 
-async def actors_on(head: Any, node_id: str) -> list[str]:
+async def actors_on(head: HeadClient, node_id: str) -> list[str]:
     """Class names of the actors that are alive on a node."""
     table = await head.async_get_all_actor_info(actor_state_name="ALIVE", timeout=ANSWER_SECONDS)
     return sorted(actor.class_name for actor in table.values() if actor.address.node_id.hex() == node_id)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from grpo.cluster import processes
@@ -17,8 +18,8 @@ from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, St
 HEALTH = "health"  # concurrency group of a trainer rank, whose other verbs block their thread
 P = ParamSpec("P")
 R = TypeVar("R")
-Verb = Callable[Concatenate[Any, P], R]
-AsyncVerb = Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]
+RankVerb = Callable[Concatenate[RankActor, P], R]
+EngineVerb = Callable[Concatenate[EngineActor, P], Coroutine[object, object, R]]
 
 
 class RayWorker:
@@ -26,7 +27,7 @@ class RayWorker:
 
     NAMES = {"rollout": "engine", "trainer": "trainer rank"}
 
-    def __init__(self, actor: Any, role: str, index: int, needs: str = "") -> None:
+    def __init__(self, actor: ActorHandle[Any], role: str, index: int, needs: str = "") -> None:
         self.actor, self.role, self.index, self.needs = actor, role, index, needs
         self.node_id = ""
         self.pids: list[int] = []
@@ -71,11 +72,11 @@ class RayWorker:
 class RayEngine(RayWorker):
     """An `Engine` in an actor of its own; `receivers` is its number of GPU workers."""
 
-    def __init__(self, actor: Any, index: int, needs: str = "", receivers: int = 1) -> None:
+    def __init__(self, actor: ActorHandle[Any], index: int, needs: str = "", receivers: int = 1) -> None:
         super().__init__(actor, "rollout", index, needs)
         self.receivers = receivers
 
-    def _call(self, verb: AsyncVerb[P, R], *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+    def _call(self, verb: EngineVerb[P, R], *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         assert not kwargs
         return Call(self, self._begin(verb.__name__, *args))
 
@@ -123,10 +124,10 @@ class SharedBatch(list[Sample]):
 class RayRank(RayWorker):
     """A `TrainerRank` in an actor of its own."""
 
-    def __init__(self, actor: Any, index: int, needs: str = "") -> None:
+    def __init__(self, actor: ActorHandle[Any], index: int, needs: str = "") -> None:
         super().__init__(actor, "trainer", index, needs)
 
-    def _call(self, verb: Verb[P, R], *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+    def _call(self, verb: RankVerb[P, R], *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         assert not kwargs
         return Call(self, self._begin(verb.__name__, *args))
 

@@ -4,18 +4,20 @@ import contextlib
 import socket
 from typing import Any
 
+from ray.actor import ActorHandle
+
 from grpo.cluster import ray_private
 
 CONNECT_SECONDS = 3.0
 """How long a node's port may take to open; far longer than it does."""
 
 
-def has_place(actor: Any) -> bool:
+def has_place(actor: ActorHandle[Any]) -> bool:
     """Whether Ray has found a node for an actor, now or before it died."""
     return bool(ray_private.actor_entry(actor)["StartTime"])
 
 
-def node_is_lost(actor: Any) -> bool:
+def node_is_lost(actor: ActorHandle[Any]) -> bool:
     """Whether the node that Ray chose for an actor is gone."""
     return ray_private.actor_entry(actor)["Address"]["NodeID"] not in {node["NodeID"] for node in living_nodes()}
 

@@ -133,7 +133,7 @@ def _checks(config: Config, driver: Facts, found: Sequence[Node], probes: Probes
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"device": device})})
     able = [node for node in found if node.hosts]
     asked = time.time()
-    facts: dict[str, Facts] = probes.ask("look", config) if able else {}
+    facts = probes.ask(None, Probe.look, config) if able else {}
     site = Site(config, device, able, facts, driver)
     skews = {node.name: _skew(seen.clock, asked) for node, seen in site.known()}
     checks = [*nodes.room(site), nodes.labels(site), nodes.versions(site)] if found else []
@@ -195,8 +195,8 @@ def _storage(site: Site, probes: Probes) -> list[Check]:
 
 def _shared(probes: Probes, names: Mapping[str, str], url: str, folder: str, driver: Probe) -> Iterator[Problem]:
     """What is wrong on the nodes `names` (by id), after the driver has written."""
-    written = probes.ask("write", url, folder, only=list(names))
-    unseen = probes.ask("read", url, folder, ["driver"], only=list(names))
+    written = probes.ask(list(names), Probe.write, url, folder)
+    unseen = probes.ask(list(names), Probe.read, url, folder, ["driver"])
     for node, name in names.items():
         if text := written.get(node, "no answer"):
             yield Problem("failed", name, text)
@@ -233,12 +233,12 @@ def _connections(site: Site, probes: Probes) -> Check:
     if len(site.facts) < 2:
         return links.connections({}, 0)
     known = {node.id: node for node, _ in site.known()}
-    ports: Mapping[str, int] = probes.ask("listen")
+    ports = probes.ask(None, Probe.listen)
     places = [(known[node].address, port) for node, port in ports.items()]
     errors = {}
-    for node, answers in probes.ask("connect", places).items():
+    for node, answers in probes.ask(None, Probe.connect, places).items():
         for target, text in zip(ports, answers, strict=True):
             if text and target != node:
                 errors[known[node].name, known[target].name] = text
-    probes.ask("close")
+    probes.ask(None, Probe.close)
     return links.connections(errors, len(ports) * (len(ports) - 1))

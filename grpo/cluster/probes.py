@@ -1,8 +1,8 @@
 """Probes for `preflight`: one on each node, asked side by side, each with a deadline."""
 
 import contextlib
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -14,6 +14,11 @@ from grpo.plan.preflight.probe import Probe
 
 ANSWER_SECONDS = 90.0  # a node has to start a worker first
 HERE = "here"
+P = ParamSpec("P")
+R = TypeVar("R")
+Verb = Callable[Concatenate[Probe, P], R]
+Only = Sequence[str] | None
+"""Ids of the nodes to ask; None: all."""
 
 
 class Probes(Protocol):
@@ -21,8 +26,9 @@ class Probes(Protocol):
 
     unanswered: dict[str, str]
 
-    def ask(self, verb: str, *args: object, only: Sequence[str] | None = None) -> dict[str, Any]:
-        """Answers by node id, side by side."""
+    def ask(self, only: Only, verb: Verb[P, R], *args: P.args, **kwargs: P.kwargs) -> dict[str, R]:
+        """Answers of a method of `Probe` by node id, side by side."""
+        ...
 
 
 class LocalProbe:
@@ -32,8 +38,8 @@ class LocalProbe:
         self.unanswered: dict[str, str] = {}
         self.probe = Probe(HERE)
 
-    def ask(self, verb: str, *args: object, only: Sequence[str] | None = None) -> dict[str, Any]:
-        return {} if only is not None and HERE not in only else {HERE: getattr(self.probe, verb)(*args)}
+    def ask(self, only: Only, verb: Verb[P, R], *args: P.args, **kwargs: P.kwargs) -> dict[str, R]:
+        return {} if only is not None and HERE not in only else {HERE: verb(self.probe, *args, **kwargs)}
 
 
 class NodeProbes:
@@ -45,12 +51,12 @@ class NodeProbes:
         there = {node.id: NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes}
         self.actors = {node: make.options(scheduling_strategy=place).remote(node) for node, place in there.items()}
 
-    def ask(self, verb: str, *args: object, only: Sequence[str] | None = None) -> dict[str, Any]:
+    def ask(self, only: Only, verb: Verb[P, R], *args: P.args, **kwargs: P.kwargs) -> dict[str, R]:
         asked = [node for node in self.actors if node not in self.unanswered and (only is None or node in only)]
-        refs = {getattr(self.actors[node], verb).remote(*args): node for node in asked}
+        refs = {getattr(self.actors[node], verb.__name__).remote(*args, **kwargs): node for node in asked}
         done, late = ray.wait(list(refs), num_returns=len(refs), timeout=ANSWER_SECONDS) if refs else ([], [])
         self.unanswered |= {refs[ref]: f"no answer within {ANSWER_SECONDS:g} s" for ref in late}
-        answers = {}
+        answers: dict[str, R] = {}
         for ref in done:
             try:
                 answers[refs[ref]] = ray.get(ref)

@@ -4,9 +4,9 @@ import contextlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import ray
@@ -19,6 +19,8 @@ STACK_SECONDS = 5.0
 PATIENCE_SECONDS = 1.0
 END_SECONDS = 5.0
 REMOTE_SECONDS = 30.0  # a node may have to start a worker first
+
+R = TypeVar("R")
 
 
 def stacks(pids: Sequence[int]) -> str:
@@ -35,7 +37,7 @@ def stacks(pids: Sequence[int]) -> str:
     return "\n".join(texts)
 
 
-def end(pids: Iterable[int]) -> list[int]:
+def end(pids: Sequence[int]) -> list[int]:
     """Ends processes of this machine and all below them; the pids that are still there after a while.
 
     What goes by itself within a moment is left to: Ray calls a worker that it was told to end no accident.
@@ -51,7 +53,7 @@ def end(pids: Iterable[int]) -> list[int]:
     return [process.pid for process in psutil.wait_procs(doomed, timeout=END_SECONDS)[1]]
 
 
-def on_node(node_id: str, function: Any, pids: Sequence[int]) -> Any:
+def on_node(node_id: str, function: Callable[[Sequence[int]], R], pids: Sequence[int]) -> R | None:
     """`function(pids)` on a node: in this process if it is ours, else as a task there. None if the node is gone."""
     if node_id == ray.get_runtime_context().get_node_id():
         return function(pids)
@@ -60,6 +62,7 @@ def on_node(node_id: str, function: Any, pids: Sequence[int]) -> Any:
     affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
     task: Any = ray.remote(num_cpus=0, max_retries=0)(function).options(scheduling_strategy=affinity)
     try:
-        return ray.get(task.remote(list(pids)), timeout=REMOTE_SECONDS)
+        result: R = ray.get(task.remote(list(pids)), timeout=REMOTE_SECONDS)
+        return result
     except RayError:
         return None

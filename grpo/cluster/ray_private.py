@@ -1,10 +1,12 @@
 """All that is used of Ray beyond its public API, as it is in Ray 2.60.0. Look here first when the pin moves."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import ray
 from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import state
+from ray.actor import ActorHandle
 
 PREEMPTION = 2
 """DRAIN_NODE_REASON_PREEMPTION in Ray's autoscaler.proto: a reason that it cannot refuse."""
@@ -24,7 +26,7 @@ def node_table() -> list[dict[str, Any]]:
     return table
 
 
-def actor_entry(actor: Any) -> dict[str, Any]:
+def actor_entry(actor: ActorHandle[Any]) -> dict[str, Any]:
     """What Ray's head knows of an actor: its node and when it started (0: not yet)."""
     found: dict[str, Any] = state.actor_table(actor._actor_id.hex())
     return found
@@ -36,16 +38,41 @@ def logs_folder() -> str:
     return str(node.get_logs_dir_path())
 
 
-def driver_head_client() -> Any:
-    """This driver's own connection to Ray's head: `check_alive`, `get_draining_nodes`."""
-    worker: Any = ray._private.worker.global_worker
-    return worker.gcs_client
+class HeadClient(Protocol):
+    """What is asked of Ray's head; times in seconds."""
+
+    def check_alive(self, nodes: Sequence[object], timeout: float) -> object:
+        """Raises RayError or the like if the head does not answer."""
+        ...
+
+    def get_draining_nodes(self, timeout: float) -> Mapping[str, int]:
+        """Ids of nodes that are about to go away, and until when."""
+        ...
+
+    def get_all_node_info(self, timeout: float) -> Mapping[object, Any]:
+        """A record of each node that ever was."""
+        ...
+
+    def drain_node(self, node_id: str, reason: int, message: str, deadline_ms: int, timeout: float) -> object:
+        """Marks a node as about to go away."""
+        ...
+
+    async def async_get_all_actor_info(self, actor_state_name: str, timeout: float) -> Mapping[object, Any]:
+        """A record of each actor in a state."""
+        ...
 
 
-def head_client(address: str) -> Any:
+def driver_head_client() -> HeadClient:
+    """This driver's own connection to Ray's head."""
+    client: HeadClient = ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]
+    return client
+
+
+def head_client(address: str) -> HeadClient:
     """A connection to Ray's head of a process that does not join the cluster."""
     raylet: Any = ray._raylet
-    return raylet.GcsClient(address=address)
+    client: HeadClient = raylet.GcsClient(address=address)
+    return client
 
 
 def bootstrap_address(address: str) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import ray
+from ray.actor import ActorHandle
 
 from grpo.cluster import processes, ray_private
 from grpo.cluster.handles import HEALTH
@@ -103,7 +104,7 @@ class Session:
             if process.name() == "raylet":  # its agents outlive it while they wait for a head that is gone
                 start_watchdog(os.getpid(), "", process.pid)
 
-    def place(self, actor_class: type, role: str, gpus: float, *args: object) -> tuple[Any, str]:
+    def place(self, actor_class: type, role: str, gpus: float, *args: object) -> tuple[ActorHandle[Any], str]:
         """An actor on a node of its role, and what it reserves there, in words.
 
         A node of its role is one whose label `cluster.role_label` is not the other role's. Nothing retries a method (a

@@ -1,11 +1,12 @@
 """The ranks of the policy as one trainer: who is called, in which order, and what the loss of one means."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from grpo.checkpoint import Commit
 from grpo.cluster.context import RunContext
 from grpo.cluster.handles import SharedBatch
+from grpo.cluster.waiting import Ask, process_lives
 from grpo.errors import ClusterError, NoNode, StoreLost, TrainerLost
 from grpo.interfaces import Call, Place, TrainerRank
 from grpo.run.faults import fault_point
@@ -87,13 +88,20 @@ class TrainerGroup:
         self.end(lost)
         raise lost
 
-    def all(self, calls: Sequence[Call[R]], seconds: float, what: str, **options: Any) -> list[R]:
+    def all(
+        self,
+        calls: Sequence[Call[R]],
+        seconds: float,
+        what: str,
+        ask: Ask | None = process_lives,
+        finish_first: bool = False,
+    ) -> list[R]:
         """Results of all ranks. Raises TrainerLost once the others are ended too: they may wait for the lost one.
 
         A rank that fails counts as lost: mostly because another one died, which breaks a collective before Ray tells.
         """
         try:
-            return self.context.workers.get(calls, seconds, what, **options)
+            return self.context.workers.get(calls, seconds, what, ask, finish_first)
         except ClusterError as error:
             if isinstance(error, StoreLost | NoNode) or self.context.workers.headless:
                 raise

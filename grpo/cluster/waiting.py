@@ -111,9 +111,16 @@ class Waiting:
                     raise result
         return [results[call.future] for call in calls]
 
-    def get(self, calls: Sequence[Call[R]], seconds: float, what: str, **options: Any) -> list[R]:
+    def get(
+        self,
+        calls: Sequence[Call[R]],
+        seconds: float,
+        what: str,
+        ask: Ask | None = process_lives,
+        finish_first: bool = False,
+    ) -> list[R]:
         """Results of calls that make sense only together, in order; see `outcomes`. Raises the first error."""
-        self.outcomes(calls, seconds, what, fail_fast=True, **options)
+        self.outcomes(calls, seconds, what, ask, finish_first, fail_fast=True)
         return [call.result for call in calls]
 
     def _result(self, call: Call[R], what: str) -> R | GrpoError:

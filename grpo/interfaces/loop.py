@@ -7,7 +7,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from grpo.checkpoint import Commit
 from grpo.run.stopping import StopRequest
@@ -21,11 +21,11 @@ class PromptStream(Protocol):
         """The next prompts, across the ends of epochs."""
         ...
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Mapping[str, object]:
         """Where the stream is: what was taken before does not come again after `restore`."""
         ...
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, object]) -> None:
         """Goes back to where `state` was taken."""
         ...
 
@@ -53,11 +53,11 @@ class Collector(Protocol):
         """Scored groups of the held-out prompts, sampled after that step, and their scores."""
         ...
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Mapping[str, object]:
         """Where the stream of prompts is, as of the last batch."""
         ...
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, object]) -> None:
         """Goes back to where `state` was taken."""
         ...
 
@@ -147,7 +147,7 @@ class Checkpoints(Protocol):
         self,
         step: int,
         records: Sequence[FileRecord],
-        state: dict[str, Any],
+        state: Mapping[str, object],
         score: float | None,
         attachments: Mapping[str, bytes],
     ) -> Commit:

@@ -5,7 +5,6 @@ The rule of versions stands here alone: which weights may have made the samples 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from grpo.algorithm.advantages import advantages
 from grpo.algorithm.evaluation import score_evaluation
@@ -53,11 +52,11 @@ class InlineCollector:
             groups = self.rewards.score(groups)
         return groups, score_evaluation(groups)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Mapping[str, object]:
         """Where the stream of prompts is."""
         return self.prompts.state()
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, object]) -> None:
         """Goes back to where `state` was taken."""
         self.prompts.restore(state)
 
