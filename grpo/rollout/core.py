@@ -40,7 +40,7 @@ class EngineCore:
         self.requests = 0
         self.stale: str | None = None  # why the model is in pieces: nothing may be generated from it
         self.exclusive = 0  # transfers and commits under way: nothing else may be asked of the core
-        self.probe: asyncio.Task[Any] | None = None  # the health check's request
+        self.probe: asyncio.Task[object] | None = None  # the health check's request
 
     async def start(self) -> None:
         """Loads vLLM, starts the engine core and lets it load the model.
@@ -148,7 +148,7 @@ class EngineCore:
         except Exception as error:  # vLLM hands over a worker's exception as a text in a bare Exception
             raise ClusterError(f"engine {self.index}, {verb}: {one_line(error)}") from error
 
-    async def answer(self, call: Coroutine[Any, Any, Answer]) -> Answer:
+    async def answer(self, call: Coroutine[object, None, Answer]) -> Answer:
         """What the core answers. Left alone, vLLM waits for ever for the answer of a core that has died."""
         from vllm.v1.engine.exceptions import EngineDeadError
 

@@ -45,7 +45,7 @@ class Receiver:
         ):  # NCCL settings that vLLM makes for its own groups would make the trainer wait for ever
             self.transport = make_transport(parsed, self.device.type, url, rank_offset + self.rank, world_size)
 
-    def receive_tensors(self, expected: list[list[Any]]) -> tuple[list[PlainRecord], list[str]]:
+    def receive_tensors(self, expected: list[tuple[str, list[int], str]]) -> tuple[list[PlainRecord], list[str]]:
         """Loads what the trainer sends. `expected` is [[name, shape, dtype], ...] as the trainer announced it.
 
         Returns what arrived, in order, and what is wrong with it; with anything wrong the model must not be used. Reads

@@ -56,7 +56,7 @@ class Engine:
         self.world_size = world_size
         self.shards = Shards(self.optimizer, policy)
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: object) -> Any:
         return self.engine(*args)
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
@@ -95,9 +95,9 @@ class Engine:
         distributed.destroy_process_group()
 
 
-def engine_config(train: Train, bf16: bool) -> dict[str, Any]:
+def engine_config(train: Train, bf16: bool) -> dict[str, object]:
     """DeepSpeed's configuration. Its own accumulation stays at 1 step: `Engine.backward` sets the boundary itself."""
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": train.max_grad_norm,

@@ -1,7 +1,6 @@
 """A model that is not finite is never saved: such a checkpoint would push out a good one."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -25,7 +24,7 @@ def not_finite(names: Sequence[str]) -> NonFiniteError | None:
     )
 
 
-def check_finite(params: Mapping[str, Any], shards: Shards) -> None:
+def check_finite(params: Mapping[str, torch.nn.Parameter], shards: Shards) -> None:
     """Raises NonFiniteError, on all ranks alike, naming a tensor of any rank that is not finite. A collective."""
     bad = [
         f"{kind} of {name}"

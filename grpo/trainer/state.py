@@ -49,12 +49,12 @@ class StateFolder:
     """One rank's view of the folder."""
 
     def __init__(
-        self, folder: Path, params: Mapping[str, Any], records: Sequence[TensorRecord], shards: Shards
+        self, folder: Path, params: Mapping[str, torch.nn.Parameter], records: Sequence[TensorRecord], shards: Shards
     ) -> None:
         self.folder, self.params, self.records, self.shards = folder, params, records, shards
         self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
 
-    def write(self, header: Mapping[str, Any], device: torch.device) -> None:
+    def write(self, header: Mapping[str, object], device: torch.device) -> None:
         """Writes this rank's files. Raises CheckpointError on all ranks alike."""
         files = plan_files(self.records, self.ranks)
         failure = self._write_shares(files)

@@ -130,7 +130,7 @@ class GroupTransport:
         self._wait(lambda: self.group.broadcast([tensor], c10d.BroadcastOptions()))
         return tensor
 
-    def _wait(self, start: Callable[[], Any]) -> None:
+    def _wait(self, start: Callable[[], distributed.Work]) -> None:
         if self.group is None:
             raise ClusterError(f"the {self.where} was left; join a new one before the next sync")
         try:
