@@ -11,9 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo.algorithm.loss import LossInputs, Normaliser, policy_loss
-from grpo.config import Algorithm, Config, Train
+from grpo.config import Algorithm, Config
 from grpo.errors import CheckpointError, NonFiniteError, WeightSyncError
-from grpo.trainer.schedule import learning_rate
 from grpo.types import Sample
 from tests.models import random_samples, tiny_folder
 from tests.ranks import free_port, run_ranks
@@ -387,17 +386,3 @@ def test_samples_of_other_weights_are_refused_before_any_update(folder):
         assert found["fit"]["train/approx_kl"] > found["fit"]["train/rollout_kl"]
         for name in ("stale", "nucleus"):
             assert found[name]["train/updates"] == 2.0 and found[name]["train/rollout_kl"] > 0.05
-
-
-@pytest.mark.parametrize(
-    ("schedule", "rates"),
-    [
-        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
-        ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447]),
-    ],
-)
-def test_learning_rate_rises_over_the_warm_up_and_then_follows_the_schedule(schedule, rates):
-    train = Train(learning_rate=0.5, warmup_steps=2, schedule=schedule)
-    found = [learning_rate(train, step, total_steps=6) for step in range(1, 7)]
-    assert found == pytest.approx([0.5 * rate for rate in rates], abs=1e-6)

