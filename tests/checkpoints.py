@@ -6,7 +6,7 @@ from pathlib import Path
 
 from grpo.checkpoint import Checkpoints, Commit
 from grpo.config import Checkpoint, Config, Model, Run
-from grpo.store import Store
+from grpo.store import open_store
 
 
 class Held:
@@ -37,7 +37,7 @@ def save(writer: Checkpoints, step: int, score: float | None = None, ranks: int 
     folder = writer.begin(step)
     records = []
     for rank in range(ranks):
-        store = Store(folder)
+        store = open_store(folder)
         with store.workspace("") as work:
             for name, data in files_of(step, rank).items():
                 (work / name).parent.mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from grpo.checkpoint import Commit
 from grpo.errors import ClusterError, TrainerLost
-from grpo.store import Store
+from grpo.store import open_store
 from grpo.types import FileRecord, Group, Prompt, Sample, Sampling, Stats
 
 
@@ -140,7 +140,7 @@ class FakeTrainer:
     def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
         self._event(f"save {step}")
         Path(folder, "trainer.json").write_text(str(self.updates))
-        return Store(folder).publish(Path(folder), "")
+        return open_store(folder).publish(Path(folder), "")
 
     def load(self, commit: Commit) -> None:
         self._event(f"load {commit.step}")

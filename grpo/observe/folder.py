@@ -33,7 +33,7 @@ from grpo.config.load import dump_config
 from grpo.errors import CheckpointError, ConfigError
 from grpo.observe.metrics import lookup
 from grpo.run.layout import CHECKPOINTS, CONFIG, METRICS, SAMPLES, SUPERSEDED, TENSORBOARD
-from grpo.store import Store
+from grpo.store import open_store
 from grpo.types import Group, Stats
 
 
@@ -150,7 +150,7 @@ def _step_of(line: bytes) -> int:
 
 def _replace(path: Path, content: bytes) -> None:
     """Commits a file by rename."""
-    Store(str(path.parent)).write(path.name, content)
+    open_store(str(path.parent)).write(path.name, content)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from grpo import errors
 from grpo.config import Config
 from grpo.config.diff import config_hash
 from grpo.errors import CheckpointError, ConfigError, DataError, GrpoError
-from grpo.store import Store
+from grpo.store import open_store
 
 FATAL = "FATAL.json"
 FORGIVEN = (ConfigError, DataError)
@@ -38,7 +38,7 @@ def write_fatal(run_dir: Path, error: GrpoError, config_hash: str) -> None:
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     with contextlib.suppress(CheckpointError):  # a full disk; the run's own error is what counts
-        Store(str(run_dir)).write_new(FATAL, json.dumps(content, indent=1).encode())
+        open_store(str(run_dir)).write_new(FATAL, json.dumps(content, indent=1).encode())
 
 
 def check_fatal(run_dir: Path, config: Config) -> None:
@@ -46,7 +46,7 @@ def check_fatal(run_dir: Path, config: Config) -> None:
 
     Call it while holding the run's folder.
     """
-    store = Store(str(run_dir))
+    store = open_store(str(run_dir))
     if not store.exists(FATAL):
         return
     found = _parse(store.read(FATAL))

@@ -29,7 +29,7 @@ import psutil
 
 from grpo.errors import CheckpointError, Fenced
 from grpo.run.stopping import StopRequest
-from grpo.store import Store
+from grpo.store import Store, open_store
 
 FOLDER = "attempts"
 BEATS = 3
@@ -49,7 +49,7 @@ class Lease:
         self.seconds = seconds
         self.attempt = 0
         self._request = stop
-        self._store = Store(str(run_dir / FOLDER))
+        self._store = open_store(str(run_dir / FOLDER))
         self._token = uuid.uuid4().hex
         self._count = 0
         self._beaten = 0.0
@@ -179,7 +179,7 @@ class Holder:
 
 def holder_here(run_dir: Path) -> Holder | None:
     """The start that holds the folder, if it runs on this very machine (in this container)."""
-    store = Store(str(run_dir / FOLDER))
+    store = open_store(str(run_dir / FOLDER))
     attempt = _newest(store)
     holder = _holder(_read(store, attempt)) if attempt else {}
     pid = holder.get("pid")

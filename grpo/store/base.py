@@ -1,4 +1,4 @@
-"""Files on a local or network volume, or in a bucket: the few verbs that checkpoints need. `Store(url)` picks the kind.
+"""Files on a local or network volume, or in a bucket: the few verbs that checkpoints need.
 
 A volume (a path): what is written is flushed to disk, files and folders, and appears by rename. A bucket
 (s3://bucket/prefix): an object appears whole or not at all; there is no rename. Credentials, region and endpoint come
@@ -10,17 +10,16 @@ Names are relative, with slashes, without ".."; "" is the store's own folder. Ev
 
 import errno
 import hashlib
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, ClassVar
+from typing import IO, ClassVar, Protocol
 
 from safetensors import SafetensorError
 
-from grpo.errors import CheckpointError, ConfigError, GrpoError
+from grpo.errors import CheckpointError, GrpoError
 from grpo.types import FileRecord
 
 BLOCK = 4 << 20
@@ -38,32 +37,90 @@ def clean_name(name: str) -> str:
     return name
 
 
-class Store:
+class Store(Protocol):
     """A folder, or a prefix of a bucket. `url` is absolute, so that it means the same on every node."""
 
     url: str
     renames: ClassVar[bool]
     """Whether folders can be renamed."""
+
+    def path(self, name: str) -> str:
+        """Absolute path or URL of a name."""
+        ...
+
+    def typed(self, what: str, needed: int = 0) -> AbstractContextManager[None]:
+        """Turns what disks and buckets raise into a GrpoError, with free and needed bytes if there is no room."""
+        ...
+
+    def filling(self, work: Path, folder: str) -> AbstractContextManager[None]:
+        """Around the caller's writing into a workspace: what was written so far is the least that is needed."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The whole file."""
+        ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces the file; a reader sees the old or the new content, never a part."""
+        ...
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Creates the file. False, and nothing is changed, if it exists."""
+        ...
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file or folder."""
+        ...
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of all files below the folder `prefix`, sorted."""
+        ...
+
+    def folders(self) -> list[str]:
+        """Names of the folders right below the store, sorted."""
+        ...
+
+    def rename(self, old: str, new: str) -> None:
+        """Moves a folder to a free name, durably. Only where `renames`."""
+        ...
+
+    def make_folder(self, name: str) -> None:
+        """Creates a folder if there is none."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Removes a file, or a folder with all that is in it; nothing happens if there is neither."""
+        ...
+
+    def workspace(self, folder: str) -> AbstractContextManager[Path]:
+        """A local folder, of this caller alone, for files that `publish` then moves to `folder`; gone at the end."""
+        ...
+
+    def publish(self, local: Path, folder: str) -> tuple[FileRecord, ...]:
+        """Puts all files of a workspace below `folder`, durably; names are relative to `folder`, sorted."""
+        ...
+
+    def fetch(self, folder: str, names: Iterable[str]) -> AbstractContextManager[Path]:
+        """A local folder that holds these files of `folder`: itself on a volume, else a download that goes at the end.
+
+        Read only: what is written to it may change the store.
+        """
+        ...
+
+    def record(self, name: str) -> FileRecord | None:
+        """Reads the file for its size and sha256; None if there is no such file."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, without reading it; None if there is no such file."""
+        ...
+
+
+class Named:
+    """What volumes and buckets share: names, and failures as errors of ours."""
+
+    url: str
     errors: ClassVar[tuple[type[Exception], ...]] = (OSError, SafetensorError)
-
-    def __new__(cls, url: str) -> "Store":
-        if cls is not Store:
-            return super().__new__(cls)
-        if not url.startswith("s3://") and re.match("[^/]*:/", url):
-            raise ConfigError(
-                "checkpoint.dir: must be a folder or s3://bucket/prefix, but is a URL of another kind; give a folder "
-                "that all nodes share, or an S3-compatible bucket"
-            )
-        if url.startswith("s3://"):
-            from grpo.store.bucket import Bucket
-
-            return super().__new__(Bucket)
-        from grpo.store.volume import Volume
-
-        return super().__new__(Volume)
-
-    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
-        return Store, (self.url,)  # a connection does not travel to another process
 
     def path(self, name: str) -> str:
         """Absolute path or URL of a name."""
@@ -87,69 +144,13 @@ class Store:
             raise self.failure(f"write the files of {folder or 'a checkpoint'}", error, written) from error
 
     def failure(self, what: str, error: Exception, needed: int) -> GrpoError:
+        """The error for a person; `needed` are the bytes that must be free at least."""
         way_out = "check that it exists and may be written, or choose another folder (run.dir, checkpoint.dir)"
         if no_space(error):
             local = Path(tempfile.gettempdir() if "://" in self.url else self.url)
             free = shutil.disk_usage(next(path for path in (local, *local.parents) if path.exists())).free
             way_out = f"{free} bytes are free, at least {needed} are needed; free space or choose another folder"
         return CheckpointError(f"{self.url}: must {what}, but: {error}; {way_out}")
-
-    def read(self, name: str) -> bytes:
-        raise NotImplementedError
-
-    def write(self, name: str, data: bytes) -> None:
-        """Replaces the file; a reader sees the old or the new content, never a part."""
-        raise NotImplementedError
-
-    def write_new(self, name: str, data: bytes) -> bool:
-        """Creates the file. False, and nothing is changed, if it exists."""
-        raise NotImplementedError
-
-    def exists(self, name: str) -> bool:
-        raise NotImplementedError
-
-    def names(self, prefix: str = "") -> list[str]:
-        """Names of all files below the folder `prefix`, sorted."""
-        raise NotImplementedError
-
-    def folders(self) -> list[str]:
-        """Names of the folders right below the store, sorted."""
-        raise NotImplementedError
-
-    def rename(self, old: str, new: str) -> None:
-        """Moves a folder to a free name, durably. Only where `renames`."""
-        raise NotImplementedError
-
-    def make_folder(self, name: str) -> None:
-        """Creates a folder if there is none."""
-        raise NotImplementedError
-
-    def delete(self, name: str) -> None:
-        """Removes a file, or a folder with all that is in it; nothing happens if there is neither."""
-        raise NotImplementedError
-
-    def workspace(self, folder: str) -> AbstractContextManager[Path]:
-        """A local folder, of this caller alone, for files that `publish` then moves to `folder`; gone at the end."""
-        raise NotImplementedError
-
-    def publish(self, local: Path, folder: str) -> tuple[FileRecord, ...]:
-        """Puts all files of a workspace below `folder`, durably; names are relative to `folder`, sorted."""
-        raise NotImplementedError
-
-    def fetch(self, folder: str, names: Iterable[str]) -> AbstractContextManager[Path]:
-        """A local folder that holds these files of `folder`: itself on a volume, else a download that goes at the end.
-
-        Read only: what is written to it may change the store.
-        """
-        raise NotImplementedError
-
-    def record(self, name: str) -> FileRecord | None:
-        """Reads the file for its size and sha256; None if there is no such file."""
-        raise NotImplementedError
-
-    def size(self, name: str) -> int | None:
-        """Bytes of a file, without reading it; None if there is no such file."""
-        raise NotImplementedError
 
 
 def no_space(error: Exception) -> bool:
@@ -159,6 +160,7 @@ def no_space(error: Exception) -> bool:
 
 @contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A hidden folder that goes at the end."""
     work = Path(tempfile.mkdtemp(prefix=".work-", dir=parent))
     try:
         yield work
@@ -176,6 +178,7 @@ def hash_file(file: IO[bytes], name: str) -> FileRecord:
 
 
 def record_of(path: Path, name: str) -> FileRecord:
+    """Size and sha256 of a local file under the name that it has in a store."""
     with open(path, "rb") as file:
         return hash_file(file, name)
 

@@ -20,7 +20,7 @@ from s3fs.core import S3_RETRYABLE_ERRORS
 from safetensors import SafetensorError
 
 from grpo.errors import ConfigError, GrpoError, StoreLost
-from grpo.store.base import Store, clean_name, files_below, hash_file, no_space, record_of, scratch_folder
+from grpo.store.base import Named, clean_name, files_below, hash_file, no_space, record_of, scratch_folder
 from grpo.types import FileRecord
 
 ATTEMPTS = 5
@@ -28,8 +28,10 @@ ROUNDS = 3
 BLOCK = 32 << 20
 
 
-class Bucket(Store):
-    renames = False
+class Bucket(Named):
+    """A prefix of a bucket."""
+
+    renames: ClassVar[bool] = False
     errors: ClassVar[tuple[type[Exception], ...]] = (
         OSError,
         BotoCoreError,
@@ -49,6 +51,9 @@ class Bucket(Store):
             raise ConfigError(f"checkpoint.dir: the prefix must be plain names with slashes, but is {prefix!r}")
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self._fs: S3FileSystem | None = None
+
+    def __reduce__(self) -> tuple[type["Bucket"], tuple[str]]:
+        return Bucket, (self.url,)  # a connection does not travel to another process
 
     @property
     def fs(self) -> S3FileSystem:
@@ -104,6 +109,7 @@ class Bucket(Store):
 
     def make_folder(self, name: str) -> None:
         """A bucket has objects only."""
+        clean_name(name)
 
     def delete(self, name: str) -> None:
         with self.typed(f"delete {name}"):

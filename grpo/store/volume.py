@@ -6,20 +6,23 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from grpo.errors import CheckpointError
-from grpo.store.base import Store, clean_name, files_below, record_of, scratch_folder
+from grpo.store.base import Named, clean_name, files_below, record_of, scratch_folder
 from grpo.types import FileRecord
 
 
-class Volume(Store):
-    renames = True
+class Volume(Named):
+    """A folder."""
+
+    renames: ClassVar[bool] = True
 
     def __init__(self, url: str) -> None:
         self.url = os.path.abspath(url)
 
     def local(self, name: str) -> Path:
+        """Where a name is on this machine."""
         return Path(self.path(name))
 
     def read(self, name: str) -> bytes:

@@ -21,7 +21,7 @@ from grpo.config import Config
 from grpo.errors import CheckpointError, ClusterError, EngineLost, WeightSyncError
 from grpo.interfaces import Place, Transfer
 from grpo.run.faults import fault_point
-from grpo.store import Store
+from grpo.store import open_store
 from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
 from tests.chaos.core import logprobs, number
 
@@ -176,7 +176,7 @@ class FakeRankActor:
         return {"train/loss": number(flat(self.weights)) / 2**48, "train/updates": 1.0, "train/tokens": 1.0}
 
     def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
-        store = Store(folder)
+        store = open_store(folder)
         with store.workspace("") as local:
             state = {"weights": self.weights, "moments": self.moments}
             Path(local, f"rank-{self.rank}.json").write_text(json.dumps(state))
@@ -184,7 +184,7 @@ class FakeRankActor:
             return store.publish(local, "")
 
     def load(self, folder: str, names: Sequence[str], step: int) -> None:
-        with Store(folder).fetch("", names) as local:
+        with open_store(folder).fetch("", names) as local:
             path = local / "rank-0.json"
             if not path.exists():
                 raise CheckpointError(f"{path} is missing")

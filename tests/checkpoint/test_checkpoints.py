@@ -11,7 +11,7 @@ import pytest
 from grpo.checkpoint import Checkpoints
 from grpo.checkpoint.commit import MANIFEST
 from grpo.errors import CheckpointError, Fenced
-from grpo.store import Store
+from grpo.store import open_store
 from tests.checkpoints import Held, checkpoints, config, save
 
 POINTS = ["begin", "written", "manifest", "renamed", "pointer", "done"]
@@ -333,7 +333,7 @@ def test_a_full_disk(small_disk):
 
 
 def test_a_full_disk_during_the_writing_of_a_rank(small_disk):
-    store = Store(checkpoints(small_disk).begin(10))
+    store = open_store(checkpoints(small_disk).begin(10))
     message = r"0 bytes are free, at least \d{5,} are needed"
     with (
         pytest.raises(CheckpointError, match=message),

@@ -9,7 +9,7 @@ from grpo.checkpoint import Checkpoints
 from grpo.checkpoint.export import check_policy, export
 from grpo.config.load import dump_config
 from grpo.errors import CheckpointError, ConfigError
-from grpo.store import Store
+from grpo.store import open_store
 from tests.checkpoints import Held
 from tests.checkpoints import config as make_config
 
@@ -27,7 +27,7 @@ def save_policy(run_dir, step, change=lambda policy: None, directory=None):
     config = make_config(run_dir, dir=directory, keep=9)
     (run_dir / "config.yaml").write_text(dump_config(config))
     writer = Checkpoints(config, run_dir, Held())
-    store = Store(writer.begin(step))
+    store = open_store(writer.begin(step))
     with store.workspace("") as work:
         make_policy(work / "policy", step)
         change(work / "policy")

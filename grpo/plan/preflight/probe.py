@@ -10,7 +10,7 @@ from grpo.config.text import first_line
 from grpo.errors import GrpoError
 from grpo.plan.preflight.facts import Facts, look
 from grpo.plan.preflight.network import bucket_error, connection_error
-from grpo.store import Store
+from grpo.store import open_store
 
 SIDE_BY_SIDE = 32
 
@@ -30,14 +30,14 @@ class Probe:
         if url.startswith("s3://") and (error_text := bucket_error()):
             return error_text  # without it a bucket is asked again for minutes
         try:
-            Store(url).write(f"{folder}/{self.name}", self.name.encode())
+            open_store(url).write(f"{folder}/{self.name}", self.name.encode())
         except (GrpoError, OSError) as error:
             return first_line(error)
         return f"{url}: what is read back is not what was written" if self.read(url, folder, [self.name]) else ""
 
     def read(self, url: str, folder: str, names: Sequence[str]) -> list[str]:
         """Those probes whose file is not there, or not as they wrote it."""
-        store, missing = Store(url), []
+        store, missing = open_store(url), []
         for name in names:
             try:
                 if store.read(f"{folder}/{name}") != name.encode():

@@ -10,7 +10,7 @@ from grpo.plan.placement import ROLES, Node, Role, place
 from grpo.plan.preflight.facts import Facts
 from grpo.plan.preflight.site import Site
 from grpo.plan.preflight.verdict import Check, Problem, judge
-from grpo.store import Store
+from grpo.store import open_store
 
 
 def gpus(site: Site) -> Check:
@@ -76,7 +76,7 @@ def _hosts(site: Site) -> Iterator[tuple[Node, Facts, dict[Role, int]]]:
 
 def space(site: Site, made: Plan, url: str) -> Check:
     """Free bytes for all checkpoints that may lie there at once, less those that do already. A bucket has no end."""
-    store, needed = Store(url), made.volume
+    store, needed = open_store(url), made.volume
     if not store.renames:
         share = made.checkpoint // site.config.train.ranks
         short = [(node.name, facts.temporary) for node, facts in site.of("trainer") if facts.temporary < share]
