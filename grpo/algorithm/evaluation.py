@@ -4,20 +4,22 @@ from collections.abc import Hashable, Sequence
 from math import comb
 from statistics import fmean
 
-from grpo.rewards.gsm8k import boxed_number, marked_number
+from grpo.rewards.built_in import AnswerOf
+from grpo.rewards.gsm8k import final_number
 from grpo.types import Group, Sample, Stats
 
 RIGHT = 1.0
 """Reward from which on a sample counts as right; with several rewards choose weights that give this to a right one."""
 
 
-def score_evaluation(groups: Sequence[Group]) -> Stats:
+def score_evaluation(groups: Sequence[Group], answer_of: AnswerOf = final_number) -> Stats:
     """Mean scores over the P prompts. Empty for no groups.
 
     `eval/accuracy` is pass@1, the share of right samples; `eval/pass@k` for k = 2, 4, 8, … <= n; `eval/maj@n` if n > 1;
     `eval/reward` and `eval/completion_tokens` are means, `eval/truncated_ratio` is the share cut off at max_tokens.
     n is the number of samples of the largest group. A prompt that lost samples, as their reward failed, counts with
-    those that are left, and for pass@k only if it has k.
+    those that are left, and for pass@k only if it has k. `answer_of` says how samples vote (`answers_of` of the run's
+    rewards).
     """
     samples = [sample for group in groups for sample in group.samples]
     if not samples:
@@ -30,7 +32,8 @@ def score_evaluation(groups: Sequence[Group]) -> Stats:
         scores[f"eval/pass@{k}"] = fmean(pass_at_k(size, right, k) for right, size in right_and_size_P if size >= k)
         k *= 2
     if n > 1:
-        scores[f"eval/maj@{n}"] = fmean(is_right(majority(group.samples)) for group in groups if group.samples)
+        chosen = [majority(group.samples, answer_of) for group in groups if group.samples]
+        scores[f"eval/maj@{n}"] = fmean(map(is_right, chosen))
     return scores | {
         "eval/reward": fmean(reward for group in groups for reward in group.rewards_G),
         "eval/completion_tokens": fmean(sample.trained_tokens for sample in samples),
@@ -51,17 +54,16 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     return 1.0 - comb(n - right, k) / comb(n, k)
 
 
-def majority(samples: Sequence[Sample]) -> Sample:
+def majority(samples: Sequence[Sample], answer_of: AnswerOf = final_number) -> Sample:
     """The first sample that gives the answer which most samples give; the earliest answer wins a tie.
 
-    Samples without a final number abstain. If no sample has one (another kind of task), their stripped texts vote.
+    Samples without an answer abstain. If no sample has one, their stripped texts vote.
     """
     votes: dict[Hashable, list[Sample]] = {}
     for sample in samples:
-        number = marked_number(sample.text)
-        number = boxed_number(sample.text) if number is None else number
-        if number is not None:
-            votes.setdefault(number, []).append(sample)
+        answer = answer_of(sample.text)
+        if answer is not None:
+            votes.setdefault(answer, []).append(sample)
     if not votes:
         for sample in samples:
             votes.setdefault(sample.text.strip(), []).append(sample)

@@ -25,6 +25,7 @@ from grpo.interfaces import Components, Engine, Worker
 from grpo.observe.progress import RunProgress
 from grpo.observe.recorder import RunRecorder
 from grpo.plan.placement import gpus_of
+from grpo.rewards.built_in import answers_of
 from grpo.rewards.registry import RewardScorer
 from grpo.rollout.collector import InlineCollector, eval_sampling
 from grpo.run.fatal import check_fatal, write_fatal
@@ -142,7 +143,8 @@ def evaluate(config: Config) -> Stats:
             context = RunContext(config, cluster.workers, recoveries, ConsoleObserver())
             fleet = Fleet(context, partial(made, cluster, config, Makers().engine))
             rollouts = FleetRollouts(context, fleet, partial(serve_as_loaded, context, fleet))
-            return score_evaluation(rewards.score(rollouts.generate(held_out, eval_sampling(config), step=0)))
+            groups = rewards.score(rollouts.generate(held_out, eval_sampling(config), step=0))
+            return score_evaluation(groups, answers_of(config.rewards))
 
 
 def serve_as_loaded(context: RunContext, fleet: Fleet) -> int:

@@ -98,7 +98,7 @@ Variable = Annotated[str, *_form("[A-Za-z_][A-Za-z0-9_]{0,127}", "the name of an
 RewardName = Annotated[
     str,
     Field(max_length=255),
-    *_form(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*)?", "'gsm8k', 'boxed' or 'module:function'"),
+    *_form(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*)?", "a built-in reward, such as 'gsm8k', or 'module:function'"),
 ]
 """A built-in reward or module:function."""
 RayLabel = Annotated[

@@ -120,7 +120,7 @@ class RewardFunction(Section):
     """One term of the reward."""
 
     function: RewardName = "gsm8k"
-    """"gsm8k", "boxed" or "module:function" with the signature (prompt, completion, answer) -> float."""
+    """A built-in reward (gsm8k, boxed, exact …) or "module:function" with (prompt, completion, answer) -> float."""
     weight: float = Field(1.0, ge=-1e6, le=1e6)
     """Factor of this reward in the sum."""
 

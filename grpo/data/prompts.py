@@ -15,7 +15,7 @@ from grpo.data.arithmetic import MAX_ROWS
 from grpo.data.sources import Problem, Source, missing_column, place, read
 from grpo.data.tokenizer import load_tokenizer, tokenise
 from grpo.errors import ConfigError, DataError
-from grpo.rewards.gsm8k import reference_number
+from grpo.rewards.built_in import answer_problem
 from grpo.types import Prompt
 
 if TYPE_CHECKING:
@@ -131,12 +131,8 @@ def _check_row(number: int, row: object, config: Config) -> _Row | Problem:
         if "\0" in value:
             return Problem(column, "holds a null character, as damaged files do; write the row again")
         texts.append(value)
-    if any(":" not in reward.function for reward in config.rewards) and reference_number(texts[1]) is None:
-        return Problem(
-            config.data.answer_column,
-            f"holds no number, which the reward compares: {ascii(texts[1][-60:])}; correct the row or use a reward of "
-            "your own (module:function)",
-        )
+    if problem := answer_problem(config.rewards, texts[1]):
+        return Problem(config.data.answer_column, problem)
     return _check_length(len(texts[0]) // CHARACTERS_PER_TOKEN, config, "over ") or _Row(number, *texts)
 
 

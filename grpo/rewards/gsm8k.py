@@ -49,7 +49,7 @@ _SPACED_THOUSANDS = re.compile("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9
 _BETWEEN_NUMBERS = re.compile(
     r"(?:[\s$,'_*+/^:x×÷·±∪∩~-]|\\(?:times|cdot|div|pm|cup|cap)|\b(?:or|and|to|times|by|over)\b)*", re.IGNORECASE
 )
-_SCALE = re.compile(r"[\s*_)\]}-]*(?:k|hundreds?|thousands?|millions?|billions?|trillions?|dozens?)\b", re.IGNORECASE)
+_SCALE = re.compile(r"(?:\.|[\s*_)\]}-]*)(?:k|hundreds?|thousands?|millions?|billions?|trillions?|dozens?)\b", re.IGNORECASE)
 _PUNCTUATION = str.maketrans(
     {
         **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"),
@@ -91,16 +91,16 @@ def reference_number(answer: str) -> Decimal | None:
 
 def marked_number(completion: str) -> Decimal | None:
     """The number after the last `####` before an invented next question; None if there is none."""
-    text = _own_answer(completion, MARKER)
+    text = own_answer(completion, MARKER)
     start = text.rfind(MARKER)
     return None if start < 0 else parse_number(text[start + len(MARKER) :])
 
 
 def boxed_number(completion: str) -> Decimal | None:
     """The number in the last `\\boxed{…}` before an invented next question; None if it is missing or never closes."""
-    text = _own_answer(completion, "\\boxed")
+    text = own_answer(completion, "\\boxed")
     start = text.rfind("\\boxed")
-    content = None if start < 0 else _braced(text[start + len("\\boxed") :][:MAX_ANSWER_CHARS].lstrip())
+    content = None if start < 0 else braced(text[start + len("\\boxed") :][:MAX_ANSWER_CHARS].lstrip())
     if content is None:
         return None
     for spelling in ("{,}", "\\,", "\\;", "\\!"):  # LaTeX spellings of a thousands separator and of no space
@@ -108,7 +108,13 @@ def boxed_number(completion: str) -> Decimal | None:
     return parse_number(content)
 
 
-def _own_answer(completion: str, marker: str) -> str:
+def final_number(completion: str) -> Decimal | None:
+    """What a completion answers: its marked number, else its boxed one; None if it has neither."""
+    number = marked_number(completion)
+    return boxed_number(completion) if number is None else number
+
+
+def own_answer(completion: str, marker: str) -> str:
     """The completion up to where it invents a next question; empty without a marker and if too long to look at."""
     text = completion if len(completion) <= MAX_CHARS else ""
     text = text.lstrip()
@@ -120,7 +126,7 @@ def _own_answer(completion: str, marker: str) -> str:
     return text[: min((cut.start() for cut in cuts if cut), default=len(text))]
 
 
-def _braced(text: str) -> str | None:
+def braced(text: str) -> str | None:
     """The content of the braces that open `text`, inner braces matched and `\\{` skipped; None if they never close."""
     depth, escaped = 0, False
     for place, char in enumerate(text):

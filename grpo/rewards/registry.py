@@ -3,21 +3,18 @@
 import difflib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from grpo.config import Config
 from grpo.errors import ConfigError, DataError, RewardError
-from grpo.rewards.gsm8k import boxed, gsm8k, reference_number
+from grpo.rewards.built_in import BUILT_IN, answer_problem
 from grpo.rewards.pool import Call, RewardPool
 from grpo.rewards.process import KINDS, Failure
 from grpo.types import Group, Prompt, Sample, Stats
 
 Outcomes = Sequence[float | Failure | None]
 """Of the calls: by group, sample and function. None: was not called, as too many had failed."""
-
-BUILT_IN: dict[str, Callable[[str, str, str], float]] = {"gsm8k": gsm8k, "boxed": boxed}
-"""Pure and bounded, so they run in this process. Add a reward here, or name it as module:function."""
 
 
 def check_reward_names(config: Config) -> None:
@@ -82,14 +79,9 @@ class RewardScorer:
 
     def check_answers(self, prompts: Iterable[Prompt]) -> None:
         """Raises DataError for the first prompt whose answer a built-in reward cannot read: it could only score 0."""
-        if len(self.user_functions) == len(self.config.rewards):
-            return
         for prompt in prompts:
-            if reference_number(prompt.answer) is None:
-                raise DataError(
-                    f"{prompt.id}: {self.config.data.answer_column}: the reward compares numbers, but this answer has "
-                    f"none: {prompt.answer[-80:]!r}; correct the row or use a reward of your own (module:function)"
-                )
+            if problem := answer_problem(self.config.rewards, prompt.answer):
+                raise DataError(f"{prompt.id}: {self.config.data.answer_column}: {problem}")
 
     def close(self) -> None:
         """Ends the workers of the user's functions."""
@@ -154,7 +146,8 @@ class RewardScorer:
         total = 0.0
         for reward in self.config.rewards:
             if reward.function in BUILT_IN:
-                part: float | Failure | None = BUILT_IN[reward.function](prompt.question, sample.text, prompt.answer)
+                function = BUILT_IN[reward.function].function
+                part: float | Failure | None = function(prompt.question, sample.text, prompt.answer)
             else:
                 part = by_function[reward.function]
             if not isinstance(part, float):

@@ -1,4 +1,4 @@
-"""One Ray for all tests of the cluster that do not end it."""
+"""One Ray for the tests of a file that do not end it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,17 +10,17 @@ from grpo.run.stopping import StopRequest
 from tests.cluster.actors import Rank, make, make_config
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def said() -> list[str]:
     return []
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def shared_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cluster")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def shared(shared_run_dir: Path, said: list[str]) -> Iterator[Session]:
     with StopRequest(30) as stop, session(make_config(shared_run_dir), stop, said.append) as current:
         yield current

@@ -1,15 +1,13 @@
-"""Handles and the actors behind them have the same verbs; with real Ray a batch for several ranks is stored once."""
+"""Handles and the actors behind them have the same verbs."""
 
 import inspect
 
 import pytest
 
 from grpo.cluster.actors import EngineActor, PolicyModelActor, RankActor, VLLMActor
-from grpo.cluster.handles import RayEngine, RayRank, SharedBatch
-from grpo.cluster.session import Session
+from grpo.cluster.handles import RayEngine, RayRank
 from grpo.interfaces import Engine, TrainerRank
 from tests.chaos.actors import FakeEngineActor, FakeRankActor
-from tests.fakes import prompt, sample
 
 BESIDE = {"end", "stacks", "wanted_node", "node_is_lost"}
 """Of a Worker; what the driver does itself."""
@@ -34,12 +32,3 @@ def test_verbs_are_the_same_all_the_way(seen: type, handle: type, actor: type, c
     for kind in (handle, actor, *classes):
         assert {name: verbs(kind).get(name) for name in wanted} == wanted, kind
     assert verbs(actor) == wanted
-
-
-@pytest.mark.slow
-def test_a_batch_for_several_ranks_lies_in_the_store_once(cluster: Session) -> None:
-    import ray
-
-    batch = SharedBatch([sample(prompt(1), 0, 0)])
-    assert batch.put() is batch.put()
-    assert ray.get(batch.put()) == list(batch)

@@ -9,10 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from grpo.cluster.handles import SharedBatch
 from grpo.cluster.session import Session
 from grpo.cluster.waiting import LOST
 from grpo.errors import ClusterError, DataError, EngineLost, TrainerLost
 from tests.cluster.actors import SECONDS, Rank, make
+from tests.fakes import prompt, sample
 
 
 @pytest.mark.slow
@@ -80,3 +82,12 @@ def test_a_busy_actor_is_not_taken_for_a_frozen_one(cluster: Session, rank: Rank
 
 def test_lost_actors_have_errors_of_their_role() -> None:
     assert {"rollout": EngineLost, "trainer": TrainerLost} == LOST
+
+
+@pytest.mark.slow
+def test_a_batch_for_several_ranks_lies_in_the_store_once(cluster: Session) -> None:
+    import ray
+
+    batch = SharedBatch([sample(prompt(1), 0, 0)])
+    assert batch.put() is batch.put()
+    assert ray.get(batch.put()) == list(batch)
