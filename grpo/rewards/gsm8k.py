@@ -49,7 +49,9 @@ _SPACED_THOUSANDS = re.compile("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9
 _BETWEEN_NUMBERS = re.compile(
     r"(?:[\s$,'_*+/^:x×÷·±∪∩~-]|\\(?:times|cdot|div|pm|cup|cap)|\b(?:or|and|to|times|by|over)\b)*", re.IGNORECASE
 )
-_SCALE = re.compile(r"(?:\.|[\s*_)\]}-]*)(?:k|hundreds?|thousands?|millions?|billions?|trillions?|dozens?)\b", re.IGNORECASE)
+_SCALE = re.compile(
+    r"(?:[.,]|[\s*_)\]}-]*)(?:k|hundreds?|thousands?|millions?|billions?|trillions?|dozens?)\b", re.IGNORECASE
+)
 _PUNCTUATION = str.maketrans(
     {
         **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"),
