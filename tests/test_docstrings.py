@@ -18,9 +18,10 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Class:
-    """A class of grpo/, its bases by their last names, and its own public methods."""
+    """A class of grpo/: its bases by their last names, its own public methods, and its attributes."""
 
     bases: tuple[str, ...]
+    fields: frozenset[str]
     methods: frozenset[str]
     documented: frozenset[str]
 
@@ -38,12 +39,23 @@ def is_public(name: str) -> bool:
     return not name.startswith("_")
 
 
+def fields(node: ast.ClassDef) -> Iterator[str]:
+    """What is declared in the body or assigned to self."""
+    for item in ast.walk(node):
+        if isinstance(item, ast.Attribute) and isinstance(item.ctx, ast.Store) and ast.unparse(item.value) == "self":
+            yield item.attr
+    yield from (
+        item.target.id for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    )
+
+
 def classes(trees: dict[str, ast.Module]) -> dict[str, Class]:
     found = {}
     for node in (node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
         methods = [item for item in node.body if isinstance(item, Function) and is_public(item.name)]
         found[node.name] = Class(
             tuple(map(last_name, node.bases)),
+            frozenset(fields(node)),
             frozenset(method.name for method in methods),
             frozenset(method.name for method in methods if ast.get_docstring(method)),
         )
@@ -62,17 +74,22 @@ def verbs(name: str, known: dict[str, Class]) -> set[str]:
     return {method for part in line_of(name, known) if part in known for method in known[part].methods}
 
 
+def fulfils(name: str, protocol: str, known: dict[str, Class]) -> bool:
+    """Whether a class has all that the Protocol asks for; it need not inherit from it."""
+    own = verbs(name, known) | {field for part in line_of(name, known) if part in known for field in known[part].fields}
+    return name != protocol and known[protocol].is_protocol and verbs(protocol, known) | known[protocol].fields <= own
+
+
 def explained_elsewhere(owner: str, known: dict[str, Class]) -> set[str]:
     """Methods of a class that a base or a Protocol explains.
 
-    A Protocol counts where the class has all of its methods: fulfilling one needs no inheritance. A base from another
-    package has its own documentation, so what overrides a method of it cannot be told here and passes.
+    A base from another package has documentation of its own; which methods it has cannot be told here, so all pass.
     """
-    own, line = verbs(owner, known), set(line_of(owner, known)) - {owner}
-    protocols = {name for name in known if known[name].is_protocol and name != owner and verbs(name, known) <= own}
+    line = set(line_of(owner, known)) - {owner}
+    protocols = {name for name in known if fulfils(owner, name, known)}
     explained = {name for part in (line | protocols) & set(known) for name in known[part].documented}
     foreign = line - set(known) - {"Protocol", "Generic", "NamedTuple", "TypedDict", "Enum", "ABC", "BaseModel"}
-    return own if foreign else explained
+    return verbs(owner, known) if foreign else explained
 
 
 def in_table(name: str, text: str) -> bool:
@@ -135,6 +152,12 @@ class Store(Protocol):
         (PROTOCOL + 'class Disk:\n    """d"""\n    def read(self): ...\n    def write(self): ...', []),
         (PROTOCOL + 'class Half:\n    """h"""\n    def read(self): ...', ["m: Half.read"]),
         (PROTOCOL + 'class Own(Store):\n    """o"""\n    def read(self): ...\n    def go(self): ...', ["m: Own.go"]),
+        (
+            '"""m"""\nclass Fence(Protocol):\n    """f"""\n    n: int\n    def check(self):\n        """c"""\n'
+            'class A:\n    """a"""\n    def __init__(self):\n        self.n = 1\n    def check(self): ...\n'
+            'class B:\n    """b"""\n    def check(self): ...',
+            ["m: B.check"],
+        ),
         ('"""m"""\nclass A(Thread):\n    """a"""\n    def run(self): ...', []),
         ('"""m"""\nclass A(NamedTuple):\n    """a"""\n    def run(self): ...', ["m: A.run"]),
     ],
