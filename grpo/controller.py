@@ -89,9 +89,7 @@ class Controller:
         parts, step = self.components, self.progress.step + 1
         parts.stop.check()
         with parts.recorder.step(step):
-            batch = parts.collector.collect(step)
-            if parts.trainer.leaving and self.committed < step - 1:  # its node may not last for the rest of the step
-                self.commit()
+            batch = parts.collector.collect(step, sampled=self.commit_if_leaving)
             zero_variance_steps = self.check_signal(batch.groups)
             stats = self.learn(batch, step)
             parts.recorder.log_step(step, batch.groups, batch.stats | stats)
@@ -145,6 +143,11 @@ class Controller:
             parts.recorder.log_commit(commit.step, sum(file.size for file in commit.files))
         self.committed = progress.step
         parts.stop.reserve_seconds = time.monotonic() - began
+
+    def commit_if_leaving(self) -> None:
+        """Commits what is not committed yet where a rank's node may not last for the rest of the step."""
+        if self.components.trainer.leaving and self.committed < self.progress.step:
+            self.commit()
 
     def recover(self, lost: TrainerLost) -> None:
         """New trainer ranks in the place of lost ones, which resume from the newest checkpoint."""

@@ -283,8 +283,7 @@ def test_a_node_that_drains_during_the_rollout_may_be_gone_before_the_end_of_the
     job.rollouts.generate = draining  # type: ignore[assignment, method-assign]
     job.trainer.lost_at = ["step 3"]
     events = job.run()
-    collected = events.index("generate 3")
-    assert events[collected + 1 : collected + 4] == ["score", "save 2", "step 3"], "before the node may be gone"
+    assert events[events.index("generate 3") + 1] == "save 2", "before the step that the node may not outlive"
     assert events[events.index("rebuild") + 1] == "load 2"
     assert job.recorder.steps == whole.recorder.steps and job.prompts.taken == whole.prompts.taken
 

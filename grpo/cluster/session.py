@@ -78,31 +78,41 @@ class Session:
         before = set(processes_below_us())  # reward workers
         began, seconds = time.monotonic(), self.config.deadlines.start
         while True:
-            try:
-                ray.init(
-                    num_cpus=max(actors, os.cpu_count() or 1),
-                    include_dashboard=False,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                )
+            error = self._try_to_start(max(actors, os.cpu_count() or 1))
+            self._own = [process for process in processes_below_us() if process not in before]
+            if error is None:
                 break
-            except Exception as error:  # on a busy machine Ray gives up with a plain Exception
-                self._own = [process for process in processes_below_us() if process not in before]
-                ray.shutdown()
-                processes.end([process.pid for process in self._own if process.is_running()])
-                self.stop_request.check()
-                if time.monotonic() - began > seconds:
-                    raise ClusterError(
-                        f"Ray must come up on this machine within deadlines.start = {seconds:g} s, but: "
-                        f"{' '.join(str(error).split())}; the machine may be too busy or out of memory: free it, or "
-                        "raise deadlines.start"
-                    ) from error
-                self.say(f"Ray did not come up on this machine ({' '.join(str(error).split())[:200]}); once more")
-                time.sleep(PAUSE_SECONDS)
-        self._own = [process for process in processes_below_us() if process not in before]
+            self.stop_request.listen()  # ray.init has put handlers of its own there, also where it fails
+            said = " ".join(str(error).split())
+            processes.end([process.pid for process in self._own if process.is_running()])
+            leave_ray()
+            self.stop_request.check()
+            if isinstance(error, SystemExit):
+                raise Interrupted("stopped by SIGTERM")
+            if isinstance(error, ValueError | PermissionError):  # it will not come up later either
+                raise ClusterError(
+                    f"Ray cannot be started on this machine: {said}; unset RAY_ADDRESS or `ray stop` the Ray that runs "
+                    "here, or set cluster.address to use it"
+                ) from error
+            if time.monotonic() - began > seconds:
+                raise ClusterError(
+                    f"Ray must come up on this machine within deadlines.start = {seconds:g} s, but: {said}; the "
+                    "machine may be too busy or out of memory: free it, or raise deadlines.start"
+                ) from error
+            self.say(f"Ray did not come up on this machine ({said[:200]}); once more")
+            time.sleep(PAUSE_SECONDS)
         for process in self._own:
             if process.name() == "raylet":  # its agents outlive it while they wait for a head that is gone
                 start_watchdog(os.getpid(), "", process.pid)
+
+    def _try_to_start(self, cpus: int) -> BaseException | None:
+        """Why Ray did not come up; on a busy machine it gives up with a plain Exception, at SIGTERM it exits."""
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        try:
+            ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+        except (Exception, SystemExit) as error:
+            return error
+        return None
 
     def place(self, actor_class: type, role: str, gpus: float, *args: object) -> tuple[ActorHandle[Any], str]:
         """An actor on a node of its role, and what it reserves there, in words.
@@ -135,10 +145,15 @@ class Session:
             self.head.close()
         if headless:  # every verb of Ray would wait for its head for minutes
             processes.end([process.pid for process in self._own if process.is_running()])
-        leaving = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
-        leaving.start()
-        leaving.join(SHUTDOWN_SECONDS)
+        leave_ray()
         processes.end([process.pid for process in self._own if process.is_running()])
+
+
+def leave_ray() -> None:
+    """Leaves the cluster; every verb of Ray may wait for a head that is gone."""
+    leaving = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+    leaving.start()
+    leaving.join(SHUTDOWN_SECONDS)
 
 
 def resources() -> dict[str, float]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RaySystemError, RayTaskError, UnserializableException
 
 from grpo.cluster.head import Head
 from grpo.cluster.nodes import CONNECT_SECONDS, describe_nodes, is_reachable, log_folder
@@ -97,7 +97,8 @@ class Waiting:
         while pending:
             self.stop.check(finish_first)
             self.head.check()
-            for future in wait(pending, SLICE_SECONDS, FIRST_COMPLETED).done:
+            done = wait(pending, SLICE_SECONDS, FIRST_COMPLETED).done
+            for future in [future for future in pending if future in done]:  # in the order of the calls
                 results[future] = self._result(pending.pop(future), what)
             late = time.monotonic() > deadline
             waiting = {call.worker for call in pending.values()}
@@ -124,18 +125,21 @@ class Waiting:
         return [call.result for call in calls]
 
     def _result(self, call: Call[R], what: str) -> R | GrpoError:
-        worker = call.worker
-        try:
+        """Of a call that has ended. What it failed with is not raised: its traceback would keep the other results."""
+        worker, error = call.worker, call.future.exception(timeout=0)
+        if error is None:
             return call.result
-        except RayTaskError as error:
-            cause = error.cause
-            if not isinstance(cause, GrpoError):
-                return ClusterError(f"{what}: {worker} failed: {last_line(error)}; logs are in {log_folder()}")
-            return self._said(worker, cause)
-        except RayError as error:  # the actor, or the node that kept its answer
+        if isinstance(error, RayTaskError):
+            if isinstance(error.cause, GrpoError):
+                return self._said(worker, error.cause)
+            return ClusterError(f"{what}: {worker} failed: {last_line(error)}; logs are in {log_folder()}")
+        if isinstance(error, UnserializableException | RaySystemError):  # it lives, and said what cannot be read here
+            return ClusterError(f"{what}: {worker} failed: {last_line(error)}; logs are in {log_folder()}")
+        if isinstance(error, RayError):  # the actor, or the node that kept its answer
             return self._died(worker, error, what)
-        except GrpoError as error:
+        if isinstance(error, GrpoError):
             return self._said(worker, error)
+        raise error
 
     def _said(self, worker: Worker, error: GrpoError) -> GrpoError:
         """What a worker that lives says itself."""

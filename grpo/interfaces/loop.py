@@ -4,7 +4,7 @@
 `Weights` brings the policy to the engines; `Checkpoints` and `Recorder` keep what happened.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,8 +45,11 @@ class Collector(Protocol):
     held_out: Sequence[Prompt]
     """What `evaluate` samples; may be empty."""
 
-    def collect(self, step: int) -> Batch:
-        """The batch of a step, from the next prompts. Raises WeightSyncError for a sample of other weights."""
+    def collect(self, step: int, sampled: Callable[[], None]) -> Batch:
+        """The batch of a step, from the next prompts; `sampled` is called between sampling and scoring.
+
+        Raises WeightSyncError for a sample of other weights.
+        """
         ...
 
     def evaluate(self, step: int) -> tuple[Groups, Stats]:

@@ -4,7 +4,7 @@
 The rule of versions stands here alone: which weights may have made the samples of a step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from grpo.algorithm.advantages import advantages
 from grpo.algorithm.evaluation import score_evaluation
@@ -33,13 +33,14 @@ class InlineCollector:
         self.config, self.prompts, self.rollouts, self.rewards = config, prompts, rollouts, rewards
         self.weights, self.recorder, self.stop, self.held_out = weights, recorder, stop, held_out
 
-    def collect(self, step: int) -> Batch:
+    def collect(self, step: int, sampled: Callable[[], None]) -> Batch:
         """The batch of a step, from the next prompts. Raises WeightSyncError for a sample of other weights."""
         config, record = self.config, self.recorder
         with record.phase("rollout"):
             prompts = self.prompts.take(config.rollout.prompts_per_step)
             groups: Groups = self.rollouts.generate(prompts, train_sampling(config), step)
             check_versions(groups, self.weights.version)
+        sampled()
         with record.phase("reward"), self.stop.abortable():
             groups = self.rewards.score(groups)
         with record.phase("advantage"):

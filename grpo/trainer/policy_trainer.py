@@ -102,10 +102,7 @@ class PolicyTrainer:
 
     def _minibatches(self, batch: Sequence[Sample], step: int) -> Iterator[Minibatch]:
         train = self.config.train
-        idle = [sample.advantage == 0.0 and not self.needs.zero_advantage_rows for sample in batch]
-        skip = [
-            row for row, sample in enumerate(batch) if idle[row] or (sample.output_ids and not sample.trained_tokens)
-        ]
+        skip = [row for row, sample in enumerate(batch) if not self._teaches(sample)]
         for epoch in range(train.epochs):
             yield from plan_minibatches(
                 [row_tokens(sample) for sample in batch],

@@ -103,3 +103,43 @@ def test_a_local_ray_that_does_not_come_up_is_started_again_within_the_deadline(
     starting._start_here()
     why = "The current node timed out during startup. It may be busy"
     assert said == [f"Ray did not come up on this machine ({why}); once more"] * 2 and busy.calls == 3
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "message"),
+    [
+        (ValueError("num_cpus must not be provided"), ClusterError, "unset RAY_ADDRESS .* or set cluster.address"),
+        (SystemExit(15), Interrupted, "^stopped by SIGTERM$"),
+    ],
+)
+def test_what_does_not_pass_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, run_dir: Path, raised: BaseException, kind: type[Exception], message: str
+) -> None:
+    tries = []
+
+    def init(**_: object) -> None:
+        tries.append(1)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray does
+        raise raised
+
+    monkeypatch.setattr(module.ray, "init", init)
+    monkeypatch.setattr(module.ray_private, "read_settings", lambda: None)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_worker_niceness"):
+        monkeypatch.delenv(name, raising=False)
+    with StopRequest(30) as stop, pytest.raises(kind, match=message):
+        Session(make_config(run_dir), stop)._start_here()
+    assert len(tries) == 1
+
+
+def test_a_stop_while_ray_is_started_again_is_heard(monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
+    def init(**_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray does
+        raise Exception("timed out")
+
+    monkeypatch.setattr(module.ray, "init", init)
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(module.ray_private, "read_settings", lambda: None)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_worker_niceness"):
+        monkeypatch.delenv(name, raising=False)
+    with StopRequest(30) as stop, pytest.raises(Interrupted, match="SIGTERM"):
+        Session(make_config(run_dir), stop, lambda _: os.kill(os.getpid(), signal.SIGTERM))._start_here()

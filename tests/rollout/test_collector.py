@@ -13,6 +13,10 @@ from grpo.types import Group, Stats
 from tests.fakes import FakePrompts, FakeRecorder, FakeRewards, FakeRollouts, FakeWeights, prompt, sample
 
 
+def nothing() -> None:
+    pass
+
+
 class CountingRewards(FakeRewards):
     def failures(self) -> Stats:
         return {"reward/dropped_samples": float(self.events.count("score"))}
@@ -32,8 +36,8 @@ def make_collector(events: list[str], held_out: int = 0) -> InlineCollector:
 
 def test_a_batch_has_scored_groups_their_samples_in_order_and_what_was_counted() -> None:
     events: list[str] = []
-    batch = make_collector(events).collect(1)
-    assert events == ["sync 0", "generate 1", "score"]
+    batch = make_collector(events).collect(1, lambda: events.append("sampled"))
+    assert events == ["sync 0", "generate 1", "sampled", "score"]
     assert [group.rewards_G for group in batch.groups] == [[1.0, 0.0]] * 3
     rows = [(row.prompt_id, row.index) for row in batch.samples]
     assert rows == [(f"fake:{p}", g) for p in range(3) for g in range(2)]
@@ -43,11 +47,11 @@ def test_a_batch_has_scored_groups_their_samples_in_order_and_what_was_counted()
 
 def test_the_stream_goes_back_to_where_it_was() -> None:
     collector = make_collector([])
-    collector.collect(1)
+    collector.collect(1, nothing)
     state = collector.state()
-    second = collector.collect(2)
+    second = collector.collect(2, nothing)
     collector.restore(state)
-    assert [row.prompt_id for row in collector.collect(2).samples] == [row.prompt_id for row in second.samples]
+    assert [row.prompt_id for row in collector.collect(2, nothing).samples] == [row.prompt_id for row in second.samples]
 
 
 def test_an_evaluation_takes_no_prompt_of_the_stream() -> None:
