@@ -1,13 +1,12 @@
 """What runs in the actors: thin shells with verbs around the rollout engine and the trainer rank.
 
-`EngineActor` and `RankActor` are what `handles.py` calls; other classes may stand behind them. Heavy imports happen
-inside `start`, so that all actors import side by side and the driver imports nothing heavy.
+They fulfil `actor_protocols.py`. Heavy imports happen inside `start`, so that all actors import side by side and the
+driver imports nothing heavy.
 """
 
 import os
 import socket
 from collections.abc import Sequence
-from typing import Protocol
 
 from grpo.config import Config
 from grpo.interfaces import Place, Transfer
@@ -15,110 +14,6 @@ from grpo.rollout.environment import COMPILED_SHAPES, SPIN_COUNT, usable_cores
 from grpo.store import open_store
 from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
 from grpo.weights import Transport
-
-
-class EngineActor(Protocol):
-    """What an actor with an engine in it does; see `interfaces.Engine` for each verb. All are coroutines."""
-
-    def __init__(self, config: Config, index: int, device: str) -> None: ...
-
-    async def start(self) -> Place:
-        """Loads the model and meets the other ranks."""
-        ...
-
-    async def ping(self, seconds: float) -> None:
-        """A sign of life of its process, beside whatever it is doing."""
-        ...
-
-    async def health(self, seconds: float) -> str:
-        """A sign of life of the engine: it makes a token, or is busy and says so."""
-        ...
-
-    async def generate(self, requests: Sequence[tuple[Prompt, int]], sampling: Sampling) -> list[Group]:
-        """G samples of each prompt, in order; a request is a prompt and the seed of its first sample."""
-        ...
-
-    async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """Logprobs of tokens 1..T-1 at temperature 1, under the weights that were received last."""
-        ...
-
-    async def join_transfer(self, transfer: Transfer, place: int) -> None:
-        """Leaves the transfer before and joins this one; its first receiver has this place."""
-        ...
-
-    async def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> list[Manifest]:
-        """Takes the announced tensors; what each receiver took."""
-        ...
-
-    async def commit_weights(self, version: int) -> None:
-        """Forgets what older weights computed; from now on samples carry this version."""
-        ...
-
-    async def close(self) -> None:
-        """Ends it in order."""
-        ...
-
-
-class RankActor(Protocol):
-    """What an actor with a trainer rank in it does; see `interfaces.TrainerRank` for each verb."""
-
-    def __init__(self, config: Config, rank: int, device: str) -> None: ...
-
-    def address(self) -> tuple[str, int]:
-        """Host and a free port for the ranks' rendezvous."""
-        ...
-
-    def start(self, host: str, port: int) -> Place:
-        """Loads the model and meets the other ranks."""
-        ...
-
-    def ping(self, seconds: float) -> None:
-        """A sign of life of its process, beside whatever it is doing."""
-        ...
-
-    def step(self, batch: Sequence[Sample], step: int) -> Stats:
-        """All updates of a step."""
-        ...
-
-    def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
-        """Writes its share of the whole state below a folder of the store; what it wrote."""
-        ...
-
-    def load(self, folder: str, names: Sequence[str], step: int) -> None:
-        """Takes over what all ranks of that time have saved."""
-        ...
-
-    def records(self) -> tuple[TensorRecord, ...]:
-        """Names, shapes and dtypes of the weights, in the order of sending."""
-        ...
-
-    def offer_transfer(self) -> str:
-        """Rank 0: where engines may meet it; the url of a `Transfer`."""
-        ...
-
-    def open_transfer(self, transfer: Transfer) -> None:
-        """Rank 0: joins a transfer that it has offered, as its sender; the one before is left."""
-        ...
-
-    def send_weights(self, version: int) -> Manifest | None:
-        """Sends every tensor; None on the ranks that only help to gather them."""
-        ...
-
-    def perturb(self, scale: float, seed: int) -> None:
-        """Adds noise of `scale` times each tensor's root mean square, the same on all ranks, until `restore`."""
-        ...
-
-    def restore(self) -> None:
-        """Undoes `perturb`, bit for bit."""
-        ...
-
-    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """Logprobs of tokens 1..T-1 at temperature 1, under the live weights."""
-        ...
-
-    def close(self) -> None:
-        """Ends it in order."""
-        ...
 
 
 class VLLMActor:

@@ -9,7 +9,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from grpo.cluster import processes
-from grpo.cluster.actors import EngineActor, RankActor
+from grpo.cluster.actor_protocols import EngineActor, RankActor
 from grpo.cluster.nodes import has_place, node_is_lost
 from grpo.errors import GrpoError
 from grpo.interfaces import Call, Place, Transfer

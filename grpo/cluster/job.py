@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from grpo.algorithm.evaluation import score_evaluation
 from grpo.checkpoint import Checkpoints, Commit
-from grpo.cluster.actors import EngineActor, PolicyModelActor, RankActor, VLLMActor
+from grpo.cluster.actor_protocols import EngineActor, RankActor
+from grpo.cluster.actors import PolicyModelActor, VLLMActor
 from grpo.cluster.context import RecoveryBudget, RunContext
 from grpo.cluster.fleet import Fleet, State
 from grpo.cluster.handles import RayEngine, RayRank

@@ -4,7 +4,8 @@ import inspect
 
 import pytest
 
-from grpo.cluster.actors import EngineActor, PolicyModelActor, RankActor, VLLMActor
+from grpo.cluster.actor_protocols import EngineActor, RankActor
+from grpo.cluster.actors import PolicyModelActor, VLLMActor
 from grpo.cluster.handles import RayEngine, RayRank
 from grpo.interfaces import Engine, TrainerRank
 from tests.chaos.actors import FakeEngineActor, FakeRankActor
