@@ -7,7 +7,6 @@ false) is not used. Nothing but null, true, false, numbers, text, lists and mapp
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -18,7 +17,7 @@ MOST_CHARACTERS = 256 * 1024
 MOST_NESTED = 40
 """Lists and mappings inside each other, counted: PyYAML calls itself for each, and must never come to Python's end."""
 
-Scalar = tuple[re.Pattern[str], list[str], Callable[[str], Any]]
+Scalar = tuple[re.Pattern[str], list[str], Callable[[str], object]]
 _TAG = "tag:yaml.org,2002:"
 _INTEGER = re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z")
 _FLOAT = re.compile(
@@ -45,7 +44,7 @@ class Loader(yaml.BaseLoader):
 
     nested = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """One node and all in it."""
         self.nested += 1
         if self.nested > MOST_NESTED:
@@ -55,12 +54,12 @@ class Loader(yaml.BaseLoader):
         self.nested -= 1
         return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         """PyYAML itself would keep the last of two equal keys.
 
         Merge keys of merge keys grow without bound, and a closed configuration has no place for their anchors.
         """
-        lines: dict[Any, int] = {}
+        lines: dict[object, int] = {}
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if not isinstance(key, yaml.ScalarNode):
                 raise _refused("a key must be text, not a list or a mapping", key)
@@ -73,7 +72,7 @@ class Loader(yaml.BaseLoader):
             lines[name] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
 
-    def construct_core(self, node: yaml.ScalarNode) -> Any:
+    def construct_core(self, node: yaml.ScalarNode) -> object:
         """Null, a bool or a number, also where a tag says so: `!!int x` gets here too."""
         kind = node.tag.removeprefix(_TAG)
         pattern, _, value = SCALARS[kind]
@@ -85,7 +84,7 @@ class Loader(yaml.BaseLoader):
             pass
         raise _refused(f"the value {text[:40]!r} cannot be read as {kind}", node)
 
-    def construct_unknown(self, node: yaml.Node) -> Any:
+    def construct_unknown(self, node: yaml.Node) -> object:
         """A tag of YAML 1.1 (a date, a set, bytes) or of somebody's own."""
         raise _refused(f"the tag {node.tag[:80]!r} is not read; write a plain value", node)
 
@@ -112,7 +111,7 @@ Loader.yaml_constructors = {
 }
 
 
-def parse(text: str) -> Any:
+def parse(text: str) -> object:
     """What a YAML text holds. Raises yaml.YAMLError, which has a line where it is a MarkedYAMLError; nothing else."""
     loader = Loader(text)
     try:
@@ -121,12 +120,12 @@ def parse(text: str) -> Any:
         raise yaml.MarkedYAMLError(problem=str(error), problem_mark=loader.get_mark()) from None
 
 
-def dump(tree: Any) -> str:
+def dump(tree: object) -> str:
     """YAML that `parse` reads back, with keys in their order."""
     return str(yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
 
-def read(path: str | Path) -> dict[Any, Any]:
+def read(path: str | Path) -> dict[object, object]:
     """The mapping that the file holds. Raises ConfigError that names the file, and the line where there is one."""
     try:
         with open(path, encoding="utf-8-sig") as file:
