@@ -239,8 +239,8 @@ def test_an_actor_without_a_node_is_named_with_what_it_needs(tmp_path: Path) -> 
         run = Run(nodes, tmp_path / "run", "deadlines.start=20", "rollout.engines=1", "train.ranks=1")
         assert run.process.wait(START_SECONDS) == 10, run.text
     assert (
-        "error: NoNode: start: no node for trainer rank 0 came within 20 s (deadlines.start): it needs 1 CPU, 0 GPU, no "
-        "label grpo.dev/role=rollout; nodes: " in run.text
+        "error: NoNode: start: no node for trainer rank 0 came within 20 s (deadlines.start): it needs 1 CPU, 0 GPU, "
+        "no label grpo.dev/role=rollout; nodes: " in run.text
     )
     assert "rollout-0 (rollout, 2 CPU, 0 GPU)" in run.text and "head (no role, 0 CPU, 0 GPU)" in run.text
     assert os.listdir(run.run_dir / "attempts") == ["000001.json"]

@@ -143,22 +143,29 @@ def test_gradient_and_weights_for_any_ranks_micro_batches_and_stage(world_size, 
 
 @pytest.mark.slow
 def test_terms_of_the_loss_and_the_other_means(folder):
-    """With a term rows without advantage are forwarded too; the first update's KL to the reference is 0."""
+    """With a term rows without advantage are forwarded too; the first update's KL to the reference is 0.
+
+    At the stages that partition gradients and weights, and with one row for two ranks: the other has a filler alone.
+    """
     variants = [
         {"loss": "grpo", "kl_coef": 0.1},
         {"loss": "dapo", "entropy_coef": 0.3},
         {"loss": "dr_grpo", "kl_coef": 0.1, "entropy_coef": 0.05},
     ]
-    train = {"zero_stage": 2, "tokens_per_micro_batch": 24}
-    configs = [settings(folder, algorithm=variant, train=train) for variant in variants]
-    first, second = run_ranks(2, train_once, free_port(), [(config, ROWS) for config in configs])
-    for number, variant in enumerate(variants):
-        gradients, weights, loss = plain(folder, ROWS, **variant)
+    cases = [(variant, stage, ROWS) for variant in variants for stage in (2, 3)]
+    cases.append((variants[1], 3, ROWS[:1]))
+    jobs = []
+    for variant, stage, rows in cases:
+        train = {"zero_stage": stage, "tokens_per_micro_batch": 24}
+        jobs.append((settings(folder, algorithm=variant, train=train), rows))
+    first, second = run_ranks(2, train_once, free_port(), jobs)
+    for number, (variant, stage, rows) in enumerate(cases):
+        gradients, weights, loss = plain(folder, rows, **variant)
         for (found,), found_weights, stats in (first[number], second[number]):
             assert_same(found, gradients, 2e-6)
             assert_same_after_adam(found_weights, weights, gradients)
-            assert stats["train/loss"] == pytest.approx(loss, abs=1e-6)
-            assert stats["train/tokens"] == sum(len(row.prompt_ids) + len(row.output_ids) - 1 for row in ROWS)
+            assert stats["train/loss"] == pytest.approx(loss, abs=1e-6), (variant, stage)
+            assert stats["train/tokens"] == sum(len(row.prompt_ids) + len(row.output_ids) - 1 for row in rows)
             assert stats.get("train/kl_reference", 0.0) == pytest.approx(0.0, abs=1e-9)
             assert ("train/kl_reference" in stats) == ("kl_coef" in variant)
 
