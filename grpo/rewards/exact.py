@@ -31,7 +31,7 @@ def answer_text(text: str) -> str | None:
     found: str | None = text
     if MARKER in text:
         own = own_answer(text, MARKER)
-        found = own[own.rfind(MARKER) + len(MARKER) :].partition("\n")[0]
+        found = (own[own.rfind(MARKER) + len(MARKER) :].splitlines() or [""])[0]
     elif "\\boxed" in text:
         found = own_answer(text, "\\boxed")
     if found is not None and (start := found.rfind("\\boxed")) >= 0:

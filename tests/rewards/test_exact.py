@@ -17,6 +17,8 @@ from grpo.rewards.gsm8k import MAX_CHARS
         ("#### Lyon\n... no:\n#### PARIS  ", "#### paris"),
         ("so \\boxed{New   York}", "new york"),
         ("#### \\boxed{Paris}", "Paris"),
+        ("#### Paris\rThat is it", "Paris"),
+        ("#### Paris\u2028That is it", "Paris"),
         ("Stra\u00dfe", "STRASSE"),
         ("\uff30aris", "Paris"),  # a wide letter
         ("cafe\u0301", "caf\u00e9"),  # an accent of its own
