@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from urllib.request import Request, urlopen
 from grpo.errors import EngineLost, GrpoError
 from grpo.interfaces import Call, Place, Transfer
 from grpo.types import Group, Manifest, Prompt, Sample, Sampling, TensorRecord
+from tests.fakes import sample
 
 R = TypeVar("R")
 
@@ -104,17 +106,9 @@ class HttpEngine:
 
 
 def made(prompt: Prompt, index: int, answer: dict[str, Any]) -> Sample:
+    like = sample(prompt, index, answer["version"], answer["text"])
     ids = tuple(answer["ids"])
-    return Sample(
-        prompt_id=prompt.id,
-        index=index,
-        prompt_ids=prompt.token_ids,
-        output_ids=ids,
-        logprobs=(-0.5,) * len(ids),
-        versions=((0, answer["version"]),),
-        finish_reason="stop",
-        text=answer["text"],
-    )
+    return replace(like, output_ids=ids, logprobs=(-0.5,) * len(ids))
 
 
 class Server(ThreadingHTTPServer):
