@@ -1,5 +1,6 @@
 """Every knob of a run, and how it is read: closed, bounded, frozen. Needs pydantic alone."""
 
+from grpo.config.rewards import RewardFunction
 from grpo.config.schema import (
     MOST_ROWS,
     Algorithm,
@@ -12,13 +13,12 @@ from grpo.config.schema import (
     Metrics,
     Model,
     RewardCode,
-    RewardFunction,
     Rollout,
     Run,
-    Section,
     Sync,
     Train,
 )
+from grpo.config.section import Section
 
 __all__ = [
     "MOST_ROWS",

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from grpo.config.fields import (
     Actors,
@@ -16,34 +16,17 @@ from grpo.config.fields import (
     Place,
     Positive,
     RayLabel,
-    RewardName,
     RunName,
     Seconds,
     Temperature,
     Tokens,
     Variable,
 )
+from grpo.config.rewards import RewardFunction
+from grpo.config.section import Section
 
 MOST_ROWS = 2**20
 """Completions of a step; all of them are held by one process."""
-
-
-class Section(BaseModel):
-    """Closed (an unknown key is an error) and frozen (what ran is what was written)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_what_pydantic_takes(cls, value: object, info: ValidationInfo) -> object:
-        """`steps: true` for 1, and text that cannot be written to a file."""
-        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
-            raise ValueError("must be whole Unicode text, found half a surrogate pair; remove it")
-        kind = cls.model_fields[str(info.field_name)].annotation
-        section = isinstance(kind, type) and issubclass(kind, BaseModel)
-        if isinstance(value, bool) and kind is not bool and not section:
-            raise ValueError("must not be true or false; put it in quotes if it is text")
-        return value
 
 
 class Run(Section):
@@ -114,15 +97,6 @@ class Data(Section):
         if "{question}" not in prompt_format:
             raise ValueError("the prompt needs the question; write {question} where it shall stand")
         return prompt_format
-
-
-class RewardFunction(Section):
-    """One term of the reward."""
-
-    function: RewardName = "gsm8k"
-    """A built-in reward (gsm8k, boxed, exact …) or "module:function" with (prompt, completion, answer) -> float."""
-    weight: float = Field(1.0, ge=-1e6, le=1e6)
-    """Factor of this reward in the sum."""
 
 
 class RewardCode(Section):
