@@ -11,7 +11,8 @@ GrpoError
 │   ├── EngineLost       10   a rollout engine died or froze, or leaves a node that drains
 │   ├── TrainerLost      10   a trainer rank died or froze, or leaves a node that drains
 │   ├── NoNode           10   an actor found no node within `deadlines.start`
-│   └── StoreLost        10   a bucket does not answer
+│   ├── StoreLost        10   a bucket does not answer
+│   └── ServiceLost      10   a reward service does not answer
 ├── Interrupted          11   SIGTERM or Ctrl-C; every finished step is in a checkpoint
 │   └── InterruptedEarly 16   the same, but steps after the last checkpoint are lost; that checkpoint is whole
 ├── Fenced               13   another start holds the run's folder
@@ -81,6 +82,10 @@ class NoNode(ClusterError):
 
 
 class StoreLost(ClusterError):
+    pass
+
+
+class ServiceLost(ClusterError):
     pass
 
 

@@ -79,10 +79,11 @@ def train(config: Config, makers: Makers = Makers()) -> Path:
 
 
 def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lease: Lease) -> None:
-    with RewardScorer(config) as rewards:
+    with RewardScorer(config, run_dir) as rewards:
         tokenizer = load_tokenizer(config)
         loaded, held_out = train_prompts(config, tokenizer), eval_prompts(config, tokenizer)
         rewards.check_answers([*loaded.prompts, *held_out.prompts])
+        rewards.try_services(loaded.prompts[0])
         prompts = PromptStream(loaded.prompts, seed=config.run.seed)
         checkpoints = Checkpoints(config, run_dir, lease)
         newest = find_newest(config, checkpoints, prompts)
@@ -139,6 +140,7 @@ def evaluate(config: Config) -> Stats:
     with StopRequest(config.run.grace_seconds) as stop, RewardScorer(config) as rewards:
         held_out = eval_prompts(config, load_tokenizer(config)).prompts
         rewards.check_answers(held_out)
+        rewards.try_services(held_out[0])
         with session(config, stop) as cluster:
             recoveries = RecoveryBudget(config.run.max_recoveries)
             context = RunContext(config, cluster.workers, recoveries, ConsoleObserver())

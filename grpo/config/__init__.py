@@ -1,6 +1,6 @@
 """Every knob of a run, and how it is read: closed, bounded, frozen. Needs pydantic alone."""
 
-from grpo.config.rewards import RewardFunction
+from grpo.config.rewards import Judge, RewardFunction, RewardHttp
 from grpo.config.schema import (
     MOST_ROWS,
     Algorithm,
@@ -30,9 +30,11 @@ __all__ = [
     "Deadlines",
     "Eval",
     "Metrics",
+    "Judge",
     "Model",
     "RewardCode",
     "RewardFunction",
+    "RewardHttp",
     "Rollout",
     "Run",
     "Section",

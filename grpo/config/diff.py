@@ -52,8 +52,16 @@ def check_config_diff(old: Mapping[str, object], config: Config) -> None:
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """{"train": {"epochs": 1}} -> {"train.epochs": 1}; a list is one value."""
+    """{"train": {"epochs": 1}} -> {"train.epochs": 1}; a list is one value, without what its items leave open."""
     flat: dict[str, object] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: _without_null(value)}
     return flat
+
+
+def _without_null(value: object) -> object:
+    """Items of an older version lack keys; those are null by default in newer ones."""
+    if not isinstance(value, list):
+        return value
+    return [{k: v for k, v in item.items() if v is not None} if isinstance(item, dict) else item for item in value]

@@ -2,6 +2,7 @@
 
 import re
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
@@ -59,6 +60,26 @@ def _temperature(temperature: float) -> float:
     return temperature
 
 
+def _http(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname or url.fragment:
+        raise ValueError("must be http://host… or https://host…")
+    if url.username is not None or url.password is not None:
+        raise ValueError("must hold no password, as configurations are shown; name a variable with the token")
+    _ = url.port  # raises for one that is none
+    return text
+
+
+def _pattern(text: str) -> str:
+    try:
+        groups = re.compile(text).groups
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"must be a regular expression, but: {error}") from None
+    if groups != 1:
+        raise ValueError(f"must have one group, found {groups}; write (?:…) for groups that only hold together")
+    return text
+
+
 def _form(pattern: str, rule: str) -> tuple[object, ...]:
     """The pattern for the schema, the rule for a person."""
 
@@ -87,6 +108,10 @@ Folder = Annotated[Place, AfterValidator(_folder)]
 """A folder to write to."""
 FolderOrBucket = Annotated[Place, AfterValidator(_folder_or_bucket)]
 """A folder to write to, or s3://bucket/prefix."""
+HttpUrl = Annotated[Line, AfterValidator(_http)]
+"""http or https, without a password."""
+Pattern = Annotated[str, Field(min_length=1, max_length=LONGEST_PATH), AfterValidator(_pattern)]
+"""A regular expression with one group."""
 Commit = Annotated[str, *_form("[0-9a-f]{40}", "a commit: 40 hex digits in lower case, no branch and no tag")]
 """A commit of a hub repository."""
 RunName = Annotated[

@@ -22,7 +22,7 @@ from grpo.config.fields import (
     Tokens,
     Variable,
 )
-from grpo.config.rewards import RewardFunction
+from grpo.config.rewards import RewardFunction, RewardHttp
 from grpo.config.section import Section
 
 MOST_ROWS = 2**20
@@ -289,6 +289,7 @@ class Config(Section):
     data: Data = Data()
     rewards: tuple[RewardFunction, ...] = Field((RewardFunction(),), min_length=1)
     reward_code: RewardCode = RewardCode()
+    reward_http: RewardHttp = RewardHttp()
     rollout: Rollout = Rollout()
     algorithm: Algorithm = Algorithm()
     train: Train = Train()

@@ -52,6 +52,7 @@ BY_PHASE = {f"phase/{phase}": phase for phase in PHASES}
 BY_KIND = {f"rollout/{kind}_tokens": kind for kind in ("prompt", "completion")}
 BY_BOUND = {f"train/clip_{bound}": bound for bound in ("low", "high")}
 BY_FAILURE = {"reward/failures_*": "*"}
+BY_REQUEST = {"reward/requests": "sent", "reward/retries": "repeated", "reward/cached": "saved"}
 BY_PART = {"train/seconds_*": "*"}
 SCORES = ("accuracy", "pass@*", "maj@*", "reward", "completion_tokens", "truncated_ratio")
 BY_SCORE = {f"eval/{score}": score for score in SCORES}
@@ -83,6 +84,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("grpo_reward_failures_total", "counter", "calls", "Failed calls of reward code.", ("kind",), BY_FAILURE),
     _counter("grpo_reward_dropped_samples_total", "samples", "Samples without a reward.", "reward/dropped_samples"),
     _counter("grpo_reward_dropped_groups_total", "groups", "Groups without enough rewards.", "reward/dropped_groups"),
+    Metric("grpo_reward_requests_total", "counter", "requests", "Requests to reward services.", ("kind",), BY_REQUEST),
     _histogram("grpo_completion_tokens", "tokens", "Length of the completions.", TOKENS),
     _gauge("grpo_completion_tokens_mean", "tokens", "Mean completion length of the last step.", "completion/tokens"),
     _gauge("grpo_completion_truncated_ratio", "share", "Completions cut in the last step.", "completion/truncated"),

@@ -36,7 +36,7 @@ BUILT_IN = {
 
 def answer_problem(rewards: Iterable[RewardFunction], answer: str) -> str | None:
     """What is wrong with a reference answer that a built-in reward of the run cannot read; None if all can."""
-    for name in dict.fromkeys(reward.function for reward in rewards if reward.function in BUILT_IN):
+    for name in dict.fromkeys(reward.name for reward in rewards if reward.name in BUILT_IN):
         kind = BUILT_IN[name].reads
         if READS[kind](answer) is None:
             return (
@@ -48,5 +48,5 @@ def answer_problem(rewards: Iterable[RewardFunction], answer: str) -> str | None
 
 def answers_of(rewards: Iterable[RewardFunction]) -> AnswerOf:
     """How answers vote in a run with these rewards: as the first built-in one says, else by their final numbers."""
-    built_in = (BUILT_IN[reward.function].answer_of for reward in rewards if reward.function in BUILT_IN)
+    built_in = (BUILT_IN[reward.name].answer_of for reward in rewards if reward.name in BUILT_IN)
     return next(built_in, final_number)

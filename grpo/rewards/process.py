@@ -21,7 +21,8 @@ from grpo.rewards.messages import LONGEST, Messages, wait_for
 from grpo.rewards.sandbox.supervisor import remove
 
 KINDS = ("exception", "timeout", "exited", "memory", "bad_value", "bad_reply", "processes", "disk")
-"""Of failed calls. The first, memory and bad_value are what the worker itself reports."""
+SERVICE_KINDS = ("connection", "status")
+"""Of failed calls; the latter of services alone. The first, memory and bad_value are what the worker itself reports."""
 LONGEST_REASON = 500
 GRACE_SECONDS = 5.0
 FIRST_UID, UIDS = 65_534, 14

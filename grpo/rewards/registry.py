@@ -5,16 +5,28 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
 
 from grpo.config import Config
-from grpo.errors import ConfigError, DataError, RewardError
+from grpo.errors import ConfigError, DataError, RewardError, ServiceLost
 from grpo.rewards.built_in import BUILT_IN, answer_problem
+from grpo.rewards.http import HttpRewards
 from grpo.rewards.pool import Call, RewardPool
-from grpo.rewards.process import KINDS, Failure
+from grpo.rewards.process import KINDS, SERVICE_KINDS, Failure
 from grpo.types import Group, Prompt, Sample, Stats
 
-Outcomes = Sequence[float | Failure | None]
-"""Of the calls: by group, sample and function. None: was not called, as too many had failed."""
+Outcomes = dict[str, Sequence[float | Failure | None]]
+"""By name of the reward, of each sample in order. None: was not called, as too many had failed."""
+Left = dict[str, Iterator[float | Failure | None]]
+
+
+class Runner(Protocol):
+    """What makes many calls of rewards: worker processes, or requests."""
+
+    def run(self, calls: Sequence[Call], tolerated: int) -> Sequence[float | Failure | None]:
+        """The outcome of each call, in order; None behind more than `tolerated` failures."""
+
 
 
 def check_reward_names(config: Config) -> None:
@@ -22,7 +34,7 @@ def check_reward_names(config: Config) -> None:
     for place, reward in enumerate(config.rewards):
         module, colon, function = reward.function.partition(":")
         well_formed = colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))
-        if reward.function not in BUILT_IN and not well_formed:
+        if reward.url is None and reward.function not in BUILT_IN and not well_formed:
             nearest = difflib.get_close_matches(reward.function, BUILT_IN, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise ConfigError(
@@ -32,20 +44,27 @@ def check_reward_names(config: Config) -> None:
 
 
 class RewardScorer:
-    """Scores groups. Built-in rewards run here, the user's functions in worker processes with limits.
+    """Scores groups. Built-in rewards run here, the user's functions in worker processes with limits, services answer.
 
     Creating it checks every function, so do it before anything heavy starts. Close it, or use it as a context manager.
     `isolation` names the fences between reward code and this run that this system does not have.
     """
 
-    def __init__(self, config: Config) -> None:
-        """Raises ConfigError for a reward that cannot be used, DeadlineExceeded if importing it takes too long."""
+    def __init__(self, config: Config, folder: Path | None = None) -> None:
+        """`folder` keeps what services answered. Raises ConfigError for a reward that cannot be used, DeadlineExceeded
+        if importing it takes too long.
+        """
         check_reward_names(config)
         self.config = config
-        self.user_functions = list(dict.fromkeys(r.function for r in config.rewards if r.function not in BUILT_IN))
+        services = {reward.name: reward for reward in config.rewards if reward.url is not None}
+        others = dict.fromkeys(reward.name for reward in config.rewards if reward.url is None)
+        self.user_functions = [name for name in others if name not in BUILT_IN]
+        self.services = list(services)
+        self.http = HttpRewards(config, list(services.values()), folder) if services else None
         self.pool = RewardPool(config, self.user_functions) if self.user_functions else None
         self.isolation = self.pool.missing if self.pool else ()
         self._failures: Stats = {}
+        self._first = ""
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The same groups with every sample's reward: the sum of weight x reward over `config.rewards`.
@@ -55,22 +74,15 @@ class RewardScorer:
         `reward_code.max_failures` of the calls failed or no group is left, and DeadlineExceeded if all together take
         longer than `deadlines.reward`.
         """
-        calls = [
-            Call(function, group.prompt, sample)
-            for group in groups
-            for sample in group.samples
-            for function in range(len(self.user_functions))
-        ]
-        outcomes = self._outcomes(calls)
-        left = iter(outcomes)
+        outcomes = self._outcomes(self.pool, self.user_functions, groups)
+        outcomes |= self._outcomes(self.http, self.services, groups)
+        left = {name: iter(of_samples) for name, of_samples in outcomes.items()}
         scored = [self._scored(group, left) for group in groups]
         kept = [group for group in scored if group.samples]
-        if self.pool:
+        if left:
             self._count(outcomes, groups, kept)
         if groups and not kept:
-            raise RewardError(
-                f"a step needs groups with rewards, but none of {len(groups)} is left: {self._summary(calls, outcomes)}"
-            )
+            raise RewardError(f"a step needs groups with rewards, but none of {len(groups)} is left: {self._first}")
         return kept
 
     def failures(self) -> Stats:
@@ -83,6 +95,18 @@ class RewardScorer:
             if problem := answer_problem(self.config.rewards, prompt.answer):
                 raise DataError(f"{prompt.id}: {self.config.data.answer_column}: {problem}")
 
+    def try_services(self, prompt: Prompt) -> None:
+        """Asks each service about a row whose answer is right, before anything heavy starts; any reward will do.
+
+        Raises ServiceLost, RewardError.
+        """
+        sample = Sample(prompt.id, 0, prompt.token_ids, (), (), ((0, 0),), "stop", prompt.answer)
+        calls = [Call(place, prompt, sample) for place in range(len(self.services))]
+        for outcome in self.http.run(calls, 0) if self.http else ():
+            if isinstance(outcome, Failure):
+                kind = ServiceLost if outcome.outside else RewardError
+                raise kind(self._summary(self.services, calls[:1], [outcome]))
+
     def close(self) -> None:
         """Ends the workers of the user's functions."""
         if self.pool:
@@ -94,39 +118,51 @@ class RewardScorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _outcomes(self, calls: Sequence[Call]) -> Outcomes:
-        """Calls the user's functions. Raises RewardError if more calls fail than may."""
-        if not self.pool or not calls:
-            return []
+    def _outcomes(self, runner: Runner | None, names: Sequence[str], groups: Sequence[Group]) -> Outcomes:
+        """By name, of each sample in order. Raises RewardError if more calls fail than may, ServiceLost if it was the
+        network's fault.
+        """
+        calls = [
+            Call(function, group.prompt, sample)
+            for group in groups
+            for sample in group.samples
+            for function in range(len(names))
+        ]
+        if not runner or not calls:
+            return {name: [] for name in names}
         reward_code = self.config.reward_code
         tolerated = 0 if reward_code.on_failure == "abort" else math.floor(reward_code.max_failures * len(calls) + 1e-9)
-        outcomes = self.pool.run(calls, tolerated)
-        failed = sum(isinstance(outcome, Failure) for outcome in outcomes)
-        if failed > tolerated:
-            summary = self._summary(calls, outcomes)
+        outcomes = runner.run(calls, tolerated)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        if failures:
+            self._first = self._summary(names, calls, outcomes)
+        if len(failures) > tolerated:
+            lost = runner is self.http and sum(not failure.outside for failure in failures) <= tolerated
+            kind = ServiceLost if lost else RewardError
             if reward_code.on_failure == "abort":
-                raise RewardError(summary)
+                raise kind(self._first)
             done = sum(outcome is not None for outcome in outcomes)
-            raise RewardError(
+            raise kind(
                 f"at most reward_code.max_failures = {reward_code.max_failures:g} of {len(calls)} calls of reward "
-                f"functions may fail in a step, but {failed} of the first {done} did; {summary}"
+                f"functions may fail in a step, but {len(failures)} of the first {done} did; {self._first}"
             )
-        return outcomes
+        return {name: outcomes[place :: len(names)] for place, name in enumerate(names)}
 
-    def _summary(self, calls: Sequence[Call], outcomes: Outcomes) -> str:
+    def _summary(self, names: Sequence[str], calls: Sequence[Call], outcomes: Sequence[float | Failure | None]) -> str:
         """The first failure, and how many there were of each kind."""
         failures = [
             (call, outcome) for call, outcome in zip(calls, outcomes, strict=True) if isinstance(outcome, Failure)
         ]
         call, first = failures[0]
         counts = Counter(failure.kind for _, failure in failures)
+        kinds = [f"{kind} {counts[kind]}" for kind in (*KINDS, *SERVICE_KINDS) if counts[kind]]
         return (
-            f"reward {self.user_functions[call.function]} must return a finite number, but for prompt "
-            f"{call.prompt.id}, sample {call.sample.index}, it {first.what}; correct the function "
-            f"(failed calls: {', '.join(f'{kind} {counts[kind]}' for kind in KINDS if counts[kind])})"
+            f"reward {names[call.function]} must return a finite number, but for prompt "
+            f"{call.prompt.id}, sample {call.sample.index}, it {first.what}; correct the "
+            f"{'service' if names is self.services else 'function'} (failed calls: {', '.join(kinds)})"
         )
 
-    def _scored(self, group: Group, outcomes: Iterator[float | Failure | None]) -> Group:
+    def _scored(self, group: Group, outcomes: Left) -> Group:
         """The group with the samples that have a reward; with none if it is dropped."""
         rewards_G = [self._reward(group.prompt, sample, outcomes) for sample in group.samples]
         samples = [
@@ -140,16 +176,16 @@ class RewardScorer:
             samples = []
         return replace(group, samples=tuple(samples))
 
-    def _reward(self, prompt: Prompt, sample: Sample, outcomes: Iterator[float | Failure | None]) -> float | None:
+    def _reward(self, prompt: Prompt, sample: Sample, outcomes: Left) -> float | None:
         """The weighted sum, or None if a part of it failed."""
-        by_function = {name: next(outcomes) for name in self.user_functions}
+        called = {name: next(left) for name, left in outcomes.items()}
         total = 0.0
         for reward in self.config.rewards:
-            if reward.function in BUILT_IN:
+            if reward.name in BUILT_IN:
                 function = BUILT_IN[reward.function].function
                 part: float | Failure | None = function(prompt.question, sample.text, prompt.answer)
             else:
-                part = by_function[reward.function]
+                part = called[reward.name]
             if not isinstance(part, float):
                 return None
             total += reward.weight * part
@@ -161,8 +197,13 @@ class RewardScorer:
         return total
 
     def _count(self, outcomes: Outcomes, groups: Sequence[Group], kept: Sequence[Group]) -> None:
-        kinds = Counter(outcome.kind for outcome in outcomes if isinstance(outcome, Failure))
+        failures = [outcome for of in outcomes.values() for outcome in of if isinstance(outcome, Failure)]
+        kinds = Counter(failure.kind for failure in failures)
         samples = sum(len(group.samples) for group in groups) - sum(len(group.samples) for group in kept)
-        self._failures = {f"reward/failures_{kind}": float(kinds[kind]) for kind in KINDS}
+        self._failures = {f"reward/failures_{kind}": float(kinds[kind]) for kind in (*KINDS, *SERVICE_KINDS)}
         self._failures["reward/dropped_samples"] = float(samples)
         self._failures["reward/dropped_groups"] = float(len(groups) - len(kept))
+        if self.http:
+            self._failures["reward/requests"] = float(self.http.requests)
+            self._failures["reward/retries"] = float(self.http.retries)
+            self._failures["reward/cached"] = float(self.http.cached)

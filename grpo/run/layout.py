@@ -3,3 +3,4 @@
 CONFIG, METRICS, SAMPLES, TENSORBOARD = "config.yaml", "metrics.jsonl", "samples.jsonl", "tensorboard"
 CHECKPOINTS, SUPERSEDED = "checkpoints", "superseded"
 REPORT = "report.html"
+REWARD_CACHE = "rewards.jsonl"

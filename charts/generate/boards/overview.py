@@ -88,7 +88,7 @@ HEALTH = [
     ),
     lines(
         "Reward code",
-        "Failed calls by kind, dropped samples and dropped groups; per minute. Empty with built-in rewards only.",
+        "Failed calls by kind, dropped samples and groups, requests to services; per minute. Empty with built-in ones.",
         "none",
         {
             "failed: {{kind}} {{run}}": "sum by (run, kind)"
@@ -97,6 +97,8 @@ HEALTH = [
             " (rate(grpo_reward_dropped_samples_total{<run>}[$__rate_interval])) * 60",
             "dropped groups {{run}}": "sum by (run)"
             " (rate(grpo_reward_dropped_groups_total{<run>}[$__rate_interval])) * 60",
+            "requests {{kind}} {{run}}": "sum by (run, kind)"
+            " (rate(grpo_reward_requests_total{<run>}[$__rate_interval])) * 60",
         },
         low=0,
         alerts=["GrpoRewardFailures"],

@@ -9,10 +9,11 @@ from grpo.data.prompts import eval_source, train_source
 from grpo.data.sources import Source, place, read
 from grpo.errors import GrpoError
 from grpo.plan.preflight.facts import Facts
-from grpo.plan.preflight.network import hub_error
+from grpo.plan.preflight.network import hub_error, site_error
 from grpo.plan.preflight.nodes import role_packages
 from grpo.plan.preflight.site import Site
 from grpo.plan.preflight.verdict import Check, Problem, judge
+from grpo.rewards.http import HttpRewards
 
 FIRST_ROWS = 3
 
@@ -55,6 +56,23 @@ def _rows(source: Source) -> str:
     if is_hub_data(source.path):
         return f"{place(source)} at {(source.revision or '')[:12]} on the hub"
     return f"{place(source)} opens ({len(list(islice(read(source), FIRST_ROWS)))} rows looked at)"
+
+
+def services(config: Config) -> list[Check]:
+    """Whether the driver has the tokens of reward services and reaches them; nothing is asked."""
+    problems, told = [], []
+    for reward in config.rewards:
+        if reward.url is None:
+            continue
+        told.append(reward.name)
+        try:
+            HttpRewards(config, [reward])
+        except GrpoError as error:
+            problems.append(Problem("failed", "driver", str(error)))
+        if config.reward_http.proxy is None and (error_text := site_error(reward.url)):
+            problems.append(Problem("failed", "driver", f"{reward.url}: {error_text}"))
+    way_out = "start the service, open the way to it or correct rewards"
+    return [judge("rewards", problems, f"reached: {', '.join(told)}", way_out)] if told else []
 
 
 def secrets(site: Site) -> Check:

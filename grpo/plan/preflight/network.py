@@ -24,7 +24,7 @@ def hub_error() -> str:
     """ "" if the hub can be reached, or if only a proxy knows; else why not."""
     if any(os.environ.get(proxy) for proxy in PROXIES):
         return ""
-    return _site_error(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    return site_error(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
 
 
 def bucket_error() -> str:
@@ -33,10 +33,11 @@ def bucket_error() -> str:
         return ""
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     default = f"https://s3.{region}.amazonaws.com" if region else "https://s3.amazonaws.com"
-    return _site_error(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or default)
+    return site_error(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or default)
 
 
-def _site_error(url: str) -> str:
+def site_error(url: str) -> str:
+    """ "" if the host of the url takes connections, else why not."""
     site = urlsplit(url)
     error = connection_error(site.hostname or "", site.port or (80 if site.scheme == "http" else 443))
     return f"{site.hostname} cannot be reached ({error})" if error else ""

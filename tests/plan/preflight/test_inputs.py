@@ -1,5 +1,6 @@
 """Model, rows and secrets."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,18 @@ def test_secrets_are_looked_for_where_they_are_used(
 ) -> None:
     found = {node("t", "trainer"): facts()}
     assert inputs.secrets(site(config(**sections), found, driver=facts(**driver))).status == status
+
+
+def test_reward_services_are_reached_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KEY", raising=False)
+    assert inputs.services(config()) == []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/score"
+        assert inputs.services(config(rewards=[{"url": url}])) == [Check("rewards", "ok", f"reached: {url}")]
+        (check,) = inputs.services(config(rewards=[{"url": url, "token_variable": "KEY"}]))
+        assert (check.status, "variable KEY" in check.text) == ("failed", True)
+    (check,) = inputs.services(config(rewards=[{"url": url}]))
+    assert (check.status, url in check.text) == ("failed", True)
 
 
 def test_secrets_are_told_by_name_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
