@@ -156,10 +156,12 @@ class RewardScorer:
         call, first = failures[0]
         counts = Counter(failure.kind for _, failure in failures)
         kinds = [f"{kind} {counts[kind]}" for kind in (*KINDS, *SERVICE_KINDS) if counts[kind]]
+        away = "start the service, or correct its url" if first.outside else "correct the service"
+        way_out = away if names is self.services else "correct the function"
         return (
             f"reward {names[call.function]} must return a finite number, but for prompt "
-            f"{call.prompt.id}, sample {call.sample.index}, it {first.what}; correct the "
-            f"{'service' if names is self.services else 'function'} (failed calls: {', '.join(kinds)})"
+            f"{call.prompt.id}, sample {call.sample.index}, it {first.what}; {way_out} "
+            f"(failed calls: {', '.join(kinds)})"
         )
 
     def _scored(self, group: Group, outcomes: Left) -> Group:
