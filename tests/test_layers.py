@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "grpo"
 
 FLOORS = (
-    {"errors", "types", "grpo"},  # grpo: the version, in grpo/__init__.py
+    {"errors", "files", "types", "grpo"},  # grpo: the version, in grpo/__init__.py
     {"config", "store"},
     {"run"},
     {"checkpoint", "observe", "rewards", "weights"},

@@ -1,6 +1,7 @@
 """The policy of a checkpoint -> a Hugging Face folder of its own that transformers and vLLM load."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from grpo.checkpoint.commit import POLICY, checkpoints_url, committed, order, read_manifest
 from grpo.config.yaml import read
 from grpo.errors import CheckpointError, ConfigError
+from grpo.files import read_regular
 from grpo.run.layout import CONFIG
-from grpo.store import Store, open_store, record_of
+from grpo.store import MOST_READ, Store, open_store, record_of
 from grpo.types import FileRecord
 
 
@@ -28,6 +30,8 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
     if out.exists() or out.is_symlink():
         raise ConfigError(f"OUT: the folder must be new, but {out} exists; choose another or delete it")
     store = open_store(checkpoints_url(checkpoint_dir(run_dir), run_dir))
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(store.url)):
+        raise ConfigError(f"OUT: must lie outside of the run's checkpoints, but is {out}; choose another folder")
     name = find_checkpoint(store, step)
     files = [
         replace(file, name=f"{name}/{file.name}")
@@ -69,8 +73,10 @@ def find_checkpoint(store: Store, step: int | None = None) -> str:
 
 def _copy(source: Path, file: FileRecord, goal: Path) -> None:
     goal.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / file.name, goal)
-    if record_of(goal, file.name) != file:
+    whole = (source / file.name).stat().st_size == file.size
+    if whole:  # else it may be of any size
+        shutil.copyfile(source / file.name, goal)
+    if not whole or record_of(goal, file.name) != file:
         raise CheckpointError(
             f"{file.name}: must have the bytes that its manifest says, but has not; export another step"
         )
@@ -112,8 +118,8 @@ def _tensor_names(path: Path) -> set[str]:
 
 def _read_json(path: Path) -> dict[str, dict[str, str]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(read_regular(path, MOST_READ))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: must be readable JSON, but: {error}; export another step") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path.name}: must be a JSON object, but is not; export another step")

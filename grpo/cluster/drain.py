@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RpcError
 from grpo.cluster.ray_private import ALIVE, PREEMPTION, HeadClient, bootstrap_address, head_client
 from grpo.config import Config
 from grpo.errors import ClusterError
-from grpo.run.lease import Holder, holder_here
+from grpo.run.attempts import Holder, holder_here
 
 LOOK_SECONDS = 0.5
 ANSWER_SECONDS = 5.0

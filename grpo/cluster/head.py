@@ -11,6 +11,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from grpo.cluster import ray_private
 from grpo.errors import ClusterError
+from grpo.run.threads import start_lasting
 
 
 class Head(Protocol):
@@ -43,8 +44,7 @@ class HeadHeartbeat:
         self.error = ""
         self.draining: frozenset[str] = frozenset()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._ask, name="head-heartbeat", daemon=True)
-        self._thread.start()
+        self._thread = start_lasting("head-heartbeat", self._ask, self._ended)
 
     @property
     def lost(self) -> bool:
@@ -75,10 +75,11 @@ class HeadHeartbeat:
             try:
                 client.check_alive([node], timeout=self.patience)
                 self.seconds_since_heartbeat = 0.0
-            except (RayError, GetTimeoutError, RuntimeError) as error:
-                self.error = str(error)
+            except (RayError, GetTimeoutError, RuntimeError, OSError, MemoryError) as error:
+                self.error = str(error) or type(error).__name__
                 self.seconds_since_heartbeat += min(time.monotonic() - asked, self.pause + self.patience)
-            with contextlib.suppress(RayError, GetTimeoutError, RuntimeError):  # a head that is silent tells nothing
+            # A head that is silent tells nothing.
+            with contextlib.suppress(RayError, GetTimeoutError, RuntimeError, OSError):
                 self.draining |= client.get_draining_nodes(timeout=self.patience).keys()
             asked = time.monotonic()
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from grpo.config.schema import Config
+from grpo.files import kind_of
 
 ARITHMETIC = "arithmetic"
 DATA_FILES = (".jsonl", ".json", ".parquet")
@@ -53,9 +55,25 @@ def problems(config: Config) -> Iterator[str]:
     if held_out.revision is None and is_hub_data(own):
         yield unpinned("eval.source", own)
     for key, folder in (("run.dir", config.run.dir), ("checkpoint.dir", config.checkpoint.dir)):
-        if folder is not None and os.path.islink(folder):
+        if folder is not None and os.path.islink(os.path.normpath(folder)):  # a slash or a dot behind it follows it
             yield f"{key} = {folder}: is a link to {os.path.realpath(folder)}; name the folder itself"
+    yield from _no_files("data.source", data.source.replace("{split}", data.split))
+    yield from _no_files("eval.source", own)
+    yield from _no_files("model.path", model.path)
     with contextlib.suppress(OSError):  # no folder yet, or none that can be read: the run will say so
         for entry in os.scandir(config.run.dir):
             if entry.is_symlink():
                 yield f"run.dir: {entry.path} is a link, and the run may write there; move it out of the folder"
+
+
+def _no_files(key: str, path: str) -> Iterator[str]:
+    """A pipe, socket or device in the place of a file to read, here or right below: libraries would wait for it."""
+    try:
+        entries = [path, *(entry.path for entry in os.scandir(path))] if os.path.isdir(path) else [path]
+    except OSError:  # who reads it says why it cannot be read
+        return
+    for entry in entries:
+        with contextlib.suppress(OSError, ValueError):
+            status = os.stat(entry)
+            if not stat.S_ISDIR(status.st_mode) and (kind := kind_of(status.st_mode)):
+                yield f"{key} = {path}: {entry} must be a regular file, but is {kind}; take it away"

@@ -4,6 +4,7 @@ PyYAML parses; what it would make of the values (YAML 1.1: `012` is ten, `1:30` 
 false) is not used. Nothing but null, true, false, numbers, text, lists and mappings can come out.
 """
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from grpo.errors import ConfigError
+from grpo.files import open_regular
 
 MOST_CHARACTERS = 256 * 1024
 """A longer file is no configuration; PyYAML would need minutes for some."""
@@ -128,7 +130,7 @@ def dump(tree: object) -> str:
 def read(path: str | Path) -> dict[object, object]:
     """The mapping that the file holds. Raises ConfigError that names the file, and the line where there is one."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig") as file:
             text = file.read(MOST_CHARACTERS + 1)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None

@@ -20,21 +20,23 @@ weights that it left behind ("weights"): two runs with equal digests did the sam
 
 import json
 import math
-import shutil
+import reprlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 from tensorboard.summary import Writer
 
 from grpo.config import Config
 from grpo.config.load import dump_config
 from grpo.errors import CheckpointError, ConfigError
+from grpo.files import NotAFile, open_append, open_regular, read_regular, remove_tree
 from grpo.observe.metrics import lookup
 from grpo.run.layout import CHECKPOINTS, CONFIG, METRICS, SAMPLES, SUPERSEDED, TENSORBOARD
-from grpo.store import open_store
+from grpo.store import MOST_READ, open_store
 from grpo.types import Group, Stats
 
 
@@ -50,6 +52,9 @@ def prepare_folder(run_dir: Path, resume: str) -> None:
         )
 
 
+MOST_SAMPLES = 1 << 34
+MOST_LINE = 1 << 28
+"""Bytes of samples.jsonl and of one row: what is longer was not written by a run."""
 Row = dict[str, object]
 """A line of metrics.jsonl or samples.jsonl, as read."""
 
@@ -69,8 +74,8 @@ class RunFolder:
 
     def _open(self) -> None:
         with ExitStack() as stack:
-            self._metrics = stack.enter_context(open(self.run_dir / METRICS, "a", buffering=1, encoding="utf-8"))
-            self._samples = stack.enter_context(open(self.run_dir / SAMPLES, "a", buffering=1, encoding="utf-8"))
+            self._metrics = stack.enter_context(_appended(self.run_dir / METRICS))
+            self._samples = stack.enter_context(_appended(self.run_dir / SAMPLES))
             self._tensorboard = Writer(str(self.run_dir / TENSORBOARD))
             stack.callback(self._tensorboard.close)
             self._stack = stack.pop_all()
@@ -83,7 +88,7 @@ class RunFolder:
     def metrics(self) -> bytes:
         """All rows of metrics.jsonl so far."""
         with _writing(self.run_dir):
-            return (self.run_dir / METRICS).read_bytes()
+            return read_regular(self.run_dir / METRICS, MOST_READ)
 
     def rewind(self, step: int, metrics: bytes, own: Sequence[str]) -> None:
         """Goes back to the rows as they were at a checkpoint, and the lines `own` of this start that came after.
@@ -94,11 +99,11 @@ class RunFolder:
         with _writing(self.run_dir):
             self._stack.close()
             samples = self.run_dir / SAMPLES
-            kept = [line for line in samples.read_bytes().splitlines(True) if _step_of(line) <= step]
+            kept = [line for line in read_regular(samples, MOST_SAMPLES).splitlines(True) if _step_of(line) <= step]
             for name, content in ((METRICS, metrics + "".join(own).encode()), (SAMPLES, b"".join(kept))):
                 self._set_aside(name, content)
                 _replace(self.run_dir / name, content)
-            shutil.rmtree(self.run_dir / TENSORBOARD, ignore_errors=True)
+            remove_tree(self.run_dir / TENSORBOARD)
             self._open()
             for row in read_rows(self.run_dir / METRICS):
                 self._add_scalars(int(number(row, "step")), numbers_of(row))
@@ -107,7 +112,8 @@ class RunFolder:
     def _set_aside(self, name: str, content: bytes) -> None:
         """Keeps the lines of a file that its new content does not have."""
         lines = set(content.splitlines())
-        lost = [line for line in (self.run_dir / name).read_bytes().splitlines() if line not in lines]
+        found = read_regular(self.run_dir / name, MOST_SAMPLES).splitlines()
+        lost = [line for line in found if line not in lines]
         if lost:
             folder = self.run_dir / SUPERSEDED
             folder.mkdir(exist_ok=True)
@@ -137,6 +143,10 @@ class RunFolder:
                 self._samples.write(_line({"event": event, "step": step, **sample_row(group)}))
 
 
+def _appended(path: Path) -> IO[str]:
+    return open(open_append(path), "a", buffering=1, encoding="utf-8")
+
+
 def _line(row: Mapping[str, object]) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
 
@@ -145,7 +155,7 @@ def _step_of(line: bytes) -> int:
     """The step of a row; of the half line of a killed run a very late one."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return sys.maxsize
 
 
@@ -193,21 +203,35 @@ def numbers_of(row: Row) -> dict[str, float | None]:
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a .jsonl file of a run, none if there is no file. The half line of a killed run is left out.
 
-    Raises CheckpointError for a line that is no JSON object before the last.
+    Raises CheckpointError for a line that is no row before the last, and for what is no file or cannot be read.
     """
-    if not path.exists():
-        return
     broken: str | None = None
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
+    with _reading(path), open_regular(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(MOST_LINE), b""), start=1):
             if broken is not None:
-                raise CheckpointError(f"{path}:{number - 1}: a row must be a JSON object, but {broken}; delete it")
+                rule = "a row must be a JSON object with its event and step"
+                raise CheckpointError(f"{path}:{number - 1}: {rule}, but {broken}; delete it")
             try:
-                row = json.loads(line)
-            except ValueError as error:
-                broken = str(error)
+                row = json.loads(line.decode(errors="replace"))
+            except (ValueError, RecursionError) as error:
+                broken = f"{error}"
                 continue
-            if isinstance(row, dict):
+            if isinstance(row, dict) and isinstance(row.get("event"), str) and _is_step(row.get("step")):
                 yield row
             else:
-                broken = f"found {type(row).__name__}"
+                broken = f"found {reprlib.repr(row)}"
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        way_out = "take it away" if isinstance(error, NotAFile) else "check that it may be read"
+        raise CheckpointError(f"{path}: the rows of a run must be read, but: {error}; {way_out}") from error

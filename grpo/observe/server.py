@@ -1,34 +1,79 @@
 """One small HTTP server on `metrics.port`: /metrics for Prometheus, /healthz and /readyz for Kubernetes."""
 
 import contextlib
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from grpo.observe.health import Health
+from grpo.run.threads import PAUSE_SECONDS, start_lasting
 
 if TYPE_CHECKING:
-    from socket import socket
-
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-CLIENT_SECONDS = 10.0  # that a client may keep a thread waiting
+CLIENT_SECONDS = 10.0
+"""That a client has for its request and the answer, however slowly it sends."""
+MOST_CLIENTS = 64
+"""Connections at a time; one more ends the oldest, so that idle ones never keep a probe out."""
 ALLOWED = ("GET", "HEAD")
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """A thread for each client, so that none waits for another; the threads end with the process."""
+    """A thread for each client, so that none waits for another; few at a time, and none for long."""
 
     daemon_threads = True
     request_queue_size = 128  # with Python's 5 a burst of clients waits for seconds before it is even accepted
+    most_clients, client_seconds = MOST_CLIENTS, CLIENT_SECONDS
 
-    def handle_error(self, request: "socket | tuple[bytes, socket]", client_address: object) -> None:
+    def __init__(self, *arguments: Any) -> None:
+        self._clients: dict[socket.socket, float] = {}
+        self._guard = threading.Lock()
+        super().__init__(*arguments)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """The next client, among at most `most_clients`."""
+        for _ in range(1000):
+            if len(self._clients) < self.most_clients:
+                break
+            self._end_clients(oldest=True)
+            time.sleep(0.001)  # for its thread to close it
+        try:
+            client, address = super().get_request()
+        except OSError:  # no descriptor is free, and the client stays in the queue
+            self._end_clients(oldest=True)
+            time.sleep(PAUSE_SECONDS)
+            raise
+        with self._guard:
+            self._clients[client] = time.monotonic()
+        return client, address
+
+    def shutdown_request(self, request: Any) -> None:
+        """Closes the connection, whatever state it is in."""
+        with self._guard:
+            self._clients.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Called several times a second: ends the clients whose time is over."""
+        self._end_clients(oldest=False)
+
+    def _end_clients(self, oldest: bool) -> None:
+        now = time.monotonic()
+        with self._guard:
+            late = [client for client, since in self._clients.items() if now - since > self.client_seconds]
+            for client in late or list(self._clients)[: int(oldest)]:
+                with contextlib.suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)  # its thread wakes up, and closes it
+
+    def handle_error(self, request: "socket.socket | tuple[bytes, socket.socket]", client_address: object) -> None:
         """A client that goes away or hangs is its own affair; anything else is a mistake of ours and is shown."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
@@ -86,11 +131,12 @@ def serving(host: str, port: int, registry: CollectorRegistry, health: Health) -
     Raises OSError if the port cannot be opened.
     """
     server = make_server(host, port, Application(registry, health), Server, Handler)
-    thread = threading.Thread(target=server.serve_forever, name="metrics-server", daemon=True)
-    thread.start()
+    ended = threading.Event()
+    thread = start_lasting("metrics-server", server.serve_forever, ended)
     try:
         yield server.server_port
     finally:
+        ended.set()
         server.shutdown()
         server.server_close()
-        thread.join()
+        thread.join(CLIENT_SECONDS)

@@ -1,11 +1,14 @@
 """One run per folder: who may write to a run's folder, and a number for each start.
 
 `attempts/000003.json` belongs to the third start. It is made with O_EXCL, so of many starts exactly one gets it; its
-holder rewrites it, with a counter that grows, several times within `run.lease_seconds` and marks it when it ends. A new
-start takes the next number
+holder keeps it open and writes into it, with a counter that grows, several times within `run.lease_seconds`, and marks
+it when it ends. A heartbeat thus needs no descriptor, no room on the disk and no new name. A new start takes the next
+number
 
-- at once if the newest attempt has ended, or if its process is gone from this very machine;
-- else after it has watched the newest file for lease_seconds and the file has not changed. It never compares clocks.
+- at once if the newest attempt has ended, or if its process is gone from this very machine: no process has its pid, or
+  one that was started at another tick after the boot;
+- else after it has watched the newest file for lease_seconds and the file has not changed. It never compares clocks:
+  ticks and patience are counted by the kernel, and nobody sets them.
 
 A file that changes belongs to a living start, and the new one is refused, unless the file says that its holder was told
 to stop: Kubernetes may start the next pod while the one before still commits. That one is waited for.
@@ -21,17 +24,26 @@ import socket
 import threading
 import time
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import psutil
-
-from grpo.errors import CheckpointError, Fenced
+from grpo.errors import Fenced
+from grpo.files import read_regular
+from grpo.run.attempts import (
+    FOLDER,
+    RECORD,
+    attempt_name,
+    holder_in,
+    is_gone,
+    machine,
+    newest_attempt,
+    read_attempt,
+    start_ticks,
+)
 from grpo.run.stopping import StopRequest
-from grpo.store import Store, open_store
+from grpo.run.threads import start_lasting
+from grpo.store import open_store
 
-FOLDER = "attempts"
 BEATS = 3
 """Heartbeats within lease_seconds."""
 
@@ -49,53 +61,78 @@ class Lease:
         self.seconds = seconds
         self.attempt = 0
         self._request = stop
-        self._store = open_store(str(run_dir / FOLDER))
+        self._folder = run_dir / FOLDER
         self._token = uuid.uuid4().hex
+        self._who = {"host": socket.gethostname(), "machine": machine(), "pid": os.getpid()}
+        self._who["ticks"] = start_ticks(os.getpid())
+        self._file = -1
         self._count = 0
         self._beaten = 0.0
         self._lost: str | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Lease":
+        store = open_store(str(self._folder))
         while True:
-            newest = self._newest()
+            newest = newest_attempt(self._folder)
             if newest:
                 self._wait_for(newest)
             self.attempt = newest + 1
-            if self._store.write_new(_name(self.attempt), self._content()):
+            if store.write_new(attempt_name(self.attempt), self._content()):
                 break
+        with store.typed(f"open {attempt_name(self.attempt)}"):
+            self._file = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW)
         self._beaten = time.monotonic()
-        self._thread.start()
+        self._thread = start_lasting("lease", self._keep_beating, self._stop)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+        assert self._thread, "left before it was entered"
         self._thread.join(timeout=self.seconds)
-        with self._lock:
-            try:
-                if self._lost is None and self._owned():
-                    self._store.write(_name(self.attempt), self._content(ended=True))
-            except CheckpointError:
-                self._lost = "it could not be given back"  # then the next start waits for lease_seconds
+        if not self._lock.acquire(timeout=self.seconds):  # the disk hangs; then the next start waits for lease_seconds
+            return
+        try:
+            self._look()
+            if self._lost is None:
+                with contextlib.suppress(OSError):
+                    self._write(ended=True)
+        finally:
+            file, self._file = self._file, -1
+            if file >= 0:
+                os.close(file)
+            self._lock.release()
 
     def check(self) -> None:
         """Raises Fenced if this start may no longer write, because a newer one has taken the folder or may have."""
-        with self._lock:
+        if not self._lock.acquire(timeout=self.seconds):
+            self._lost = self._lost or f"its heartbeat has been waiting for the disk for {self.seconds:g} s"
+            self._refuse()
+        try:
             if self._lost is None:
                 self._look()
             if self._lost is None and time.monotonic() - self._beaten > self.seconds:
                 self._beat()
             if self._lost is None and time.monotonic() - self._beaten > self.seconds:
                 self._lost = f"its heartbeat could not be written for {self.seconds:g} s"
-            if self._lost is not None:
-                raise Fenced(
-                    f"run.dir: a run writes to {self.run_dir} only while it holds it, but attempt {self.attempt} does "
-                    f"not: {self._lost}; nothing of this attempt is written any more, let the newer one run"
-                )
+        finally:
+            self._lock.release()
+        if self._lost is not None:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        raise Fenced(
+            f"run.dir: a run writes to {self.run_dir} only while it holds it, but attempt {self.attempt} does "
+            f"not: {self._lost}; nothing of this attempt is written any more, let the newer one run"
+        )
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / attempt_name(self.attempt)
 
     def _keep_beating(self) -> None:
         while self._lost is None and not self._stop.wait(self.seconds / BEATS):
@@ -104,38 +141,48 @@ class Lease:
 
     def _beat(self) -> None:
         """One heartbeat. A disk that fails is tried again at the next; `check` counts the time."""
-        try:
-            self._look()
-            if self._lost is None:
-                self._count += 1
-                self._store.write(_name(self.attempt), self._content())
+        self._look()
+        if self._lost is None:
+            self._count += 1
+            with contextlib.suppress(OSError):
+                self._write()
                 self._beaten = time.monotonic()
-        except CheckpointError:
-            return
+
+    def _write(self, ended: bool = False) -> None:
+        """Over what is there: it needs no free descriptor, which a run that has used up its own does not have."""
+        content = self._content(ended)
+        if os.pwrite(self._file, content, 0) != len(content):
+            raise OSError("written in part")
+        os.fsync(self._file)
 
     def _look(self) -> None:
-        """Finds out whether the folder was lost."""
+        """Finds out whether the folder was lost; needs no descriptor either where the file is its own."""
         try:
-            newest = self._newest()
-            if newest > self.attempt:
-                self._lost = f"attempt {newest} has taken over"
+            if os.path.lexists(self._folder / attempt_name(self.attempt + 1)):
+                self._lost = f"attempt {self.attempt + 1} has taken over"
             elif not self._owned():
-                self._lost = f"its file {FOLDER}/{_name(self.attempt)} is gone or another start's"
-        except CheckpointError:
+                self._lost = f"its file {FOLDER}/{attempt_name(self.attempt)} is gone or another start's"
+        except OSError:
             return  # the folder cannot be read now; `check` counts the time since the last heartbeat
 
     def _owned(self) -> bool:
-        return _holder(self._read(self.attempt)).get("token") == self._token
+        try:
+            if os.path.samestat(os.stat(self._path, follow_symlinks=False), os.fstat(self._file)):
+                return True
+            # Not every network disk numbers its files for good.
+            return holder_in(read_regular(self._path, RECORD)).get("token") == self._token
+        except FileNotFoundError:
+            return False
 
     def _wait_for(self, attempt: int) -> None:
         """Returns once the attempt is dead. Raises Fenced when it shows that it lives on."""
-        seen, since, patience = self._read(attempt), time.monotonic(), 0.0
+        seen, since, patience = read_attempt(self._folder, attempt), time.monotonic(), 0.0
         while time.monotonic() - since <= self.seconds:
             if self._request:
                 self._request.check()
-            content = self._read(attempt)
-            holder = _holder(content)
-            if holder.get("ended") or _is_gone(holder):
+            content = read_attempt(self._folder, attempt)
+            holder = holder_in(content)
+            if holder.get("ended") or is_gone(holder):
                 return
             if not patience and isinstance(grace := holder.get("stopping"), int | float):
                 patience = time.monotonic() + grace + self.seconds
@@ -149,90 +196,8 @@ class Lease:
                 seen, since = content, time.monotonic()
             time.sleep(min(0.2, self.seconds / 20))
 
-    def _newest(self) -> int:
-        return _newest(self._store)
-
-    def _read(self, attempt: int) -> bytes:
-        return _read(self._store, attempt)
-
     def _content(self, ended: bool = False) -> bytes:
-        process = psutil.Process()
-        holder = {"attempt": self.attempt, "host": socket.gethostname(), "machine": _machine(), "pid": process.pid}
-        state = {"created": process.create_time(), "token": self._token, "beat": self._count, "ended": ended}
+        state = {"attempt": self.attempt, "token": self._token, "beat": self._count, "ended": ended}
         if self._request and self._request.requested:
             state["stopping"] = max(0.0, self._request.seconds_left)
-        return json.dumps(holder | state).encode()
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A start that holds a run's folder and whose process is on this machine."""
-
-    attempt: int
-    process: psutil.Process
-
-    @property
-    def ended(self) -> bool:
-        """Whether its process is gone, or a zombie."""
-        return not self.process.is_running() or _is_zombie(self.process)
-
-
-def holder_here(run_dir: Path) -> Holder | None:
-    """The start that holds the folder, if it runs on this very machine (in this container)."""
-    store = open_store(str(run_dir / FOLDER))
-    attempt = _newest(store)
-    holder = _holder(_read(store, attempt)) if attempt else {}
-    pid = holder.get("pid")
-    if holder.get("ended") or holder.get("machine") != _machine() or _is_gone(holder) or not isinstance(pid, int):
-        return None
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return Holder(attempt, psutil.Process(pid))
-    return None
-
-
-def _newest(store: Store) -> int:
-    """The number of the newest attempt; 0 before the first."""
-    numbers = [name.removesuffix(".json") for name in store.names()]
-    return max((int(number) for number in numbers if number.isdecimal()), default=0)
-
-
-def _read(store: Store, attempt: int) -> bytes:
-    return store.read(_name(attempt)) if store.exists(_name(attempt)) else b""
-
-
-def _name(attempt: int) -> str:
-    return f"{attempt:06d}.json"
-
-
-def _holder(content: bytes) -> dict[str, object]:
-    """What an attempt's file says; nothing if it was cut off when its start was killed."""
-    try:
-        holder = json.loads(content)
-    except ValueError:
-        return {}
-    return holder if isinstance(holder, dict) else {}
-
-
-def _machine() -> str:
-    """Within one of these a pid means one process: a boot and a pid namespace (containers may share a host name)."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-
-
-def _is_gone(holder: dict[str, object]) -> bool:
-    """True only if the holder ran here and its process is no more: gone, a zombie, or its pid is another process's."""
-    pid, created = holder.get("pid"), holder.get("created")
-    if holder.get("machine") != _machine() or not isinstance(pid, int) or created is None:
-        return False
-    try:
-        process = psutil.Process(pid)
-        return _is_zombie(process) or process.create_time() != created
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _is_zombie(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
+        return json.dumps(self._who | state).encode().ljust(RECORD)

@@ -22,12 +22,15 @@ class WatchedProcesses:
     """The processes of one engine, held by descriptors (a pid may be another process's by now), and their memory."""
 
     def __init__(self, core: int, not_ours: set[str]) -> None:
+        self.core = core
         self.held = {core: os.pidfd_open(core)}
         self.not_ours = not_ours
         self.shared: set[str] = set()
 
     def look(self) -> None:
         """Takes note of new descendants and of the shared memory that the processes use."""
+        for pid in [pid for pid, held in self.held.items() if pid != self.core and has_ended(held)]:
+            os.close(self.held.pop(pid))  # an engine that starts many for a moment must not use up our descriptors
         before = 0
         while len(self.held) > before:
             before = len(self.held)
@@ -39,14 +42,19 @@ class WatchedProcesses:
         for pid in self.held:
             self.shared |= shared_memory(pid) - self.not_ours
 
+    def try_to_look(self) -> None:
+        """`look`, which must not end the watchdog: no memory, no descriptors, a process that goes meanwhile."""
+        with contextlib.suppress(Exception):
+            self.look()
+
     def end(self) -> None:
         """Kills all of them and removes the shared memory they had."""
-        self.look()
+        self.try_to_look()
         for _ in range(2):  # one that was being started escapes the first time
             for descriptor in self.held.values():
                 with contextlib.suppress(OSError):
                     signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            self.look()
+            self.try_to_look()
         for path in self.shared:
             with contextlib.suppress(OSError):
                 os.unlink(path)
@@ -84,11 +92,19 @@ def processes() -> list[tuple[int, int]]:
 
 
 def parent_of(pid: int) -> int:
-    """0 for a process that is gone."""
+    """0 for a process that is gone. Raises OSError if only the look at it failed."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError, IndexError):
         return 0
+
+
+def was_left(core: int, parent: int) -> bool:
+    """Whether a process that died before it could be held has left the core to another one."""
+    try:
+        return parent_of(core) != parent
+    except OSError:  # no descriptor is free: nothing is known, and nothing is killed for it
+        return False
 
 
 def shared_memory(pid: int) -> set[str]:
@@ -111,9 +127,8 @@ def main(parent: int, core: int, folder: str) -> None:
     if os.fork():
         os._exit(0)  # the engine core waits for this one only; the other is adopted, and no list of children holds it
     seconds = FIRST_LOOK
-    # A parent that died before it could be held has left the core to another one.
-    while parent_of(core) == parent and not poll.poll(seconds * 1000):
-        engine.look()
+    while not was_left(core, parent) and not poll.poll(seconds * 1000):
+        engine.try_to_look()
         seconds = min(2 * seconds, RAREST_LOOK)
     engine.end()
     shutil.rmtree(folder, ignore_errors=True)

@@ -3,9 +3,9 @@
 import re
 
 from grpo.errors import ConfigError
-from grpo.store.base import Store, clean_name, record_of
+from grpo.store.base import MOST_READ, Store, clean_name, record_of
 
-__all__ = ["Store", "clean_name", "open_store", "record_of"]
+__all__ = ["MOST_READ", "Store", "clean_name", "open_store", "record_of"]
 
 
 def open_store(url: str) -> Store:

@@ -8,6 +8,7 @@ Listings are never cached. Requests that fail with 5xx or break off are sent aga
 Names are relative, with slashes, without ".."; "" is the store's own folder. Every failure is a CheckpointError.
 """
 
+import contextlib
 import errno
 import hashlib
 import shutil
@@ -20,9 +21,12 @@ from typing import IO, ClassVar, Protocol
 from safetensors import SafetensorError
 
 from grpo.errors import CheckpointError, GrpoError
+from grpo.files import NotAFile, open_regular, remove_tree
 from grpo.types import FileRecord
 
 BLOCK = 4 << 20
+MOST_READ = 1 << 30
+"""Bytes of a file that is read whole: a manifest, a state, the rows of a run. Weights are larger, and never are."""
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -57,7 +61,7 @@ class Store(Protocol):
         ...
 
     def read(self, name: str) -> bytes:
-        """The whole file."""
+        """The whole file, which must have at most MOST_READ bytes."""
         ...
 
     def write(self, name: str, data: bytes) -> None:
@@ -89,7 +93,10 @@ class Store(Protocol):
         ...
 
     def delete(self, name: str) -> None:
-        """Removes a file, or a folder with all that is in it; nothing happens if there is neither."""
+        """Removes a file, or a folder with all that is in it; nothing happens if there is neither.
+
+        A link goes itself; what it leads to, or lies behind it, is nobody's here and stays.
+        """
         ...
 
     def workspace(self, folder: str) -> AbstractContextManager[Path]:
@@ -146,6 +153,8 @@ class Named:
     def failure(self, what: str, error: Exception, needed: int) -> GrpoError:
         """The error for a person; `needed` are the bytes that must be free at least."""
         way_out = "check that it exists and may be written, or choose another folder (run.dir, checkpoint.dir)"
+        if isinstance(error, NotAFile):
+            way_out = "take it away: this program has not put it there"
         if no_space(error):
             local = Path(tempfile.gettempdir() if "://" in self.url else self.url)
             free = shutil.disk_usage(next(path for path in (local, *local.parents) if path.exists())).free
@@ -165,7 +174,8 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     try:
         yield work
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_tree(work)
 
 
 def hash_file(file: IO[bytes], name: str) -> FileRecord:
@@ -179,7 +189,7 @@ def hash_file(file: IO[bytes], name: str) -> FileRecord:
 
 def record_of(path: Path, name: str) -> FileRecord:
     """Size and sha256 of a local file under the name that it has in a store."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hash_file(file, name)
 
 

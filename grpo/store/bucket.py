@@ -19,8 +19,8 @@ from s3fs import S3FileSystem
 from s3fs.core import S3_RETRYABLE_ERRORS
 from safetensors import SafetensorError
 
-from grpo.errors import ConfigError, GrpoError, StoreLost
-from grpo.store.base import Named, clean_name, files_below, hash_file, no_space, record_of, scratch_folder
+from grpo.errors import CheckpointError, ConfigError, GrpoError, StoreLost
+from grpo.store.base import MOST_READ, Named, clean_name, files_below, hash_file, no_space, record_of, scratch_folder
 from grpo.types import FileRecord
 
 ATTEMPTS = 5
@@ -77,6 +77,8 @@ class Bucket(Named):
         return StoreLost(f"{self.url}: must {what}, but: {error}; start again once the bucket answers")
 
     def read(self, name: str) -> bytes:
+        if (size := self.size(name) or 0) > MOST_READ:
+            raise CheckpointError(f"{self.path(name)}: must have at most {MOST_READ} bytes, but has {size}; remove it")
         with self.typed(f"read {name}"):
             return bytes(self.fs.cat_file(self.path(name)))
 

@@ -1,7 +1,6 @@
 """`Store` on a local disk or a network volume: flush to disk, then rename."""
 
 import os
-import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,7 +8,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from grpo.errors import CheckpointError
-from grpo.store.base import Named, clean_name, files_below, record_of, scratch_folder
+from grpo.files import open_regular, read_regular, remove_tree
+from grpo.store.base import MOST_READ, Named, clean_name, files_below, record_of, scratch_folder
 from grpo.types import FileRecord
 
 
@@ -27,7 +27,7 @@ class Volume(Named):
 
     def read(self, name: str) -> bytes:
         with self.typed(f"read {name}"):
-            return self.local(name).read_bytes()
+            return read_regular(self.local(name), MOST_READ)
 
     def write(self, name: str, data: bytes) -> None:
         path = self.local(name)
@@ -77,10 +77,10 @@ class Volume(Named):
     def delete(self, name: str) -> None:
         path = self.local(name)
         with self.typed(f"delete {name}"):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            parts = Path(name).parts[:-1]
+            above = [Path(self.url, *parts[: number + 1]) for number in range(len(parts))]
+            if not any(folder.is_symlink() for folder in above):
+                remove_tree(path)
 
     @contextmanager
     def workspace(self, folder: str) -> Iterator[Path]:
@@ -95,7 +95,7 @@ class Volume(Named):
             goal = self.local(folder)
             for path in files_below(local):
                 name = path.relative_to(local).as_posix()
-                with open(path, "rb") as file:
+                with open_regular(path) as file:
                     os.fsync(file.fileno())
                 records.append(record_of(path, name))
                 _make_folders((goal / name).parent)

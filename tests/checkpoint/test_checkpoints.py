@@ -354,3 +354,46 @@ def test_a_file_size_limit_without_root(tmp_path):
     result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
     assert "CheckpointError" in result.stderr and "are needed" in result.stderr
     assert checkpoints(tmp_path).newest().step == 10
+
+
+def test_pruning_takes_a_link_away_and_not_what_it_points_to(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    for step in (1, 2):
+        save(checkpoints(tmp_path, keep=1), step)
+        if step == 1:
+            folder(tmp_path, "step_000001").rename(elsewhere)
+            folder(tmp_path, "step_000001").symlink_to(elsewhere)
+    assert not os.path.lexists(folder(tmp_path, "step_000001"))
+    assert {"manifest.json", "state.json", "policy"} <= set(os.listdir(elsewhere))
+    assert os.listdir(elsewhere / "policy")
+
+
+@pytest.mark.parametrize("name", ["step_000009.tmp-1", "step_000001.tmp-1"])
+def test_a_link_that_looks_like_a_leftover_goes_alone(tmp_path, name):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "manifest.json").write_text("kept")
+    folder(tmp_path, "").mkdir()
+    folder(tmp_path, name).symlink_to(kept)
+    save(checkpoints(tmp_path), 1)
+    assert (kept / "manifest.json").read_text() == "kept"
+    assert not folder(tmp_path, name).is_symlink()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "policy/model.safetensors"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_damages_the_checkpoint_and_keeps_nobody_waiting(tmp_path, name, make):
+    for step in (1, 2):
+        save(checkpoints(tmp_path), step)
+    folder(tmp_path, f"step_000002/{name}").unlink()
+    make(folder(tmp_path, f"step_000002/{name}"))
+    reader = checkpoints(tmp_path)
+    assert reader.newest().step == 1
+    assert [skipped for skipped, _ in reader.skipped] == ["step_000002"]
+
+
+def test_a_file_that_was_blown_up_is_not_read_to_its_end(tmp_path):
+    save(checkpoints(tmp_path), 1)
+    os.truncate(folder(tmp_path, "step_000001/policy/model.safetensors"), 1 << 40)
+    with pytest.raises(CheckpointError, match=f"has {1 << 40} bytes instead of 100"):
+        checkpoints(tmp_path).newest()

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -211,3 +212,36 @@ def test_transformers_loads_an_export(tmp_path):
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     input_ids_BT = torch.arange(8)[None]
     assert torch.equal(loaded(input_ids_BT).logits, model(input_ids_BT).logits)
+
+
+@pytest.mark.parametrize("out", ["run/checkpoints/step_000099", "link/new", "run/../run/checkpoints/x"])
+def test_the_checkpoints_of_the_run_are_no_place_for_an_export(tmp_path, out):
+    save_policy(tmp_path / "run", 5)
+    (tmp_path / "link").symlink_to(tmp_path / "run/checkpoints")
+    before = sorted((tmp_path / "run").rglob("*"))
+    with pytest.raises(ConfigError, match="^OUT: "):
+        export(tmp_path / "run", tmp_path / out)
+    assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+@pytest.mark.parametrize("out", ["loop/x", "link/", "link/."])
+def test_a_link_or_a_loop_is_no_new_folder(tmp_path, out):
+    save_policy(tmp_path / "run", 5)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises((ConfigError, CheckpointError), match="^OUT: "):
+        export(tmp_path / "run", tmp_path / out)
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_of_another_size_or_a_pipe_is_not_copied(tmp_path, name):
+    policy = save_policy(tmp_path / "run", 5)
+    os.truncate(policy / name, 1 << 40)
+    with pytest.raises(CheckpointError, match="must have the bytes that its manifest says"):
+        export(tmp_path / "run", tmp_path / "out")
+    (policy / name).unlink()
+    os.mkfifo(policy / name)
+    with pytest.raises(CheckpointError, match=name):
+        export(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

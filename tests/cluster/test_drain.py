@@ -16,7 +16,8 @@ from grpo.cluster import drain as module
 from grpo.cluster.drain import RayNode, drain, stop_driver
 from grpo.config import Config
 from grpo.errors import ClusterError
-from grpo.run.lease import Holder, Lease, holder_here
+from grpo.run.attempts import Holder, holder_here
+from grpo.run.lease import Lease
 from tests.chaos.judge import results, rows_of
 from tests.nodes import ROOT, Nodes, grpo
 

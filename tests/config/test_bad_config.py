@@ -1,6 +1,7 @@
 """Every key of the configuration with every kind of wrong value: a clear block of text, at once, no traceback."""
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -317,3 +318,41 @@ def test_the_command_line_says_it_in_one_block(tmp_path: Path, name: str) -> Non
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and says in done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize("key", ["run.dir", "checkpoint.dir"])
+@pytest.mark.parametrize("end", ["", "/", "//", "/.", "/./"])
+def test_a_link_in_the_place_of_a_folder_to_write_to_is_refused_however_it_is_written(tmp_path, key, end):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    (tmp_path / "run.yaml").write_text(f"model: {{path: {tmp_path}}}\ndata: {{source: arithmetic}}\n")
+    with pytest.raises(ConfigError, match=f"{key} = .*: is a link to .*/kept; name the folder itself"):
+        load_config(tmp_path / "run.yaml", [f"{key}={tmp_path}/link{end}"])
+    load_config(tmp_path / "run.yaml", [f"{key}={tmp_path}/kept{end}"])
+
+
+def test_a_pipe_or_a_device_in_the_place_of_a_file_to_read_is_named(tmp_path):
+    (tmp_path / "model").mkdir()
+    os.mkfifo(tmp_path / "model/config.json")
+    os.mkfifo(tmp_path / "train.jsonl")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    (tmp_path / "run.yaml").write_text(f"model: {{path: {tmp_path}/model}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(
+            tmp_path / "run.yaml", [f"data.source={tmp_path}/{{split}}.jsonl", f"eval.source={tmp_path}/zero.jsonl"]
+        )
+    assert str(caught.value).splitlines() == [
+        f"{key} = {tmp_path}/{source}: {tmp_path}/{found} must be a regular file, but is a {kind}; take it away"
+        for key, source, found, kind in (
+            ("data.source", "train.jsonl", "train.jsonl", "pipe"),
+            ("eval.source", "zero.jsonl", "zero.jsonl", "device"),
+            ("model.path", "model", "model/config.json", "pipe"),
+        )
+    ]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_a_configuration_that_is_no_file_is_refused_at_once(tmp_path, make):
+    make(tmp_path / "run.yaml")
+    with pytest.raises(ConfigError, match="cannot be read .must be a regular file, but is a "):
+        load_config(tmp_path / "run.yaml")

@@ -153,7 +153,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     expected = {
         "latin.yaml": "not UTF-8",
         "missing.yaml": "No such file",
-        ".": "Is a directory",
+        ".": "must be a regular file, but is a folder",
         "a\0b": "cannot be read",
     }
     for name, problem in expected.items():

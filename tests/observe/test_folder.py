@@ -1,9 +1,11 @@
 import math
+import os
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from grpo.errors import CheckpointError, ConfigError
+from grpo.observe import folder
 from grpo.observe.folder import read_rows
 from grpo.observe.recorder import RunRecorder
 from tests.observe.recorders import log_step, make_recorder, rewound, rows_of
@@ -128,17 +130,57 @@ def test_a_full_disk_is_a_typed_error(tmp_path):
 
 def test_read_rows_leaves_out_the_half_line_of_a_killed_run(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert list(read_rows(path)) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"event": "step", "step": 1}\n{"event": "step", "step": 2}\n{"st')
+    assert [row["step"] for row in read_rows(path)] == [1, 2]
 
 
-@pytest.mark.parametrize("line", ['{"st', "[1]", "", "\x00\x00"])
+NO_ROWS = [
+    '{"st',
+    "[1]",
+    "",
+    "\x00\x00",
+    "{}",
+    '{"event": "step"}',
+    '{"step": 1}',
+    '{"event": ["step"], "step": 1}',
+    '{"event": "step", "step": "1"}',
+    '{"event": "step", "step": NaN}',
+    '{"event": "step", "step": 1e999}',
+    '{"event": "step", "step": -1}',
+    '{"event": "step", "step": true}',
+    '{"event": "step", "step": ' + "9" * 5000 + "}",
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("line", NO_ROWS, ids=lambda line: line[:40] or "empty")
 def test_read_rows_names_a_damaged_line(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    path.write_text(f'{{"event": "step", "step": 1}}\n{line}\n{{"event": "step", "step": 2}}\n')
     with pytest.raises(CheckpointError, match="metrics.jsonl:2"):
         list(read_rows(path))
 
 
 def test_read_rows_of_no_file(tmp_path):
     assert list(read_rows(tmp_path / "none.jsonl")) == []
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+def test_a_pipe_in_the_place_of_rows_is_refused_at_once(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match="must be a regular file, but is a pipe.*; take it away"):
+        list(read_rows(tmp_path / name))
+    for reader in (False, True):  # with a reader a pipe opens at once, and then takes the rows
+        opened = os.open(tmp_path / name, os.O_RDONLY | os.O_NONBLOCK) if reader else None
+        with pytest.raises(CheckpointError, match="must be a regular file, but is a pipe"), make_recorder(tmp_path):
+            pass
+        if opened:
+            os.close(opened)
+
+
+def test_a_file_of_zeros_without_end_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "MOST_LINE", 1 << 16)
+    (tmp_path / "metrics.jsonl").touch()
+    os.truncate(tmp_path / "metrics.jsonl", 1 << 40)
+    with pytest.raises(CheckpointError, match="metrics.jsonl:1: a row must be"):
+        list(read_rows(tmp_path / "metrics.jsonl"))

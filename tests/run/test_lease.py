@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -8,11 +9,14 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from grpo.errors import CheckpointError, Fenced, Interrupted
-from grpo.run import lease as module
-from grpo.run.lease import Lease, holder_here
+from grpo.run import attempts as module
+from grpo.run import lease as lease_module
+from grpo.run.attempts import holder_here, is_gone, start_ticks
+from grpo.run.lease import Lease
 from grpo.run.stopping import StopRequest
 from tests.checkpoints import checkpoints, save
 
@@ -119,7 +123,7 @@ def test_a_zombie_process_is_dead(tmp_path):
 def test_a_pid_that_is_used_again_is_not_the_holder(tmp_path):
     with Lease(tmp_path, 3600) as lease:
         content = json.loads(lease._content())
-    content |= {"pid": os.getppid(), "created": 1.0, "ended": False}  # a parent may be as young as we are
+    content |= {"pid": os.getppid(), "ticks": 1, "ended": False}
     (tmp_path / "attempts/000001.json").write_text(json.dumps(content))
     with Lease(tmp_path, 3600) as lease:
         assert lease.attempt == 2
@@ -140,7 +144,7 @@ def test_a_silent_holder_elsewhere_is_followed_after_lease_seconds(tmp_path, con
 def test_a_living_holder_elsewhere_is_found_by_its_heartbeat_alone(tmp_path, monkeypatch):
     """Its clock, its pid and its times of files say nothing."""
     with Lease(tmp_path, 1.5):
-        monkeypatch.setattr(module, "_machine", lambda: "another")
+        monkeypatch.setattr(module, "machine", lambda: "another")
         monkeypatch.setattr(time, "time", lambda: 0.0)
         with pytest.raises(Fenced, match=r"attempt 1 is alive \(process \d+ on host") as caught, Lease(tmp_path, 60):
             pass
@@ -205,11 +209,11 @@ def test_a_heartbeat_that_cannot_be_written_is_fenced_after_lease_seconds(tmp_pa
     with Lease(tmp_path, 0.6) as lease:
         writes = []
 
-        def full(name, data):
-            writes.append(name)
-            raise CheckpointError("No space left")
+        def full(*_):
+            writes.append(1)
+            raise OSError("No space left")
 
-        monkeypatch.setattr(lease._store, "write", full)
+        monkeypatch.setattr(os, "pwrite", full)
         lease.check()
         time.sleep(1.0)
         with pytest.raises(Fenced, match="heartbeat could not be written for 0.6 s"):
@@ -219,7 +223,7 @@ def test_a_heartbeat_that_cannot_be_written_is_fenced_after_lease_seconds(tmp_pa
 
 def test_a_disk_that_is_full_for_a_moment_is_forgiven(tmp_path, monkeypatch):
     with Lease(tmp_path, 0.6) as lease, monkeypatch.context() as patch:
-        patch.setattr(lease._store, "write", lambda name, data: (_ for _ in ()).throw(CheckpointError("full")))
+        patch.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError("full")))
         time.sleep(0.3)
         patch.undo()
         time.sleep(0.5)
@@ -247,7 +251,7 @@ def test_a_holder_elsewhere_that_is_stopping_is_waited_for(tmp_path, monkeypatch
     with StopRequest(60) as stop, Lease(tmp_path, 0.9, stop) as old:
         os.kill(os.getpid(), signal.SIGTERM)
         old._beat()
-        monkeypatch.setattr(module, "_machine", lambda: "another")
+        monkeypatch.setattr(module, "machine", lambda: "another")
         threading.Timer(3.0, old.__exit__, (None, None, None)).start()
         begin = time.monotonic()
         with Lease(tmp_path, 0.9) as new:
@@ -259,7 +263,7 @@ def test_a_holder_elsewhere_that_is_stopping_is_waited_for(tmp_path, monkeypatch
 def test_a_holder_that_outlives_its_grace_period_is_not_waited_for_any_longer(tmp_path, monkeypatch):
     with StopRequest(0.5) as stop, Lease(tmp_path, 0.6, stop):
         os.kill(os.getpid(), signal.SIGTERM)
-        monkeypatch.setattr(module, "_machine", lambda: "another")
+        monkeypatch.setattr(module, "machine", lambda: "another")
         begin = time.monotonic()
         with pytest.raises(Fenced, match="attempt 1 is alive"), Lease(tmp_path, 0.6):
             pass
@@ -292,7 +296,7 @@ def test_who_holds_the_folder_on_this_machine(tmp_path, monkeypatch):
         found = holder_here(tmp_path)
         assert (found.attempt, found.process.pid, found.ended) == (1, process.pid, False)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_machine", lambda: "another")
+            patch.setattr(module, "machine", lambda: "another")
             assert holder_here(tmp_path) is None, "the same pid elsewhere is another process"
         os.kill(process.pid, signal.SIGKILL)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -301,3 +305,147 @@ def test_who_holds_the_folder_on_this_machine(tmp_path, monkeypatch):
     with Lease(tmp_path, 30):
         assert holder_here(tmp_path).process.pid == os.getpid()
     assert holder_here(tmp_path) is None
+
+
+def set_clock(monkeypatch, seconds):
+    """Everything that tells the time of day is off by `seconds`, as after a step of the machine's clock."""
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + seconds)
+    monkeypatch.setattr(psutil, "boot_time", lambda: psutil._pslinux.boot_time() + seconds)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: self._proc.create_time() + seconds)
+
+
+@pytest.mark.parametrize("seconds", [1.0, -1.0, 0.5, 86400.0, -3.2e7])
+def test_a_step_of_the_clock_does_not_make_a_living_run_dead(tmp_path, monkeypatch, seconds):
+    with Lease(tmp_path, 0.9) as lease:
+        set_clock(monkeypatch, seconds)
+        with pytest.raises(Fenced, match="attempt 1 is alive"), Lease(tmp_path, 0.9):
+            pass
+        assert holder_here(tmp_path).process.pid == os.getpid()
+        lease.check()
+
+
+def test_the_time_of_day_is_not_in_the_file_and_not_asked_for(tmp_path, monkeypatch):
+    """Nor does anything of run/ but stopping's and faults' stamps name a clock that can be set."""
+    with Lease(tmp_path, 30):
+        content = attempts(tmp_path)["000001.json"]
+    assert set(content) == {"attempt", "host", "machine", "pid", "ticks", "token", "beat", "ended"}
+    assert content["ticks"] == start_ticks(os.getpid())
+    for source in (module, lease_module):
+        assert "create_time" not in Path(source.__file__).read_text()
+        assert "time.time" not in Path(source.__file__).read_text()
+
+
+def test_start_ticks_are_those_of_the_kernel():
+    with subprocess.Popen(["sleep", "60"]) as child:
+        ticks = start_ticks(child.pid)
+        assert ticks == round(psutil.Process(child.pid)._proc.create_time(monotonic=True) * os.sysconf("SC_CLK_TCK"))
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert start_ticks(child.pid) is None, "a zombie"
+    assert start_ticks(child.pid) is None
+    assert start_ticks(2**40) is None
+
+
+def test_a_process_that_the_kernel_hides_is_not_gone(monkeypatch):
+    """/proc may be mounted so that it shows only one's own processes."""
+    holder = {"machine": module.machine(), "pid": os.getpid(), "ticks": start_ticks(os.getpid())}
+    read = Path.read_text
+
+    def hidden(self, *args, **kwargs):
+        if self.name == "stat":
+            raise FileNotFoundError(self)
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert not is_gone(holder)
+    assert is_gone(holder | {"pid": 2**22 + 1})
+
+
+EXHAUSTED = """
+import os, resource, sys, threading, time
+from pathlib import Path
+from prometheus_client import CollectorRegistry
+from grpo.config import Config
+from grpo.observe.health import Health
+from grpo.observe.server import serving
+from grpo.run.lease import Lease
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+health = Health(Config.model_validate({"model": {"path": "x"}}))
+with Lease(Path(sys.argv[1]), 0.9) as lease, serving("127.0.0.1", 0, CollectorRegistry(), health) as port:
+    print(port, flush=True)
+    held, until = [], None
+    for line in sys.stdin:
+        if line.strip() == "use up":
+            try:
+                while True:
+                    held.append(os.open("/dev/null", os.O_RDONLY))
+            except OSError as error:
+                print(error.errno, flush=True)
+        if line.strip() == "check":
+            beat = lease._count
+            time.sleep(0.7)
+            lease.check()
+            print("holds", lease._count > beat, flush=True)
+"""
+
+
+def test_no_descriptors_and_a_thousand_idle_connections_do_not_end_the_heartbeat(tmp_path):
+    command = [sys.executable, "-c", EXHAUSTED, str(tmp_path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    clients = []
+    with process, ExitStack() as stack:
+        stack.callback(process.kill)
+        port = int(line(process))
+        for _ in range(300):
+            clients.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)))
+        process.stdin.write("check\n")
+        assert line(process) == "holds True"
+        process.stdin.write("use up\n")
+        assert line(process) == "24"
+        for _ in range(2):  # for longer than lease_seconds
+            process.stdin.write("check\n")
+            assert line(process) == "holds True"
+        with pytest.raises(Fenced), Lease(tmp_path, 0.9):
+            pass
+        process.stdin.close()
+        assert process.wait(30) == 0
+    assert attempts(tmp_path)["000001.json"]["ended"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_in_the_place_of_an_attempt_is_named(tmp_path, make):
+    (tmp_path / "attempts").mkdir()
+    make(tmp_path / "attempts/000001.json")
+    with pytest.raises(CheckpointError, match="000001.json.*must be a regular file"), Lease(tmp_path, 0.6):
+        pass
+    with pytest.raises(CheckpointError, match="must be a regular file"):
+        holder_here(tmp_path)
+
+
+def test_a_disk_that_hangs_does_not_keep_the_check_waiting(tmp_path):
+    lease = Lease(tmp_path, 0.4)
+    with lease:
+        lease._lock.acquire()  # as a heartbeat does that waits for the disk
+        with pytest.raises(Fenced, match="waiting for the disk for 0.4 s"):
+            lease.check()
+        lease._lock.release()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), SystemExit(1)])
+def test_a_heartbeat_survives_whatever_is_raised(tmp_path, monkeypatch, error):
+    with Lease(tmp_path, 0.6) as lease, monkeypatch.context() as patch:
+        raised = threading.Event()
+
+        def fail(self, ended=False):
+            raised.set()
+            raise error
+
+        patch.setattr(Lease, "_content", fail)
+        assert raised.wait(10)
+        patch.undo()
+        count = lease._count
+        time.sleep(0.8)
+        lease.check()
+        assert lease._count > count + 1

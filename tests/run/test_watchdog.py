@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from grpo.run.watchdog import WatchedProcesses, was_left
 from tests.rollout.watched import assert_gone, watchdogs
 
 CORE = """
@@ -52,3 +54,30 @@ def test_a_watcher_leaves_nothing_of_an_engine(fault: str, tmp_path: Path) -> No
     parent.wait(timeout=60)
     parent.stdout.close()
     assert not Path("/dev/shm", memory).exists() and not folder.exists()
+
+
+def test_a_watchdog_without_descriptors_kills_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not was_left(os.getpid(), os.getppid())
+    assert was_left(os.getpid(), os.getppid() + 1) and was_left(2**22 + 1, 1)
+
+    def exhausted(*_: object, **__: object) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_text", exhausted)
+    monkeypatch.setattr(os, "listdir", exhausted)
+    assert not was_left(os.getpid(), 1), "nothing is known"
+    engine = WatchedProcesses(os.getpid(), set())
+    engine.try_to_look()
+    os.close(engine.held[os.getpid()])
+
+
+def test_a_watchdog_lets_go_of_processes_that_have_ended() -> None:
+    engine = WatchedProcesses(os.getpid(), set())
+    with subprocess.Popen(["sleep", "60"]) as child:
+        engine.look()
+        assert child.pid in engine.held
+        child.kill()
+    engine.look()
+    assert child.pid not in engine.held and os.getpid() in engine.held
+    for descriptor in engine.held.values():
+        os.close(descriptor)

@@ -114,3 +114,36 @@ def test_a_folder_is_renamed_and_a_fetch_is_the_folder_itself(store):
     assert below(store) == ["d/c.txt"]
     with store.fetch("d", ["c.txt"]) as folder:
         assert folder == Path(store.path("d"))
+
+
+def test_a_delete_leaves_alone_what_a_link_points_to(store, tmp_path):
+    kept = tmp_path / "kept"
+    (kept / "deep").mkdir(parents=True)
+    for name in ("manifest.json", "deep/file"):
+        (kept / name).write_text("kept")
+    store.make_folder("real")
+    for link in ("link", "real/inside"):
+        Path(store.path(link)).symlink_to(kept)
+    for name in ("link/manifest.json", "link/deep", "real/inside/manifest.json", "link", "real"):
+        store.delete(name)
+    assert not os.path.lexists(store.path("link")) and not os.path.lexists(store.path("real"))
+    assert sorted(path.name for path in kept.rglob("*")) == ["deep", "file", "manifest.json"]
+
+
+@pytest.mark.parametrize("verb", ["read", "record"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_is_refused_at_once(store, verb, make):
+    store.make_folder("")
+    make(store.path("manifest.json"))
+    if verb == "record":
+        assert store.record("manifest.json") is None and store.size("manifest.json") is None
+        return
+    with pytest.raises(CheckpointError, match="must be a regular file, but is a (pipe|folder).*; take it away"):
+        store.read("manifest.json")
+
+
+def test_a_file_without_end_is_not_read(store):
+    store.write("manifest.json", b"")
+    os.truncate(store.path("manifest.json"), 1 << 40)
+    with pytest.raises(CheckpointError, match="at most 1073741824 bytes"):
+        store.read("manifest.json")

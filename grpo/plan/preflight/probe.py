@@ -1,5 +1,6 @@
 """The checks that need several machines: one probe runs on each."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from grpo.config.text import first_line
 from grpo.errors import GrpoError
 from grpo.plan.preflight.facts import Facts, look
 from grpo.plan.preflight.network import bucket_error, connection_error
+from grpo.run.threads import start_lasting
 from grpo.store import open_store
 
 SIDE_BY_SIDE = 32
@@ -49,15 +51,13 @@ class Probe:
     def listen(self) -> int:
         """Takes connections in the background until `close`; the port, on all interfaces."""
         self._socket = socket.create_server(("", 0), backlog=128)
-        threading.Thread(target=self._accept, name="probe-accept", daemon=True).start()
+        self._ended = threading.Event()
+        start_lasting("probe-accept", self._accept, self._ended)
         return int(self._socket.getsockname()[1])
 
     def _accept(self) -> None:
-        while True:
-            try:
-                self._socket.accept()[0].close()
-            except OSError:  # closed
-                return
+        while not self._ended.is_set():
+            self._socket.accept()[0].close()
 
     def connect(self, places: Sequence[tuple[str, int]]) -> list[str]:
         """For each (host, port) in order: "" or why no connection came about."""
@@ -67,4 +67,7 @@ class Probe:
     def close(self) -> None:
         """Ends `listen`."""
         if hasattr(self, "_socket"):
+            self._ended.set()
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)  # a close alone wakes no accept
             self._socket.close()
