@@ -1,12 +1,10 @@
 """Sizes of a model, from its config.json alone."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from grpo.config import Config
-from grpo.config.paths import is_hub_model, unpinned
-from grpo.config.text import first_line
+from grpo.config.architecture import read_model_config, refusal
 from grpo.errors import ConfigError
 
 # model_type -> (biases of q, k and v; norms of q and k), as transformers builds these models
@@ -52,8 +50,10 @@ class Shape:
 
 
 def read_shape(config: Config) -> Shape:
-    """Sizes from config.json of `model.path`: a local folder, else the hub's cache, else the hub."""
-    path, raw = config.model.path, _read_model_config(config)
+    """Sizes from config.json of `model.path`. Raises ConfigError also for a model that the run would refuse."""
+    path, raw = config.model.path, read_model_config(config)
+    if problem := refusal(raw, config):
+        raise ConfigError(f"model.path = {path}: {problem}")
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise ConfigError(
@@ -86,30 +86,9 @@ def read_shape(config: Config) -> Shape:
     return shape
 
 
-def _size(raw: dict[str, object], key: str, default: int | None = None) -> int:
+def _size(raw: dict[str, Any], key: str, default: int | None = None) -> int:
     """A size of the file; KeyError where it is missing and has no default, TypeError or ValueError for no number."""
     value = raw[key] if default is None else raw.get(key) or default
     if not isinstance(value, int | float | str):
         raise TypeError(f"{key} is {type(value).__name__}")
     return int(value)
-
-
-def _read_model_config(config: Config) -> dict[str, object]:
-    path, revision = config.model.path, config.model.revision
-    file = Path(path) / "config.json"
-    try:
-        if not Path(path).is_dir():
-            if revision is None and is_hub_model(path):
-                raise ConfigError(unpinned("model.path", path))
-            from huggingface_hub import hf_hub_download
-
-            file = Path(hf_hub_download(path, "config.json", revision=revision))
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = first_line(error)
-        raise ConfigError(
-            f"{path}: config.json cannot be read ({reason}); set model.path to a folder or a hub id"
-        ) from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}/config.json: must hold a JSON object; repair the file")
-    return raw

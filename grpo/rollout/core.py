@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import psutil
 
 from grpo.config import Config
+from grpo.config.architecture import check_model_config
 from grpo.errors import ClusterError, ConfigError, EngineLost
 from grpo.rollout.environment import SOCKETS, may_fork, prepare_environment
 
@@ -45,8 +46,9 @@ class EngineCore:
     async def start(self) -> None:
         """Loads vLLM, starts the engine core and lets it load the model.
 
-        Raises: ConfigError if the model cannot be loaded; ClusterError if the core does not start.
+        Raises: ConfigError if the model cannot be used or loaded; ClusterError if the core does not start.
         """
+        check_model_config(self.config, self.device)
         fork = may_fork(self.device)
         prepare_environment(self.config, self.device)
         gc.disable()  # these imports make so many objects that looking for garbage among them is a tenth of the time

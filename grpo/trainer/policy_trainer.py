@@ -17,6 +17,7 @@ import torch
 
 from grpo.algorithm.loss import LossInputs, LossOutput, Normaliser, needs_of, policy_loss, statistics_of
 from grpo.config import Config
+from grpo.config.architecture import check_model_config
 from grpo.run.faults import fault_point
 from grpo.trainer import rng
 from grpo.trainer.deepspeed import Engine, start_process_group
@@ -70,6 +71,7 @@ class PolicyTrainer:
         rng.derive(f"run.seed {config.run.seed}", rank)  # else the first steps of two starts would differ
 
     def _load(self, checkpointing: bool) -> Policy:
+        check_model_config(self.config)
         model = self.config.model
         dtype = getattr(torch, model.dtype)
         return load_policy(model.path, model.revision, dtype, self.config.rollout.temperature, checkpointing)

@@ -37,9 +37,12 @@ def test_parameters_are_those_that_transformers_makes(tmp_path: Path, model_type
     [
         ({**SMOLLM2, "model_type": "gpt2"}, "plan knows the model types llama"),
         ({"model_type": "llama"}, "'num_attention_heads' is missing"),
-        ({**SMOLLM2, "h": "big"}, "a size is not a positive integer"),
+        ({**SMOLLM2, "h": "big"}, "a value in config.json is not of its kind"),
+        ({**SMOLLM2, "i": "big"}, "a size is not a positive integer"),
         ({**SMOLLM2, "H": 0}, "a size is not a positive integer"),
         ({**SMOLLM2, "L": -1}, "a size is below 1"),
+        ({**SMOLLM2, "model_type": "bloom"}, "architecture bloom adds ALiBi"),
+        ({**SMOLLM2, "max_position_embeddings": 64}, "positions, which end at 64"),
         ("[]", "must hold a JSON object"),
         ("{", "config.json cannot be read"),
     ],

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from grpo.config import Config
-from grpo.plan.preflight.model import ModelFiles, look_at_model
+from grpo.plan.preflight.model import ModelFiles, look_at_model, unusable
 from grpo.plan.preflight.network import hub_error
 from grpo.run.packages import installed
 
@@ -66,7 +66,7 @@ def look(config: Config, weights: bool = True) -> Facts:
     """All facts about this machine, in a second or two; `weights`: whether the model's are needed here."""
     model = look_at_model(config, weights)
     if not model.cached and not model.problem:
-        model = dataclasses.replace(model, problem=hub_error())
+        model = dataclasses.replace(model, problem=hub_error() or unusable(config))
     return Facts(
         python=platform.python_version(),
         versions=installed(PACKAGES),

@@ -9,6 +9,7 @@ from grpo.data.prompts import eval_source, train_source
 from grpo.data.sources import Source, place, read
 from grpo.errors import GrpoError
 from grpo.plan.preflight.facts import Facts
+from grpo.plan.preflight.model import unusable
 from grpo.plan.preflight.network import hub_error, site_error
 from grpo.plan.preflight.nodes import role_packages
 from grpo.plan.preflight.site import Site
@@ -26,6 +27,8 @@ def model(site: Site) -> Check:
         for name, facts in everyone
         if facts.model.problem
     ]
+    if not problems and site.driver.model.cached:  # by config.json again: now the device is known
+        problems += [Problem("failed", "", text) for text in filter(None, [unusable(site.config, site.device)])]
     whole = [(name, facts) for name, facts in everyone if facts.model.identity]
     problems += [
         Problem("failed", name, f"other files ({facts.model.found}) than {whole[0][0]}")

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo.config import Config
+from grpo.config.architecture import check_model_config
 from grpo.config.paths import is_hub_model
 from grpo.config.text import first_line
+from grpo.errors import ConfigError
 
 INDEX = "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -29,8 +31,10 @@ def look_at_model(config: Config, weights: bool = True) -> ModelFiles:
     """The model as it is seen from here; without `weights` only what the tokenizer needs."""
     path = config.model.path
     if is_hub_model(path):
-        return _look_at_cache(path, config.model.revision)
+        return _look_at_cache(config)
     folder = Path(path)
+    if problem := unusable(config):
+        return ModelFiles(f"{path} in {os.getcwd()}", problem)
     try:
         settings = (folder / "config.json").read_bytes()
         sizes = [(name, (folder / name).stat().st_size) for name in _weights(folder)] if weights else []
@@ -54,12 +58,23 @@ def _weights(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.safetensors"))
 
 
-def _look_at_cache(path: str, revision: str | None) -> ModelFiles:
+def unusable(config: Config, device: str | None = None) -> str:
+    """What config.json says against the model in this run, or ""."""
+    try:
+        check_model_config(config, device)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def _look_at_cache(config: Config) -> ModelFiles:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
+    path, revision = config.model.path, config.model.revision
     cached = isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str)
     name = f"{path} at {(revision or 'main')[:12]} on the hub"
     if not cached and HF_HUB_OFFLINE:
         return ModelFiles(name, "is not in the cache, and HF_HUB_OFFLINE forbids to load it", cached=False)
-    return ModelFiles(f"{name}, {'in the cache' if cached else 'to be downloaded'}", cached=cached)
+    problem = unusable(config) if cached else ""
+    return ModelFiles(f"{name}, {'in the cache' if cached else 'to be downloaded'}", problem, cached=cached)

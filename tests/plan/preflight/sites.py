@@ -22,7 +22,9 @@ VERSIONS = {"grpo": "1", "ray": "2", "transformers": "3", "torch": "2.13.0", "de
 
 
 def config(**sections: Any) -> Config:
-    return Config.model_validate({"model": {"path": QUICKSTART}, "data": {"source": "arithmetic"}} | sections)
+    """Of the quickstart's model, whose positions end at 512."""
+    whole = {"model": {"path": QUICKSTART, "max_length": 512}, "data": {"source": "arithmetic"}} | sections
+    return Config.model_validate(whole | {"rollout": {"max_tokens": 256} | sections.get("rollout", {})})
 
 
 def node(name: str, role: str | None = None, cpus: float = 8, gpus: float = 0, **changes: Any) -> Node:

@@ -8,7 +8,7 @@ import pytest
 from grpo.plan.preflight import inputs
 from grpo.plan.preflight.facts import look
 from grpo.plan.preflight.model import ModelFiles, look_at_model
-from tests.plan.preflight.sites import closed_port, config, two
+from tests.plan.preflight.sites import closed_port, config, site, two
 
 
 @pytest.fixture
@@ -17,6 +17,7 @@ def model_folder(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in ("config.json", "tokenizer.json", "a.safetensors"):
         (folder / name).write_text("{}")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
     return folder
 
 
@@ -45,3 +46,25 @@ def test_a_hub_model_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch
     assert "127.0.0.1 cannot be reached" in look(hub).model.problem
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in look(hub).model.problem
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ({"model_type": "bloom"}, "architecture bloom adds ALiBi"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "awq"}}, "weights are quantised (awq)"),
+        ({"model_type": "qwen3", "max_position_embeddings": 100}, "positions, which end at 100"),
+    ],
+)
+def test_what_config_json_says_against_the_model_is_said(model_folder: Path, said: object, problem: str) -> None:
+    (model_folder / "config.json").write_text(json.dumps(said))
+    assert problem in look_at_model(config(model={"path": str(model_folder)}), weights=False).problem
+
+
+def test_the_size_of_a_head_is_judged_on_the_device_that_was_found(model_folder: Path) -> None:
+    sizes = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
+    (model_folder / "config.json").write_text(json.dumps(sizes))
+    wanted = config(model={"path": str(model_folder)})
+    refused = inputs.model(site(wanted, {}, "cpu"))
+    assert refused.status == "failed" and "heads have 16 numbers" in refused.text
+    assert inputs.model(site(wanted, {}, "cuda")).status == "ok"
