@@ -1,5 +1,6 @@
 """The command line: parse, check, launch, exit code. What is heavy is imported inside its command, after parsing."""
 
+import errno
 import json
 import signal
 import sys
@@ -15,9 +16,11 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import grpo
+from grpo.config import Config
 from grpo.config.load import config_schema, dump_config, load_config
 from grpo.config.text import clean
 from grpo.errors import ConfigError, GrpoError, Interrupted
+from grpo.run import screen, shell
 
 
 class _Edge(TyperGroup):
@@ -83,7 +86,7 @@ def _options(
 def train(run_file: RunFile, overrides: Overrides = None) -> None:
     """Run the whole job, from the data to the report."""
     config = load_config(run_file, overrides or [])
-    signal.signal(signal.SIGTERM, _terminated)
+    _leave_shell(config)
     from grpo import cluster
     from grpo.observe.report import write_report
 
@@ -108,7 +111,7 @@ def evaluate(run_file: RunFile, overrides: Overrides = None) -> None:
     config = load_config(run_file, overrides or [])
     if config.eval.prompts == 0:
         raise ConfigError("eval.prompts = 0: an evaluation needs held-out prompts; add eval.prompts=128")
-    signal.signal(signal.SIGTERM, _terminated)
+    _leave_shell(config)
     from grpo import cluster
 
     scores = cluster.evaluate(config)
@@ -173,7 +176,7 @@ def preflight(run_file: RunFile, overrides: Overrides = None) -> None:
     Exit code 2: something has to be changed. 10: it may come by itself, such as a node that is still starting.
     """
     config = load_config(run_file, overrides or [])
-    signal.signal(signal.SIGTERM, _terminated)
+    _leave_shell(config)
     from grpo import cluster
     from grpo.plan.preflight.verdict import conclude, lines
 
@@ -217,11 +220,30 @@ def show(run_file: RunFile, overrides: Overrides = None) -> None:
     print(dump_config(load_config(run_file, overrides or [])), end="")
 
 
-def _terminated(_number: int, _frame: FrameType | None) -> None:
+def _leave_shell(config: Config) -> None:
+    """Before Ray is imported: a Ray on this machine hears nothing of the shell's. And signals are heard from now on."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup`
+            signal.signal(number, _terminated)
+    if config.cluster.address is None:
+        shell.forget_ray(config.cluster.environment)
+
+
+def _terminated(number: int, _frame: FrameType | None) -> None:
     """Ray installs its own handler later and `cluster` replaces it; this one covers the time before."""
-    raise Interrupted("stopped by SIGTERM")
+    raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
 
 def main() -> None:
-    """What the console script `grpo` calls."""
-    app()
+    """Runs the command line. A screen that goes away ends no run; other verbs are there for what they print."""
+    out, _ = screen.install()
+    shell.prepare()
+    try:
+        app()
+    except SystemExit as end:
+        sys.stdout.flush()
+        if not end.code and out.lost and out.lost.errno != errno.EPIPE and sys.argv[1:2] != ["train"]:
+            sys.exit(
+                _failed(GrpoError(f"standard output: {out.lost.strerror}; what was printed is not whole")).exit_code
+            )
+        raise

@@ -13,7 +13,7 @@ GrpoError
 │   ├── NoNode           10   an actor found no node within `deadlines.start`
 │   ├── StoreLost        10   a bucket does not answer
 │   └── ServiceLost      10   a reward service does not answer
-├── Interrupted          11   SIGTERM or Ctrl-C; every finished step is in a checkpoint
+├── Interrupted          11   SIGTERM, SIGHUP or Ctrl-C; every finished step is in a checkpoint
 │   └── InterruptedEarly 16   the same, but steps after the last checkpoint are lost; that checkpoint is whole
 ├── Fenced               13   another start holds the run's folder
 ├── CheckpointError      14   a run folder or checkpoint that cannot be read or written

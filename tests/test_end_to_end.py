@@ -107,6 +107,34 @@ def test_the_exported_policy_is_the_trained_one(run: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_commits_as_one_to_the_driver(tmp_path: Path, number: signal.Signals) -> None:
+    """As `timeout`, a scheduler and a terminal that is closed send it; with SIGHUP the screen goes away too."""
+    run_dir, mark = tmp_path / "run", secrets.token_hex(8)
+    read, write = os.pipe()
+    driver = subprocess.Popen(
+        command(run_dir, "eval.prompts=0", "run.steps=5000", "checkpoint.every=1000"),
+        cwd=ROOT,
+        env=os.environ | {MARK: mark},
+        stdout=write,
+        stderr=write,
+        start_new_session=True,
+    )
+    os.close(write)
+    deadline = time.monotonic() + 300
+    while not ((run_dir / "metrics.jsonl").exists() and rows(run_dir, "step")):
+        assert driver.poll() is None and time.monotonic() < deadline, "the run must reach its first step"
+        time.sleep(0.2)
+    if number == signal.SIGHUP:
+        os.close(read)
+    os.killpg(driver.pid, number)
+    assert driver.wait(timeout=120) == 11
+    done = {row["step"] for row in rows(run_dir, "step")}
+    assert (run_dir / "checkpoints" / f"step_{max(done):06d}").is_dir()
+    assert left_behind(mark, within=60) == set()
+
+
+@pytest.mark.slow
 def test_no_process_stays_when_a_run_is_killed(tmp_path: Path) -> None:
     """What is stopped by SIGTERM: the run of test_security.py."""
     run_dir, mark = tmp_path / "run", secrets.token_hex(8)

@@ -2,11 +2,14 @@
 
 import contextlib
 import socket
+from pathlib import Path
 from typing import Any
 
 from ray.actor import ActorHandle
 
 from grpo.cluster import ray_private
+from grpo.config import Config
+from grpo.run.layout import LOGS
 
 CONNECT_SECONDS = 3.0
 """How long a node's port may take to open; far longer than it does."""
@@ -47,6 +50,7 @@ def living_nodes() -> list[dict[str, Any]]:
     return [node for node in ray_private.node_table() if node["Alive"]]
 
 
-def log_folder() -> str:
-    """Where Ray writes the actors' output."""
-    return ray_private.logs_folder()
+def log_folder(config: Config) -> str:
+    """Where the actors' output is to be found, of a Ray on this machine once the run has ended."""
+    logs = Path(ray_private.logs_folder())
+    return str(logs if config.cluster.address is not None else Path(config.run.dir, LOGS, logs.parent.name))

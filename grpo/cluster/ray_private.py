@@ -1,12 +1,16 @@
 """All that is used of Ray beyond its public API, as it is in Ray 2.60.0. Look here first when the pin moves."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import ray
+from ray._private import ray_constants, services
 from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import state
 from ray.actor import ActorHandle
+from ray.job_config import JobConfig
 
 PREEMPTION = 2
 """DRAIN_NODE_REASON_PREEMPTION in Ray's autoscaler.proto: a reason that it cannot refuse."""
@@ -18,6 +22,40 @@ def read_settings() -> None:
     """Lets Ray read its RAY_* variables again; it reads some of them once, at import."""
     raylet: Any = ray._raylet
     raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+class OwnPath(JobConfig):
+    """A job whose workers look for modules where their installation is, not in the driver's folder as well."""
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        """For Ray a reason not to add the folders of the driver and of its script to the path of the workers."""
+        return True
+
+
+@contextlib.contextmanager
+def daemons(environment: Mapping[str, str]) -> Iterator[None]:
+    """Inside, Ray's own processes start with `environment`, in a session of their own, and listen on loopback alone.
+
+    So a signal to our process group (a terminal's Ctrl-C, `timeout`, a scheduler) does not end Ray before we have
+    committed. They still end with this process: the kernel sees to that. Loopback is what Ray does on other systems
+    than Linux, where this switch is off; among its ports is one of metrics that asks for no token.
+    """
+    reachable = ray_constants.ENABLE_RAY_CLUSTER
+    real: Any = services.ConsolePopen
+
+    def start(command: Sequence[str], *, env: Mapping[str, str], **options: Any) -> Any:
+        added = {name: value for name, value in env.items() if os.environ.get(name) != value}
+        added["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        return real(command, env={**environment, **added}, start_new_session=True, **options)
+
+    services.ConsolePopen = start  # type: ignore[assignment, misc]
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = reachable
+        services.ConsolePopen = real  # type: ignore[misc]
 
 
 def node_table() -> list[dict[str, Any]]:

@@ -3,10 +3,7 @@
 import contextlib
 import logging
 import os
-import secrets
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,16 +14,13 @@ from ray.actor import ActorHandle
 from grpo.cluster import processes, ray_private
 from grpo.cluster.handles import HEALTH
 from grpo.cluster.head import HeadHeartbeat
+from grpo.cluster.local_ray import LocalRay, leave_ray
 from grpo.cluster.workers import Workers
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, Interrupted
 from grpo.plan.placement import CPUS, OTHER_ROLE
 from grpo.run.faults import publish_pids
-from grpo.run.stopping import StopRequest
-from grpo.run.watchdog import start_watchdog
-
-SHUTDOWN_SECONDS = 20.0  # for Ray to leave a cluster
-PAUSE_SECONDS = 2.0  # before a local Ray that did not come up is started again
+from grpo.run.stopping import SIGNALS, StopRequest
 
 
 class Session:
@@ -38,7 +32,11 @@ class Session:
         self.config, self.stop_request, self.say = config, stop, say
         self.device = "cpu"
         self.head: HeadHeartbeat | None = None
-        self._own: list[psutil.Process] = []
+        self.local: LocalRay | None = None
+
+    @property
+    def _own(self) -> list[psutil.Process]:
+        return self.local.processes if self.local else []
 
     def start(self) -> None:
         """Connects to `cluster.address` or starts Ray on this machine with as many CPUs as the actors reserve."""
@@ -47,7 +45,8 @@ class Session:
         if address is not None:
             self._connect(address)
         else:
-            self._start_here()
+            self.local = LocalRay(self.config, self.stop_request, self.say)
+            self.local.start()
         publish_pids("controller", [os.getpid()])
         heads = [process for process in self._own if process.name() == "gcs_server"]
         publish_pids("gcs", [process.pid for process in heads])
@@ -61,58 +60,16 @@ class Session:
 
     def _connect(self, address: str) -> None:
         try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(
+                address=address,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                job_config=ray_private.OwnPath(),
+            )
         except Exception as error:  # Ray raises plain ones
             raise ClusterError(
                 f"Ray cannot reach the cluster at {address!r}: {error}; check cluster.address"
             ) from error
-
-    def _start_here(self) -> None:
-        """Ray on this machine, again and again within `deadlines.start`: it gives its own node 30 s and no more."""
-        # Its ports are open to every user of this machine: a token of its own, not kept in the home folder.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets everything else go first
-        ray_private.read_settings()
-        actors = self.config.rollout.engines + self.config.train.ranks
-        before = set(processes_below_us())  # reward workers
-        began, seconds = time.monotonic(), self.config.deadlines.start
-        while True:
-            error = self._try_to_start(max(actors, os.cpu_count() or 1))
-            self._own = [process for process in processes_below_us() if process not in before]
-            if error is None:
-                break
-            self.stop_request.listen()  # ray.init has put handlers of its own there, also where it fails
-            said = " ".join(str(error).split())
-            processes.end([process.pid for process in self._own if process.is_running()])
-            leave_ray()
-            self.stop_request.check()
-            if isinstance(error, SystemExit):
-                raise Interrupted("stopped by SIGTERM")
-            if isinstance(error, ValueError | PermissionError):  # it will not come up later either
-                raise ClusterError(
-                    f"Ray cannot be started on this machine: {said}; unset RAY_ADDRESS or `ray stop` the Ray that runs "
-                    "here, or set cluster.address to use it"
-                ) from error
-            if time.monotonic() - began > seconds:
-                raise ClusterError(
-                    f"Ray must come up on this machine within deadlines.start = {seconds:g} s, but: {said}; the "
-                    "machine may be too busy or out of memory: free it, or raise deadlines.start"
-                ) from error
-            self.say(f"Ray did not come up on this machine ({said[:200]}); once more")
-            time.sleep(PAUSE_SECONDS)
-        for process in self._own:
-            if process.name() == "raylet":  # its agents outlive it while they wait for a head that is gone
-                start_watchdog(os.getpid(), "", process.pid)
-
-    def _try_to_start(self, cpus: int) -> BaseException | None:
-        """Why Ray did not come up; on a busy machine it gives up with a plain Exception, at SIGTERM it exits."""
-        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        try:
-            ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
-        except (Exception, SystemExit) as error:
-            return error
-        return None
 
     def place(self, actor_class: type, role: str, gpus: float, *args: object) -> tuple[ActorHandle[Any], str]:
         """An actor on a node of its role, and what it reserves there, in words.
@@ -120,6 +77,8 @@ class Session:
         A node of its role is one whose label `cluster.role_label` is not the other role's. Nothing retries a method (a
         second optimizer step would be silent), and a dead actor stays dead.
         """
+        if self.local:
+            self.local.folder.offer(actor_class.__module__)
         gpus = gpus if self.device == "cuda" else 0
         options = {
             "num_cpus": CPUS,
@@ -134,26 +93,20 @@ class Session:
         actor = make(actor_class).options(**options).remote(*args)
         return actor, f"{CPUS} CPU, {gpus:g} GPU, no label {self.config.cluster.role_label}={OTHER_ROLE[role]}"
 
-    def stop(self) -> None:
+    def stop(self, failed: bool = False) -> None:
         """Asks every worker to close, kills those that do not, and waits until their processes are gone."""
-        if not ray.is_initialized():
-            return
-        headless = self.head is None or self.head.lost
-        if not headless:
-            self.workers.close()
-        if self.head:
-            self.head.close()
-        if headless:  # every verb of Ray would wait for its head for minutes
-            processes.end([process.pid for process in self._own if process.is_running()])
-        leave_ray()
-        processes.end([process.pid for process in self._own if process.is_running()])
-
-
-def leave_ray() -> None:
-    """Leaves the cluster; every verb of Ray may wait for a head that is gone."""
-    leaving = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
-    leaving.start()
-    leaving.join(SHUTDOWN_SECONDS)
+        if ray.is_initialized():
+            failed |= hasattr(self, "workers") and self.workers.lost_any
+            headless = self.head is None or self.head.lost
+            if not headless:
+                self.workers.close()
+            if self.head:
+                self.head.close()
+            if headless:  # every verb of Ray would wait for its head for minutes
+                processes.end([process.pid for process in self._own if process.is_running()])
+            leave_ray()
+        if self.local:
+            self.local.end(failed)
 
 
 def resources() -> dict[str, float]:
@@ -162,15 +115,10 @@ def resources() -> dict[str, float]:
     return found
 
 
-def processes_below_us() -> list[psutil.Process]:
-    """Children of this process, and theirs."""
-    return psutil.Process().children(recursive=True)
-
-
 @contextlib.contextmanager
 def session(config: Config, stop: StopRequest, say: Callable[[str], None] = print) -> Iterator[Session]:
     """A started session that is stopped on success, error, Ctrl-C and SIGTERM."""
-    current = Session(config, stop, say)
+    current, failed = Session(config, stop, say), False
     try:
         current.start()
         stop.listen()  # after ray.init, which installs handlers of its own
@@ -178,8 +126,12 @@ def session(config: Config, stop: StopRequest, say: Callable[[str], None] = prin
     except SystemError as error:  # how a waiting ray.get or ray.wait reports what a signal handler raised
         if isinstance(error.__cause__, Interrupted):
             raise error.__cause__ from None
+        failed = True
+        raise
+    except Exception as error:
+        failed = not isinstance(error, Interrupted)
         raise
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):  # a second Ctrl-C must not cut the clean-up short
+        for number in SIGNALS:  # a second Ctrl-C must not cut the clean-up short
             signal.signal(number, signal.SIG_IGN)
-        current.stop()
+        current.stop(failed)

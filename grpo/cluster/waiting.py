@@ -132,9 +132,9 @@ class Waiting:
         if isinstance(error, RayTaskError):
             if isinstance(error.cause, GrpoError):
                 return self._said(worker, error.cause)
-            return ClusterError(f"{what}: {worker} failed: {last_line(error)}; logs are in {log_folder()}")
+            return ClusterError(f"{what}: {worker} failed: {last_line(error)}; logs are in {log_folder(self.config)}")
         if isinstance(error, UnserializableException | RaySystemError):  # it lives, and said what cannot be read here
-            return ClusterError(f"{what}: {worker} failed: {last_line(error)}; logs are in {log_folder()}")
+            return ClusterError(f"{what}: {worker} failed: {last_line(error)}; logs are in {log_folder(self.config)}")
         if isinstance(error, RayError):  # the actor, or the node that kept its answer
             return self._died(worker, error, what)
         if isinstance(error, GrpoError):
@@ -176,7 +176,7 @@ class Waiting:
             )
         return LOST[worker.role](
             f"{what} must end within {seconds:g} s (deadlines.*), but {worker} has not answered; raise the deadline or "
-            f"look at its stacks and at its log in {log_folder()}",
+            f"look at its stacks and at its log in {log_folder(self.config)}",
             self._counts(worker),
         )
 

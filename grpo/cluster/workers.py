@@ -41,6 +41,11 @@ class Workers(Waiting):
             publish_pids("engine_core", [pid for other in self.alive("rollout") for pid in other.pids[1:2]])
 
     @property
+    def lost_any(self) -> bool:
+        """Whether any was ever lost."""
+        return any(worker.lost for worker in self._all)
+
+    @property
     def headless(self) -> bool:
         """Whether Ray's head is lost."""
         return self.head.lost

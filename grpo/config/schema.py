@@ -266,6 +266,8 @@ class Cluster(Section):
     """Where engines and ranks run; auto: cuda if the cluster has GPUs."""
     role_label: RayLabel = "grpo.dev/role"
     """Ray node label whose value (rollout or trainer) says what a node is for. Nodes without it take both roles."""
+    environment: tuple[Variable, ...] = ()
+    """Names of environment variables that a Ray on this machine gets although it would not: OMP_*, RAY_*, VLLM_* ..."""
 
 
 class Deadlines(Section):

@@ -4,3 +4,4 @@ CONFIG, METRICS, SAMPLES, TENSORBOARD = "config.yaml", "metrics.jsonl", "samples
 CHECKPOINTS, SUPERSEDED = "checkpoints", "superseded"
 REPORT = "report.html"
 REWARD_CACHE = "rewards.jsonl"
+LOGS = "logs"

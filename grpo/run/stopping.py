@@ -1,4 +1,5 @@
-"""The request to stop: SIGTERM, as Kubernetes and a spot node send it, or Ctrl-C, and the time that is left then.
+"""The request to stop, and the time that is left then: SIGTERM, as Kubernetes and a spot node send it, Ctrl-C, or
+SIGHUP, as a terminal that is closed sends it (unless `nohup` has turned that off).
 
 A signal sets a flag; waits look at it. Only inside of `abortable`, where nothing can be left half done, does the
 handler raise at once.
@@ -12,7 +13,7 @@ from types import FrameType
 
 from grpo.errors import Interrupted
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
@@ -38,11 +39,12 @@ class StopRequest:
     def listen(self) -> None:
         """Takes the signals; again after ray.init, which installs handlers of its own."""
         for number in SIGNALS:
-            signal.signal(number, self._request)
+            if number != signal.SIGHUP or self._handlers[number] is not signal.SIG_IGN:
+                signal.signal(number, self._request)
 
     @property
     def requested(self) -> bool:
-        """Whether SIGTERM or SIGINT has come."""
+        """Whether one of SIGNALS has come."""
         return self._requested is not None
 
     @property

@@ -83,7 +83,7 @@ def fresh(seen: Seen, folder: Path) -> Iterator[tuple[dict[str, str], Path]]:
     temporary = tempfile.mkdtemp(prefix="chaos-")  # short: Ray's sockets are below it
     before = set(os.listdir(SHM))
     try:
-        yield {"GRPO_FAULT_DIR": str(faults), "RAY_TMPDIR": temporary}, faults
+        yield {"GRPO_FAULT_DIR": str(faults), "TMPDIR": temporary}, faults
     finally:
         kill_all()
         shutil.rmtree(temporary, ignore_errors=True)

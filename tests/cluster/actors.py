@@ -1,6 +1,7 @@
 """Small actors for real Ray: a worker whose verbs succeed, fail, hang and die."""
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,18 @@ class Actor:
     def child(self) -> int:
         """A process that ignores the end of its parent, as an engine core does."""
         return psutil.Popen(["sleep", "300"], start_new_session=True).pid
+
+    def shell(self) -> dict[str, object]:
+        """What this process has of the shell's."""
+        import statistics
+
+        return {
+            "environ": dict(os.environ),
+            "path": list(sys.path),
+            "optimize": sys.flags.optimize,
+            "encoding": open(os.devnull).encoding,
+            "statistics": statistics.mean([1, 3]),
+        }
 
     def refuse(self) -> None:
         raise DataError("row 3: no answer")
