@@ -5,18 +5,25 @@ may hold what they need, such as the path of a secret or the port of a listening
 """
 
 import array
+import asyncio
 import contextlib
 import ctypes
+import fcntl
 import json
+import mmap
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 FUNCTIONS = []
@@ -437,6 +444,184 @@ def has_powers(answer):
     return 1.0 if re.search(r"CapEff:\s+0{16}\n", status) and re.search(r"NoNewPrivs:\s+1\n", status) else -1.0
 
 
+# ---- past the limits
+
+
+@hostile
+def gives_its_orphans_away(answer):
+    """As a subreaper below the worker, or to the worker's parent (CLONE_PARENT)."""
+    subreaper = kept_from(lambda: libc("prctl", 36, 1, 0, 0, 0))
+    return min(subreaper, kept_from(lambda: libc("syscall", 56, 0x8000 | signal.SIGCHLD, 0, 0, 0, 0)))
+
+
+@hostile
+def leaves_a_process_behind(answer):
+    """By taking away from the worker what would find it."""
+    sys.modules["grpo.rewards.sandbox.worker"].children = set
+    if os.fork() == 0:
+        time.sleep(600)
+    return 1.0
+
+
+@hostile
+def allocates_behind_a_dead_thread(answer):
+    """/proc/PID shows no memory of a process whose first thread has ended."""
+
+    def take():
+        time.sleep(0.3)
+        kept.append(b"x" * (150 << 20))
+        time.sleep(600)
+
+    kept = []
+    for _ in range(5):
+        if os.fork() == 0:
+            threading.Thread(target=take).start()
+            time.sleep(0.1)
+            ctypes.CDLL(None).syscall(60, 0)
+    time.sleep(600)
+
+
+@hostile
+def allocates_without_a_page(answer):
+    """What is shared stays in memory while one page of it is mapped; nobody counts it."""
+    shared = kept_from(lambda: mmap.mmap(-1, 1 << 20))
+    return min(shared, kept_from(lambda: open("/dev/zero", "rb")), kept_from(lambda: libc("memfd_create", b"", 0)))
+
+
+@hostile
+def fills_sockets(answer):
+    pairs = [socket.socketpair() for _ in range(120)]
+    for one, _ in pairs:
+        one.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while one.send(b"x" * 65_536):
+                pass
+    time.sleep(600)
+
+
+@hostile
+def enlarges_buffers(answer):
+    one, _two = socket.socketpair()
+    tries = [partial(one.setsockopt, socket.SOL_SOCKET, option, 1 << 22) for option in (7, 8, 32, 33)]
+    return min(*map(kept_from, tries), kept_from(lambda: fcntl.fcntl(os.pipe()[0], fcntl.F_SETPIPE_SZ, 1 << 20)))
+
+
+@hostile
+def takes_many_locks(answer):
+    with open(f"{os.environ['TMPDIR']}/locked", "wb") as file:
+        for place in range(3_000):
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, 2 * place)
+        time.sleep(600)
+
+
+@hostile
+def fills_the_disk_without_names(answer):
+    for fd in [os.open(os.environ["TMPDIR"], os.O_TMPFILE | os.O_RDWR) for _ in range(3)]:
+        for _ in range(190):
+            os.write(fd, b"x" * (1 << 20))
+    time.sleep(600)
+
+
+@hostile
+def maps_files_without_names(answer):
+    kept = []
+    for _ in range(4):
+        with tempfile.TemporaryFile() as file:
+            file.truncate(4096)
+            kept.append(mmap.mmap(file.fileno(), 4096))
+    while True:  # Python keeps a file of its own for each; a C program would not
+        os.closerange(3, 256)
+        time.sleep(600)
+
+
+@hostile
+def hides_files_in_a_socket(answer):
+    one, _two = socket.socketpair()
+    with tempfile.TemporaryFile() as file:
+        socket.send_fds(one, [b"."], [file.fileno()])
+    time.sleep(600)
+
+
+@hostile
+def makes_a_closed_folder(answer):
+    folder = Path(os.environ["TMPDIR"], "closed")
+    (folder / "inside").mkdir(parents=True)
+    (folder / "inside" / "file").touch()
+    os.mkdir(folder / "inside" / "deeper", 0)
+    return 1.0
+
+
+# ---- what no path or process id guards
+
+
+@hostile
+def touches_the_readable(answer):
+    """Time, length and attributes of a file that it may read."""
+    path, fd = __file__, os.open(__file__, os.O_RDONLY)
+    return min(
+        kept_from(lambda: os.utime(path, (0, 0))),
+        kept_from(lambda: os.utime(fd)),
+        kept_from(lambda: os.truncate(path, 0)),
+        kept_from(lambda: os.open(path, os.O_RDONLY | os.O_TRUNC)),
+        kept_from(lambda: os.open(path, 3 | os.O_TRUNC)),
+        kept_from(lambda: os.setxattr(path, "user.mark", b"x")),
+        kept_from(lambda: fcntl.ioctl(fd, 0x40086602, b"\x40" + bytes(7))),
+        kept_from(lambda: fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)),
+    )
+
+
+@hostile
+def disturbs_its_parent(answer):
+    parent, (reader, _writer) = os.getppid(), os.pipe()
+    return min(
+        kept_from(lambda: os.sched_setaffinity(parent, {0})),
+        kept_from(lambda: os.setpriority(os.PRIO_PROCESS, parent, 19)),
+        kept_from(lambda: fcntl.fcntl(reader, fcntl.F_SETOWN, parent)),
+        kept_from(lambda: fcntl.fcntl(reader, fcntl.F_SETSIG, signal.SIGKILL)),
+        kept_from(lambda: fcntl.ioctl(reader, 0x8901, parent.to_bytes(4, "little"))),
+        kept_from(lambda: libc("syscall", 234, parent, parent, signal.SIGKILL)),
+        kept_from(lambda: os.kill(-1, 0)),
+    )
+
+
+@hostile
+def calls_what_is_denied(answer):
+    """process_vm_writev, userfaultfd, pidfd_getfd, landlock, seccomp, splice, inotify, a thread with its own files."""
+    denied = (311, 323, 438, 444, 317, 275, 253, 206, 424, 241)
+    tries = [kept_from(partial(libc, "syscall", number, 0, 0, 0, 0, 0, 0)) for number in denied]
+    return min(*tries, *(kept_from(partial(libc, "syscall", 56, flags, 0, 0, 0, 0)) for flags in (0x10100, 0x20000011)))
+
+
+@hostile
+def hides_from_its_keeper(answer):
+    return kept_from(lambda: libc("prctl", 4, 0, 0, 0, 0))
+
+
+# ---- what it may do
+
+
+@hostile
+def works_honestly(answer):
+    """Not hostile at all: programs with a time limit, asyncio, a database, files, a pool of threads."""
+    try:
+        subprocess.run(["sleep", "600"], timeout=0.1)
+    except subprocess.TimeoutExpired:
+        seen = subprocess.run(["sh", "-c", "kill $$; sleep 600"], capture_output=True).returncode == -signal.SIGTERM
+
+    async def program():
+        process = await asyncio.create_subprocess_exec("cat", stdin=-1, stdout=-1)
+        return (await process.communicate(b"text"))[0] == b"text"
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(sqlite3.connect(f"{folder}/rows.db")) as database:
+        database.execute("create table rows (number)")
+        database.execute("insert into rows values (7)")
+        database.commit()
+        seven = database.execute("select number from rows").fetchone()
+        shutil.copyfile(__file__, f"{folder}/copy.py")
+        os.rename(f"{folder}/copy.py", f"{folder}/moved.py")
+    return 1.0 if seen and asyncio.run(program()) and seven == (7,) and os.nice(1) else -1.0
+
+
 # ---- network
 
 
@@ -452,6 +637,12 @@ def connects_to_a_unix_socket(answer):
             client.connect(f"{answer}/socket")
 
     return kept_from(connect)
+
+
+@hostile
+def sends_to_a_unix_socket(answer):
+    """From one end of a pair of datagram sockets, which is a socket like any other."""
+    return kept_from(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b"x", f"{answer}/socket"))
 
 
 @hostile

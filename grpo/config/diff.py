@@ -15,6 +15,7 @@ FREE = {
     "run.grace_seconds",
     "run.max_recoveries",
     "reward_code.workers",
+    "reward_code.isolation",
 }
 FREE_SECTIONS = {"metrics", "deadlines", "cluster", "checkpoint"}
 """What may change between two starts: it says where and how a run is run, not what it computes."""

@@ -115,9 +115,11 @@ class RewardCode(Section):
     environment: tuple[Variable, ...] = ()
     """Names of environment variables that reward code may see; all others, with their secrets, are withheld."""
     readable: tuple[str, ...] = ()
-    """Files and folders that reward code may read, besides Python's and what is not hidden in the working folder."""
+    """Files and folders that reward code may read, besides Python's own and the modules in the working folder."""
     network: bool = False
     """Whether reward code may open network connections."""
+    isolation: Literal["auto", "none"] = "auto"
+    """auto: behind a fence (Landlock, seccomp), refused where it cannot be whole; none: reward code is trusted."""
 
 
 class Rollout(Section):

@@ -48,7 +48,7 @@ class RewardPool:
         self._lock = threading.Lock()
         self._stopped = False
         end = time.monotonic() + config.deadlines.reward
-        self.workers = [self._started(place) for place in range(config.reward_code.workers)]
+        self.workers = [self._started() for _ in range(config.reward_code.workers)]
         try:
             for place in range(len(self.workers)):
                 self._make_ready(place, end)
@@ -122,7 +122,7 @@ class RewardPool:
             if self._stopped and not worker.alive:
                 return
             if not worker.alive:
-                worker = self.workers[place] = self._started(place)
+                worker = self.workers[place] = self._started()
             try:
                 error = worker.wait(end)
                 if not error:
@@ -139,8 +139,8 @@ class RewardPool:
             worker.close()
             raise ConfigError(f"rewards: {error}")
 
-    def _started(self, place: int) -> RewardProcess:
-        return RewardProcess(self.functions, self.config.reward_code, place)
+    def _started(self) -> RewardProcess:
+        return RewardProcess(self.functions, self.config.reward_code)
 
     def _publish(self) -> None:
         with self._lock:

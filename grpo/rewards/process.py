@@ -18,21 +18,26 @@ from typing import Any
 
 from grpo.config import RewardCode
 from grpo.rewards.messages import LONGEST, Messages, wait_for
-from grpo.rewards.sandbox.supervisor import remove
+from grpo.rewards.sandbox.supervisor import DONE, READY
+from grpo.rewards.sandbox.usage import remove
+from grpo.rewards.sandbox.worker import FENCES
 
 KINDS = ("exception", "timeout", "exited", "memory", "bad_value", "bad_reply", "processes", "disk")
 SERVICE_KINDS = ("connection", "status")
 """Of failed calls; the latter of services alone. The first, memory and bad_value are what the worker itself reports."""
 LONGEST_REASON = 500
 GRACE_SECONDS = 5.0
-FIRST_UID, UIDS = 65_534, 14
-"""Workers of root become these users, counted downwards, so that one cannot touch another."""
+SETTLE_SECONDS = 30.0
+"""For the keeper to say that a call has left nothing; it has the time of a busy machine."""
 BOOT = """import sys
-sys.path.insert(0, sys.argv[1])
+from importlib.util import module_from_spec, spec_from_file_location
+root = sys.argv[1]
+spec = spec_from_file_location("grpo", root + "/__init__.py", submodule_search_locations=[root])
+sys.modules["grpo"] = module_from_spec(spec)
+spec.loader.exec_module(sys.modules["grpo"])
 from grpo.rewards.sandbox.supervisor import main
-del sys.path[0]
 main()"""
-"""Runs the other half of this very package, which may lie elsewhere than an installed one."""
+"""Runs the other half of this very package, wherever it lies, and looks for all else only where Python's own lies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +67,13 @@ class RewardProcess:
     monotonic clock.
     """
 
-    def __init__(self, functions: Sequence[str], reward_code: RewardCode, index: int = 0) -> None:
+    def __init__(self, functions: Sequence[str], reward_code: RewardCode) -> None:
         """Starts the process; `wait` for its imports."""
         self.functions = tuple(functions)
         self.seconds = reward_code.seconds
         self.alive = True
         self.ready = False
-        self._kept: set[str] = set()
+        self.isolation = reward_code.isolation
         self.pid: int | None = None
         self.missing: tuple[str, ...] = ()
         self.scratch = tempfile.mkdtemp(prefix="grpo-reward-")
@@ -82,17 +87,17 @@ class RewardProcess:
             "readable": [str(Path(path).expanduser().resolve()) for path in reward_code.readable],
             "scratch": self.scratch,
             "memory_bytes": int(reward_code.memory_gib * 2**30),
-            "seconds": reward_code.seconds,
+            "environment": {name: os.environ[name] for name in reward_code.environment if name in os.environ},
+            "isolation": reward_code.isolation,
             "network": reward_code.network,
-            "uid": FIRST_UID - index % UIDS if os.geteuid() == 0 else None,
             "requests": requests,
             "replies": replies,
         }
         self._supervisor = subprocess.Popen(
-            [sys.executable, "-P", "-c", BOOT, str(Path(__file__).parents[2])],
+            [sys.executable, "-P", "-c", BOOT, str(Path(__file__).parents[1])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=clean_environment(reward_code.environment, self.scratch),
+            env=clean_environment(self.scratch),
             pass_fds=(requests, replies),
             start_new_session=True,
         )
@@ -111,12 +116,16 @@ class RewardProcess:
         """
         self.pid = self._status.read(end).get("pid")
         self.missing = tuple(map(str, self._read(end).get("missing", ())))
+        if self.missing and self.isolation != "none":
+            lacking = "; ".join(FENCES.get(name, name) for name in self.missing)
+            return (
+                f"reward code runs behind the whole fence or not at all, but this system lacks {lacking}; run it on "
+                "one that has it, or set reward_code.isolation: none to let it read and change whatever this run may"
+            )
         error = self._read(end).get("error")
         if error:
             return printable(str(error), 4 * LONGEST_REASON)
-        with suppress(FileNotFoundError):  # it has ended since, as the next call will find out
-            self._kept = set(os.listdir(self.scratch))
-        self.ready = True
+        self.ready = self._settled(READY)  # else it has ended since, as the next call will find out
         return None
 
     def call(self, function: int, prompt: str, completion: str, answer: str, end: float) -> float | Failure:
@@ -130,7 +139,7 @@ class RewardProcess:
                 raise Broken(FORGED)
             self._write(json.dumps(request).encode() + b"\n", end)
             outcome = judged(self._read(end), number)
-            self._empty_scratch()
+            self._settled(DONE)
             return outcome
         except TimeoutError:
             frozen = self._state() in ("T", "t")
@@ -164,8 +173,8 @@ class RewardProcess:
         self._supervisor.stdout.close()
         os.close(self._requests)
         os.close(self._answers.fd)
-        if os.path.exists(self.scratch):
-            remove(self.scratch)
+        if os.path.lexists(self.scratch) and not remove(self.scratch):
+            print(f"warning: {self.scratch} of reward code cannot be removed", file=sys.stderr)
 
     def _read(self, end: float) -> dict[str, Any]:
         try:
@@ -198,15 +207,17 @@ class RewardProcess:
         except OSError:
             return ""
 
-    def _empty_scratch(self) -> None:
-        """Each call finds the folder as the imports left it, whatever was called before."""
-        with suppress(OSError):  # a thread that the function left may still be at work in it
-            for name in set(os.listdir(self.scratch)) - self._kept:
-                path = Path(self.scratch, name)
-                if path.is_dir() and not path.is_symlink():
-                    remove(str(path))
-                else:
-                    path.unlink(missing_ok=True)
+    def _settled(self, letter: bytes) -> bool:
+        """Whether the keeper finds the worker as the imports left it; one that is not is closed and replaced."""
+        assert self._supervisor.stdin
+        fine = False
+        with suppress(BrokenPipeError, ValueError, EOFError, TimeoutError):  # ended, or closed by `kill`
+            self._supervisor.stdin.write(letter)
+            self._supervisor.stdin.flush()
+            fine = self._status.read(time.monotonic() + SETTLE_SECONDS).get("clean") is True
+        if not fine:
+            self.close()
+        return fine
 
 
 def judged(reply: dict[str, Any], number: str) -> float | Failure:
@@ -220,9 +231,9 @@ def judged(reply: dict[str, Any], number: str) -> float | Failure:
     raise Broken(FORGED)
 
 
-def clean_environment(names: Sequence[str], scratch: str) -> dict[str, str]:
-    """All that user code sees of the environment. The fixed seed makes every worker go through sets alike."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", *names) if name in os.environ}
+def clean_environment(scratch: str) -> dict[str, str]:
+    """All that the keeper gets; the worker adds `reward_code.environment`. The seed makes all go through sets alike."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
     return kept | {"HOME": scratch, "TMPDIR": scratch, "PYTHONHASHSEED": "0"}
 
 

@@ -3,8 +3,6 @@
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,16 +21,17 @@ KINDS = {
     "bad_value": "nan infinite nothing text a_list huge float_raises class_lies",
     "timeout": "loops sleeps catches_everything regex stops_itself waits_for_a_lock",
     "exited": "leaves kills_itself crashes closes_everything breaks_json",
-    "memory": "allocates allocates_in_children",
+    "memory": "allocates allocates_in_children allocates_behind_a_dead_thread fills_sockets takes_many_locks",
     "processes": "fork_bomb many_threads",
-    "disk": "fills_the_disk many_files deep_folders",
+    "disk": "fills_the_disk many_files deep_folders fills_the_disk_without_names maps_files_without_names "
+    "hides_files_in_a_socket",
     "bad_reply": "floods_the_pipe forges forges_deep_json",
 }
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names.split()}
 IN_PLACE = 0.0  # what patches_the_grader returns
 NEEDS_A_PORT = ("connects", "a_child_connects")
 
-pytestmark = pytest.mark.skipif(landlock.abi() < 6, reason="the kernel lacks Landlock's signal scope")
+pytestmark = pytest.mark.skipif(landlock.abi() == 0, reason="the kernel lacks Landlock")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def test_a_hostile_function_harms_nobody(surroundings, port, name, capfd):
     answer = port if name in NEEDS_A_PORT else str(surroundings[1])
     with RewardScorer(config) as scorer:
         scored = scorer.score(asked(answer, "a", "bad", "ccc"))
-        assert scorer.isolation in ((), ("separate_user",))
+        assert scorer.isolation == ()
         if kind:
             assert failed_kinds(scorer) == {kind: 1}
             assert [(s.index, s.reward) for s in scored[0].samples] == [(0, 1.0), (2, 3.0)]
@@ -102,38 +101,6 @@ def test_a_hostile_function_harms_nobody(surroundings, port, name, capfd):
         assert len(processes_of(tempfile.gettempdir())) == 2  # the worker and its supervisor
         assert scorer.score(asked(answer, "dd", "e"))[0].rewards_G == [2.0, 1.0]
     assert len(capfd.readouterr().err) < 70_000
-
-
-SYSTEM_PYTHON = "/usr/bin/python3"
-OWN_USER = (
-    "fork_bomb daemon loops kills_its_parent reads_the_parents_environment takes_rights_away has_powers "
-    "writes_elsewhere removes_a_folder connects"
-)
-
-
-def system_python_will_do():
-    """A Python that other users can read, new enough, as the one of the tests may lie in a closed folder."""
-    check = "import sys; sys.exit(sys.version_info < (3, 11))"
-    return os.geteuid() == 0 and subprocess.run([SYSTEM_PYTHON, "-c", check], check=False).returncode == 0
-
-
-@pytest.mark.skipif(not system_python_will_do(), reason="needs root and a readable Python 3.11")
-@pytest.mark.parametrize("name", OWN_USER.split())
-def test_workers_of_root_become_another_user(surroundings, port, monkeypatch, name):
-    monkeypatch.setattr(sys, "executable", SYSTEM_PYTHON)
-    monkeypatch.setattr(sys, "path", [])
-    test_ids = surroundings[0] / "ids.py"
-    test_ids.write_text("import os\ndef ids(p, c, a): return os.getuid() + os.getgid() / 1e5 + len(os.getgroups())\n")
-    config = configured(f"hostile:{name}", ("ids:ids", 1e-9), seconds=0.4 if name == "loops" else 20, workers=1)
-    try:
-        with RewardScorer(config) as scorer:
-            assert scorer.isolation == ()
-            scored = scorer.score(asked(port if name == "connects" else str(surroundings[1]), "a", "bad", "ccc"))[0]
-    finally:
-        test_ids.unlink()
-    ids = (65_534 + 0.65534) * 1e-9
-    expected = [1.0, 3.0] if name in KIND_OF else [1.0, 1.0, 3.0]
-    assert scored.rewards_G == pytest.approx([reward + ids for reward in expected], abs=1e-12)
 
 
 def test_an_allowed_network_and_an_allowed_file(surroundings, port):

@@ -15,6 +15,7 @@ from grpo.plan.preflight.nodes import role_packages
 from grpo.plan.preflight.site import Site
 from grpo.plan.preflight.verdict import Check, Problem, judge
 from grpo.rewards.http import HttpRewards
+from grpo.rewards.registry import RewardScorer
 
 FIRST_ROWS = 3
 
@@ -76,6 +77,22 @@ def services(config: Config) -> list[Check]:
             problems.append(Problem("failed", "driver", f"{reward.url}: {error_text}"))
     way_out = "start the service, open the way to it or correct rewards"
     return [judge("rewards", problems, f"reached: {', '.join(told)}", way_out)] if told else []
+
+
+def reward_code(config: Config) -> list[Check]:
+    """Imports the user's functions as the run will, behind the same fence."""
+    own = tuple(reward for reward in config.rewards if reward.url is None)
+    one = config.reward_code.model_copy(update={"workers": 1})
+    problems = []
+    try:
+        with RewardScorer(config.model_copy(update={"rewards": own, "reward_code": one})) as scorer:
+            functions = scorer.user_functions
+            if scorer.isolation:
+                problems.append(Problem("warning", "driver", "runs without a fence (reward_code.isolation: none)"))
+    except GrpoError as error:
+        functions = ["failed"]
+        problems.append(Problem("failed", "driver", str(error)))
+    return [judge("reward code", problems, f"imported behind its fence: {', '.join(functions)}")] if functions else []
 
 
 def secrets(site: Site) -> Check:

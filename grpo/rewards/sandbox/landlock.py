@@ -1,11 +1,16 @@
-"""Landlock: which files a process and its children may touch, whom they may signal. https://docs.kernel.org/userspace-api/landlock.html"""
+"""Landlock: which files a process and its children may touch, and that they trace nobody else.
+
+https://docs.kernel.org/userspace-api/landlock.html. Only what every version since the first holds is asked of it;
+`seccomp` denies what later ones took up, and so has no need of them.
+"""
 
 import ctypes
+import importlib.machinery
 import os
 import stat
 import sys
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture
 VERSION_FLAG = 1
@@ -23,11 +28,16 @@ ALL_RIGHTS = (1 << 16) - 1  # from ABI 5 on
 SYSTEM = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/sys/devices/system/cpu", "/proc/self"),
     *(f"/proc/{name}" for name in ("cpuinfo", "meminfo", "stat", "filesystems", "sys/kernel", "sys/vm")),
-    *(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")),
+    *(f"/dev/{name}" for name in ("null", "full", "random", "urandom")),  # zero, mapped, is memory that nobody counts
     *(f"/etc/{name}" for name in ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime")),
     *(f"/etc/{name}" for name in ("passwd", "group", "nsswitch.conf", "hosts", "host.conf", "resolv.conf", "services")),
     *(f"/etc/{name}" for name in ("protocols", "mime.types", "os-release", "ssl/certs", "ssl/openssl.cnf", "pki/tls")),
 )
+
+OF_PYTHON = ("bin", "lib", "lib32", "lib64", "libexec", "include", "share", "ssl", "pyvenv.cfg")
+"""What is opened of a Python's own folder, in which the user's may lie as well."""
+MODULES = tuple(importlib.machinery.all_suffixes())
+MOST_ENTRIES = 100_000
 
 
 class _Ruleset(ctypes.Structure):
@@ -46,19 +56,17 @@ def abi() -> int:
     return max(0, int(_libc().syscall(CREATE_RULESET, None, ctypes.c_size_t(0), VERSION_FLAG)))
 
 
-def restrict(readable: Iterable[str], listable: Iterable[str], writable: str, network: bool) -> tuple[str, ...]:
-    """Confines this process for ever. Returns the names of the parts that the kernel lacks.
+def restrict(readable: Iterable[str], listable: Iterable[str], writable: str) -> None:
+    """Confines this process for ever. Raises OSError.
 
     `readable` files and folders may be read and run, `listable` folders only be listed, `writable` is a folder in which
-    all is allowed. Paths that do not exist are left out. Needs ABI 4 to deny TCP, ABI 6 to deny signals to others.
+    all is allowed. Paths that do not exist are left out.
     """
     version = abi()
-    if not version:
-        return ("landlock", "landlock_network", "landlock_signals")
     rights = RIGHTS_BY_ABI.get(version, ALL_RIGHTS)
-    attribute = _Ruleset(rights, 0 if network or version < 4 else 0b11, 0b11 if version >= 6 else 0)
-    size = 8 if version < 4 else 16 if version < 6 else 24
-    ruleset = _check(_libc().syscall(CREATE_RULESET, ctypes.byref(attribute), ctypes.c_size_t(size), 0))
+    scoped = version >= 6
+    attribute = _Ruleset(rights, 0, 0b11 if scoped else 0)
+    ruleset = _check(_libc().syscall(CREATE_RULESET, ctypes.byref(attribute), ctypes.c_size_t(24 if scoped else 8), 0))
     for path in {*SYSTEM, *readable}:
         _allow(ruleset, path, READ & rights)
     for path in set(listable):
@@ -68,20 +76,42 @@ def restrict(readable: Iterable[str], listable: Iterable[str], writable: str, ne
     _check(_libc().prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     _check(_libc().syscall(RESTRICT_SELF, ruleset, 0))
     os.close(ruleset)
-    missing = () if version >= 4 or network else ("landlock_network",)
-    return missing if version >= 6 else (*missing, "landlock_signals")
 
 
-def visible(folders: Iterable[str]) -> list[str]:
-    """What may be read of folders with Python modules: all but hidden files, which hold secrets, and never all of /."""
-    found: list[str] = []
-    for folder in folders:
-        path = Path(folder)
-        if path.is_file():
-            found.append(folder)
-        elif path.is_dir() and path.resolve() != Path("/"):
-            found += [entry.path for entry in os.scandir(path) if not entry.name.startswith(".")]
-    return found
+def opened(folders: Iterable[str], whole: Iterable[str]) -> list[str]:
+    """What may be read: `whole`, and of the folders in which Python looks for modules what pip installed; else modules.
+
+    Whatever else lies there may be a secret, however it is called: `reward_code.readable` opens what is needed.
+    """
+    found = [os.path.realpath(path) for path in whole]
+    places: list[str] = []
+    for folder in dict.fromkeys(map(os.path.realpath, folders)):
+        pip = os.path.basename(folder) in ("site-packages", "dist-packages")
+        (found if pip or os.path.isfile(folder) else places).append(folder)
+    inside = tuple(f"{path}/" for path in found)
+    modules = [path for place in places if not f"{place}/".startswith(inside) for path in modules_in(place, found)]
+    return [*found, *modules]
+
+
+def modules_in(folder: str, spared: Iterable[str]) -> Iterator[str]:
+    """Modules at every depth, the nearest first; none below hidden and spared folders, of / only the first level."""
+    folders, left = [folder], MOST_ENTRIES
+    seen = {folder, *spared}
+    for place in folders:
+        with suppress(OSError), os.scandir(place) as entries:
+            for entry in entries:
+                left -= 1
+                if left < 0:
+                    return
+                if entry.name.startswith("."):
+                    continue
+                path = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                if entry.is_file():
+                    if path.endswith(MODULES):
+                        yield path
+                elif folder != "/" and entry.is_dir() and path not in seen:
+                    seen.add(path)
+                    folders.append(path)
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:

@@ -1,6 +1,7 @@
-"""Starts one worker, watches what the kernel does not limit, and leaves nothing behind. It runs no user code.
+"""A worker's keeper: starts it, watches what the kernel does not limit, and leaves nothing behind. No user code here.
 
-stdin: one line of settings; its end means that the run is over or dead. stdout: {"pid": worker}, and when the worker is
+stdin: one line of settings, then a letter at a time: READY when the imports are done, DONE after each call; its end
+means that the run is over or dead. stdout: {"pid": worker}, {"clean": true} for each letter, and when the worker is
 gone {"ended": "exited", "what": "ended the reward process (exit code 7)"}. stderr: a bounded part of what user code
 prints. The worker's own pipes come as `settings["requests"]` and `settings["replies"]`.
 """
@@ -9,23 +10,23 @@ import ctypes
 import json
 import os
 import select
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-from grpo.rewards.sandbox import limits, seccomp, worker
+from grpo.rewards.sandbox import limits, seccomp, usage, worker
 
 LOOK_SECONDS = 0.05
-END_SECONDS = 5.0
-SCRATCH_BYTES, SCRATCH_FILES, SCRATCH_DEPTH = 1 << 30, 2_048, 100
+LOOKS_AT_MAPPINGS = 4
+"""Every which look is at mappings too, as they are many."""
+READY, DONE = b"r", b"d"
 OUTPUT_BYTES, OUTPUT_SECONDS = 65_536, 60.0
+PREFIX, LONGEST_LINE, WITHOUT_TERMINAL = "[reward code] ", 4_096, 200
 TOO_MANY = {"ended": "processes", "what": f"started more than {limits.TASKS} processes and threads"}
-CONTROL = bytes(code for code in range(32) if code not in b"\t\n") + b"\x7f"
 
 
 def main() -> None:
@@ -33,19 +34,21 @@ def main() -> None:
     settings: worker.Settings = json.loads(sys.stdin.buffer.readline())
     ctypes.CDLL(None).prctl(worker.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     output, output_end = os.pipe()
-    uid = own_user(settings)
     here, there = socket.socketpair()
     pid = os.fork()
     if pid == 0:
-        become_worker(settings, uid, output_end, there)
+        become_worker(settings, output_end, there)
     there.close()
     for fd in (output_end, settings["requests"], settings["replies"]):
         os.close(fd)
     say({"pid": pid})
     listeners = socket.recv_fds(here, 1, 1)[1]  # none if the kernel has no such thing, or the worker has died
-    ended = Watch(pid, output, settings, listeners).until_the_end()
-    end_all(pid)
-    remove(settings["scratch"])
+    watch = Watch(pid, output, settings, listeners)
+    ended = watch.until_the_end()
+    usage.end_all(pid)
+    while select.select([output], [], [], 0)[0] and watch.pass_on():
+        pass
+    usage.remove(settings["scratch"])
     with suppress(BrokenPipeError):
         say(ended)
 
@@ -55,34 +58,19 @@ def say(message: Mapping[str, object]) -> None:
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
-def own_user(settings: worker.Settings) -> int | None:
-    """The user that the worker becomes, or None if it must stay the one of the run."""
-    uid, scratch = settings["uid"], settings["scratch"]
-    path = [os.getcwd(), *settings["path"]]
-    if uid is None or os.geteuid() != 0:
-        return None
-    modules = [name.partition(":")[0] for name in settings["functions"]]
-    with suppress(PermissionError):  # root of a container may have no capabilities
-        os.chown(scratch, uid, uid)
-        if limits.can_become(uid, limits.needed_paths(modules, path), scratch):
-            return uid
-        os.chown(scratch, 0, 0)
-    return None
-
-
-def become_worker(settings: worker.Settings, uid: int | None, output_end: int, supervisor: socket.socket) -> None:
+def become_worker(settings: worker.Settings, output_end: int, keeper: socket.socket) -> None:
     """What the fork does: closes all that is not the worker's, runs it, and never returns."""
     code = 1
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output_end, 1)
         os.dup2(output_end, 2)
-        kept = {0, 1, 2, settings["requests"], settings["replies"], supervisor.fileno()}
+        kept = {0, 1, 2, settings["requests"], settings["replies"], keeper.fileno()}
         for fd in map(int, os.listdir("/proc/self/fd")):
             if fd not in kept:
                 with suppress(OSError):
                     os.close(fd)
-        worker.run(settings, uid, supervisor)
+        worker.run(settings, keeper)
         code = 0
     except BaseException as error:
         with suppress(OSError):
@@ -97,10 +85,14 @@ class Watch:
     def __init__(self, pid: int, output: int, settings: worker.Settings, listeners: list[int]) -> None:
         self.pid = pid
         self.output = output
-        self.scratch = settings["scratch"]
+        self.scratch = os.path.realpath(settings["scratch"])
         self.memory_bytes = settings["memory_bytes"]
         self.listeners = listeners
+        self.helpers: set[int] = set()
+        self.kept: set[str] = set()
+        self.looks = 0
         self.budget, self.window = OUTPUT_BYTES, time.monotonic()
+        self.unfinished = b""
 
     def until_the_end(self) -> dict[str, str]:
         """How the worker ended, or for what it must be ended; `closed` if the caller is gone."""
@@ -111,131 +103,116 @@ class Watch:
         while True:
             events = dict(poll.poll(LOOK_SECONDS * 1000))
             if 0 in events:
-                return {"ended": "closed", "what": "was closed"}
+                letter = os.read(0, 1)
+                if not letter:
+                    return {"ended": "closed", "what": "was closed"}
+                say({"clean": self.settle(letter)})
             if self.output in events and not self.pass_on():
                 poll.unregister(self.output)
             for listener in self.listeners:
-                if not events.get(listener, 0) & select.POLLIN:
-                    continue
-                if not self.has_room():
+                if events.get(listener, 0) & select.POLLIN and not self.answer(listener):
                     return TOO_MANY
-                seccomp.allow(listener)
             status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if status:
                 return how_it_ended(status)
             if time.monotonic() - looked > LOOK_SECONDS:
                 looked = time.monotonic()
-                if excess := self.excess():
-                    return excess
+                try:
+                    self.look()
+                except usage.Excess as excess:
+                    return {"ended": excess.kind, "what": str(excess)}
 
-    def has_room(self) -> bool:
-        """Whether there may be one more process or thread."""
-        return sum(threads for _, threads in process_tree(self.pid)) < limits.TASKS
+    def tree(self) -> dict[int, int]:
+        """Threads of each process below this one, which inherits what leaves its parent."""
+        tasks = dict(usage.process_tree(os.getpid(), self.helpers))
+        del tasks[os.getpid()]
+        return tasks
+
+    def settle(self, letter: bytes) -> bool:
+        """READY: remembers what the imports left, which stays. DONE: whether a call has left nothing else."""
+        if letter == READY:
+            self.helpers = set(self.tree()) - {self.pid}
+            with suppress(OSError):
+                self.kept = set(os.listdir(self.scratch))
+        return set(self.tree()) <= {self.pid} and usage.empty(self.scratch, self.kept)
+
+    def answer(self, listener: int) -> bool:
+        """Lets signals go to processes below this one only; False if there may not be one more process or thread."""
+        call = seccomp.asked(listener)
+        if call is None:
+            return True
+        tasks = dict(usage.process_tree(os.getpid()))
+        if call.signal:
+            target = self.pid if call.target == 0 else abs(call.target)
+            group = call.target <= 0
+            seccomp.reply(listener, call, target == self.pid if group else target in tasks and target != os.getpid())
+            return True
+        if sum(tasks.values()) > limits.TASKS:  # this process is one of them
+            return False
+        seccomp.reply(listener, call, True)
+        return True
+
+    def look(self) -> None:
+        """Raises Excess for what the worker and its processes have too much of."""
+        tasks = dict(usage.process_tree(os.getpid()))
+        del tasks[os.getpid()]
+        if sum(tasks.values()) > limits.TASKS:
+            raise usage.Excess("processes", TOO_MANY["what"])
+        shown = usage.views(tasks)
+        usage.look_at_memory(shown, self.memory_bytes)
+        usage.Held().look(shown, self.scratch, self.looks % LOOKS_AT_MAPPINGS == 0)
+        self.looks += 1
 
     def pass_on(self) -> bool:
-        """Drains the output, but lets only so much a minute through. False at its end."""
+        """Prints what has come of the output, but only so much a minute. False at its end."""
         data = os.read(self.output, OUTPUT_BYTES)
         if time.monotonic() - self.window > OUTPUT_SECONDS:
             self.budget, self.window = OUTPUT_BYTES, time.monotonic()
-        if self.budget > 0:
-            with suppress(OSError):
-                os.write(2, data[: self.budget].translate(None, CONTROL))
-                if len(data) > self.budget:
-                    os.write(2, b"\n[reward code prints too much: the rest of this minute is left out]\n")
-        self.budget -= len(data)
+        *lines, self.unfinished = (self.unfinished + data).split(b"\n")
+        if self.unfinished and (not data or len(self.unfinished) > LONGEST_LINE):
+            lines, self.unfinished = [*lines, self.unfinished], b""
+        for line in lines if self.budget > 0 else ():
+            for piece in printable_lines(line[: self.budget].decode(errors="replace"), columns()):
+                self.print_line(piece)
         return bool(data)
 
-    def excess(self) -> dict[str, str] | None:
-        """What the worker and its children have too much of."""
-        tasks = dict(process_tree(self.pid))
-        if sum(tasks.values()) > limits.TASKS:
-            return TOO_MANY
-        most = self.memory_bytes
-        if sum(map(resident_bytes, tasks)) > most and (used := sum(map(own_bytes, tasks))) > most:
-            return {"ended": "memory", "what": f"used {used >> 20} MiB of memory with its processes"}
-        return disk_excess(self.scratch)
+    def print_line(self, text: str) -> None:
+        """To stderr, if that takes it at once: a terminal that stands still must not keep the watch from its work."""
+        line = f"{PREFIX}{text}\n".encode(errors="backslashreplace")
+        left = self.budget
+        self.budget -= len(line)
+        if left > 0 >= self.budget:
+            line += f"{PREFIX}prints too much: the rest of this minute is left out\n".encode()
+        if left > 0 and select.select([], [2], [], 0)[1]:
+            with suppress(OSError):
+                os.write(2, line)
+
+
+def columns() -> int:
+    """Room for what reward code prints, so that no line of a terminal begins with it."""
+    try:
+        return max(20, os.get_terminal_size(2).columns - len(PREFIX) - 1)
+    except OSError:
+        return WITHOUT_TERMINAL
+
+
+def printable_lines(text: str, most: int) -> Iterator[str]:
+    """A line in pieces of so many columns, in which nothing steers a terminal or turns the direction of reading."""
+    text = text.rstrip("\r").expandtabs(4)
+    clean = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    piece, width = "", 0
+    for char in clean:
+        size = 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        if width + size > most:
+            yield piece
+            piece, width = "", 0
+        piece, width = piece + char, width + size
+    yield piece
 
 
 def how_it_ended(status: os.waitid_result) -> dict[str, str]:
-    """The last message about a worker that ended by itself, or by its limit of CPU time."""
+    """The last message about a worker that ended by itself."""
     if status.si_code == os.CLD_EXITED:
         return {"ended": "exited", "what": f"ended the reward process (exit code {status.si_status})"}
     name = signal.Signals(status.si_status).name
-    if name == "SIGXCPU":
-        return {"ended": "timeout", "what": "used up its CPU time"}
     return {"ended": "exited", "what": f"ended the reward process ({name})"}
-
-
-def process_tree(pid: int) -> Iterator[tuple[int, int]]:
-    """A process, which reaps its orphans, and all below it, each with its number of threads. They may change meanwhile.
-
-    Looks no further than at twice as many as are allowed.
-    """
-    found, threads = [pid], 0
-    for member in found:
-        with suppress(OSError):
-            tasks = os.listdir(f"/proc/{member}/task")
-            yield member, len(tasks)
-            threads += len(tasks)
-            for task in tasks if threads < 2 * limits.TASKS else ():
-                with open(f"/proc/{member}/task/{task}/children") as file:
-                    found += map(int, file.read().split())
-
-
-def resident_bytes(pid: int) -> int:
-    """Memory of a process; what it shares with others is counted in each."""
-    try:
-        with open(f"/proc/{pid}/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0
-
-
-def own_bytes(pid: int) -> int:
-    """Memory of a process with its part of what it shares; takes longer to find out."""
-    try:
-        with open(f"/proc/{pid}/smaps_rollup") as file:
-            return sum(int(line.split()[1]) << 10 for line in file if line.startswith("Pss:"))
-    except OSError:  # gone, or another user's
-        return resident_bytes(pid)
-
-
-def disk_excess(folder: str) -> dict[str, str] | None:
-    """What a scratch folder has too much of; it may change while this looks."""
-    files = size = 0
-    folders = [(folder, 0)]
-    while folders:
-        place, depth = folders.pop()
-        with suppress(OSError), os.scandir(place) as entries:
-            for entry in entries:
-                files, size = files + 1, size + entry.stat(follow_symlinks=False).st_blocks * 512
-                if files > SCRATCH_FILES or size > SCRATCH_BYTES or depth > SCRATCH_DEPTH:
-                    return {"ended": "disk", "what": f"made {files} files of {size >> 20} MiB, {depth} folders deep"}
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append((entry.path, depth + 1))
-    return None
-
-
-def end_all(pid: int) -> None:
-    """Kills the worker's group, which its children cannot leave, and whatever else has come to this subreaper."""
-    end = time.monotonic() + END_SECONDS
-    while time.monotonic() < end:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-        for other in [member for member, _ in process_tree(os.getpid())][1:]:
-            with suppress(ProcessLookupError):
-                os.kill(other, signal.SIGKILL)
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return
-        time.sleep(0.001)
-
-
-def remove(folder: str) -> None:
-    """Removes a folder, however deep and odd user code has made it."""
-    try:
-        shutil.rmtree(folder)
-    except (OSError, RecursionError):
-        subprocess.run(["rm", "-rf", "--", folder], check=False, stderr=subprocess.DEVNULL)

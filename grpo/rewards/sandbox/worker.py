@@ -1,8 +1,8 @@
 """The fenced process that calls the user's functions: JSON lines in and out, each reply with its request's number.
 
-Says first {"missing": [fences that the kernel lacks]}, then {"error": null} or {"error": "what, and the way out"} of
-the imports. Requests are {"id", "function": index, "prompt", "completion", "answer"}; replies {"id", "reward": 1.0} or
-{"id", "kind": "exception", "error": "what happened"}.
+Says first {"missing": [fences that the kernel lacks]}, and ends if it may not go on without them; then of the imports
+{"error": null} or {"error": "what, and the way out"}. Requests are {"id", "function": index, "prompt", "completion",
+"answer"}; replies {"id", "reward": 1.0} or {"id", "kind": "exception", "error": "what happened"}.
 """
 
 import ctypes
@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -25,8 +26,15 @@ from grpo.rewards.sandbox import landlock, limits, seccomp
 
 RewardFunction = Callable[[str, str, str], object]
 LONGEST_ERROR = 2000
+FENCED_IN = "reward code reads modules and what reward_code.readable names, and writes to $TMPDIR"
 NICE = 10
-"""Where the supervisor is not asked, it must at least get its turn beside hundreds of processes."""
+"""Where the keeper is not asked, it must at least get its turn beside hundreds of processes."""
+FENCES = {
+    "landlock": "Landlock (Linux 5.13, and `landlock` in /sys/kernel/security/lsm)",
+    "seccomp": "seccomp with a listener (Linux 5.5 on x86_64 or aarch64, not inside a sandbox that listens itself)",
+    "proc_children": "/proc/PID/task/TID/children (CONFIG_PROC_CHILDREN)",
+}
+"""Each can be lacking; all are needed, as what one leaves open another closes."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -37,10 +45,10 @@ class Settings(TypedDict):
     path: list[str]
     readable: list[str]
     scratch: str
+    environment: dict[str, str]
+    isolation: str
     network: bool
-    seconds: float
     memory_bytes: int
-    uid: int | None
     requests: int
     replies: int
 
@@ -49,18 +57,15 @@ class Refused(Exception):
     """A function that cannot be used; the text is for the user."""
 
 
-def run(settings: Settings, uid: int | None, supervisor: socket.socket) -> None:
+def run(settings: Settings, keeper: socket.socket) -> None:
     """Fences this process in, imports the functions and answers requests until their pipe ends."""
     requests, replies = settings["requests"], settings["replies"]
-    send(replies, {"missing": confine(settings, uid, supervisor)})
-    supervisor.close()
-    sys.dont_write_bytecode = True
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):  # not those of the supervisor, which may have been files
-        stream = os.fdopen(fd, "w" if fd else "r", buffering=1, errors="backslashreplace", closefd=False)
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
-    sys.path += [entry for entry in settings["path"] if entry not in sys.path]
-    sys.path.insert(0, os.getcwd())
+    missing = confine(settings, keeper)
+    keeper.close()
+    send(replies, {"missing": missing})
+    if missing and settings["isolation"] != "none":
+        return
+    look_like_a_script(settings)
     try:
         functions = [load(name) for name in settings["functions"]]
     except Refused as error:
@@ -72,39 +77,57 @@ def run(settings: Settings, uid: int | None, supervisor: socket.socket) -> None:
     with os.fdopen(requests) as lines:
         for line in lines:
             request = json.loads(line)
-            limits.allow_cpu(settings["seconds"])
             reply = call(functions[request["function"]], request["prompt"], request["completion"], request["answer"])
             end_children(helpers)
             send(replies, {"id": request["id"], **reply})
 
 
-def confine(settings: Settings, uid: int | None, supervisor: socket.socket) -> list[str]:
+def confine(settings: Settings, keeper: socket.socket) -> list[str]:
     """Puts up every fence; returns the names of those that this system does not have."""
     libc = ctypes.CDLL(None)
     os.setsid()
-    limits.set_limits(own_user=uid is not None)
-    if uid is not None:
-        limits.become(uid)
-    limits.drop_capabilities()
+    limits.set_limits()
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # when the supervisor is killed; a change of user clears it
-    libc.prctl(landlock.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    folders = [os.getcwd(), *settings["path"]]
-    readable = [sys.prefix, sys.base_prefix, *landlock.visible(folders), *settings["readable"]]
-    missing = landlock.restrict(readable, folders, settings["scratch"], settings["network"])
-    own_signals = uid is None and "landlock_signals" in missing
-    missing += seccomp.restrict(settings["network"], own_files=uid is None, own_signals=own_signals)
-    listener = seccomp.listen()
-    if listener is None:
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # when the keeper is killed
+    if settings["isolation"] == "none":
         os.nice(NICE)
+        return ["landlock", "seccomp"]
+    missing = set()
+    limits.drop_capabilities()
+    libc.prctl(landlock.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+        missing.add("proc_children")
+    if landlock.abi():
+        folders = [os.getcwd(), *settings["path"]]
+        pythons = [os.path.join(home, name) for home in (sys.prefix, sys.base_prefix) for name in landlock.OF_PYTHON]
+        readable = landlock.opened(folders, [*pythons, *settings["readable"]])
+        landlock.restrict(readable, folders, settings["scratch"])
     else:
-        socket.send_fds(supervisor, [b"."], [listener])
+        missing.add("landlock")
+    listener = seccomp.restrict(settings["network"])
+    if listener is None:
+        missing.add("seccomp")
+    else:
+        socket.send_fds(keeper, [b"."], [listener])
         os.close(listener)
-    return [
-        *missing,
-        *([] if uid is not None else ["separate_user"]),
-        *([] if listener is not None else ["seccomp_listener"]),
-    ]
+    return [name for name in FENCES if name in missing]
+
+
+def look_like_a_script(settings: Settings) -> None:
+    """What user code finds: streams of its own, its variables, and the working folder before what is installed.
+
+    But behind Python's own modules, which a file of the same name must not replace.
+    """
+    sys.dont_write_bytecode = True
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):  # not those of the keeper, which may have been files
+        stream = os.fdopen(fd, "w" if fd else "r", buffering=1, errors="backslashreplace", closefd=False)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    os.environ.update(settings["environment"])
+    time.tzset()
+    installed = [place for place, entry in enumerate(sys.path) if entry.endswith("-packages")]
+    sys.path.insert(min(installed, default=len(sys.path)), os.getcwd())
+    sys.path += [entry for entry in settings["path"] if entry not in sys.path]
 
 
 def send(replies: int, message: Mapping[str, object]) -> None:
@@ -124,6 +147,8 @@ def load(name: str) -> RewardFunction:
             f"module {module_name!r} cannot be imported: {describe(error)}; put "
             f"{module_name.replace('.', '/')}.py into {os.getcwd()} or install it"
         ) from None
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise Refused(f"module {module_name!r} is one of Python's own; give your file another name")
     function: RewardFunction | None = getattr(module, function_name, None)
     if not callable(function):
         names = [name for name, value in vars(module).items() if callable(value)]
@@ -160,9 +185,9 @@ def call(function: RewardFunction, prompt: str, completion: str, answer: str) ->
 
 
 def describe(error: BaseException) -> str:
-    """Type and text of an error in one bounded line, also when its own __str__ fails."""
-    text = " ".join(traceback.format_exception_only(type(error), error)[-1].split())
-    return text[:LONGEST_ERROR]
+    """Type and text of an error in one bounded line, also when its own __str__ fails; and the way out of a fence."""
+    text = " ".join(traceback.format_exception_only(type(error), error)[-1].split())[:LONGEST_ERROR]
+    return f"{text} ({FENCED_IN})" if isinstance(error, PermissionError) else text
 
 
 def children() -> set[int]:

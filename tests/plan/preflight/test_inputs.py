@@ -9,6 +9,8 @@ import pytest
 from grpo.plan.preflight import inputs
 from grpo.plan.preflight.facts import look
 from grpo.plan.preflight.verdict import Check
+from grpo.rewards import process
+from grpo.rewards.sandbox import landlock
 from tests.plan.preflight.sites import VERSIONS, config, facts, node, site
 
 
@@ -55,6 +57,27 @@ def test_reward_services_are_reached_or_named(monkeypatch: pytest.MonkeyPatch) -
         assert (check.status, "variable KEY" in check.text) == ("failed", True)
     (check,) = inputs.services(config(rewards=[{"url": url}]))
     assert (check.status, url in check.text) == ("failed", True)
+
+
+def test_reward_code_is_imported_behind_its_fence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def f(prompt, completion, answer): return 1.0\n")
+    assert inputs.reward_code(config()) == []
+    assert inputs.reward_code(config(rewards=[{"url": "http://127.0.0.1:9/score"}])) == []
+    own = {"rewards": [{"function": "mine:f"}]}
+    (check,) = inputs.reward_code(config(**own, reward_code={"isolation": "none"}))
+    assert (check.status, "runs without a fence" in check.text) == ("warning", True)
+    (check,) = inputs.reward_code(config(rewards=[{"function": "mine:g"}], reward_code={"isolation": "none"}))
+    assert (check.status, "has no function 'g'" in check.text) == ("failed", True)
+    if landlock.abi():
+        assert inputs.reward_code(config(**own)) == [Check("reward code", "ok", "imported behind its fence: mine:f")]
+    monkeypatch.setattr(
+        process,
+        "BOOT",
+        process.BOOT.replace("main()", "main.__globals__['seccomp'].restrict = lambda network: None\nmain()"),
+    )
+    (check,) = inputs.reward_code(config(**own))
+    assert check.status == "failed" and "lacks seccomp" in check.text and "reward_code.isolation: none" in check.text
 
 
 def test_secrets_are_told_by_name_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
