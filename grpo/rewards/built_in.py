@@ -26,6 +26,11 @@ class BuiltIn:
 READS: dict[str, Callable[[str], object | None]] = {"number": reference_number, "text": answer_text}
 """From a reference answer to what a reward finds in it; None if it finds nothing."""
 
+WAY_OUT = {
+    "number": "correct the row, use the reward exact for words, or one of your own (module:function)",
+    "text": "correct the row, or use a reward of your own (module:function)",
+}
+
 BUILT_IN = {
     "gsm8k": BuiltIn(gsm8k, reads="number", answer_of=final_number),
     "boxed": BuiltIn(boxed, reads="number", answer_of=final_number),
@@ -40,8 +45,7 @@ def answer_problem(rewards: Iterable[RewardFunction], answer: str) -> str | None
         kind = BUILT_IN[name].reads
         if READS[kind](answer) is None:
             return (
-                f"the reward {name} compares {kind}s, but this answer has none: {ascii(answer[-60:])}; correct the row "
-                "or use a reward of your own (module:function)"
+                f"the reward {name} compares {kind}s, but this answer has none: {ascii(answer[-60:])}; {WAY_OUT[kind]}"
             )
     return None
 

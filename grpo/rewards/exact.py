@@ -7,15 +7,20 @@ What counts as the answer, of a completion and of a reference alike:
 3. Without either: the whole text. Who asks for the bare answer gets what the usual exact match compares.
 
 Normalised means: Unicode NFKC (wide letters, ligatures, composed accents), case folded, each run of white space one
-space, none at the ends. Punctuation counts: "No." is not "No". Nothing, or over MAX_TEXT characters, is no answer.
+space, none at the ends. Punctuation counts: "No." is not "No". Nothing is no answer, nor are over MAX_TEXT characters:
+a reference of more is refused.
 """
 
+import re
 import unicodedata
 
-from grpo.rewards.gsm8k import MARKER, MAX_CHARS, braced, own_answer
+from grpo.rewards.gsm8k import BOX, FIRST_TEXT, MARKER, last_box, own_answer
 
 MAX_TEXT = 2_048
 """Longest answer, in characters: putting accents in order takes the square of their number."""
+SHRINKS = 4
+"""Times that normalisation may make a text shorter: what is longer than this cannot become a reference."""
+_SPACES = re.compile(r"\s+")
 
 
 def exact(prompt: str, completion: str, answer: str) -> float:
@@ -26,22 +31,22 @@ def exact(prompt: str, completion: str, answer: str) -> float:
 
 def answer_text(text: str) -> str | None:
     """The normalised answer in a completion or a reference; None if there is none."""
-    if len(text) > MAX_CHARS:
-        return None
     found: str | None = text
     if MARKER in text:
-        own = own_answer(text, MARKER)
+        own = own_answer(text, MARKER, FIRST_TEXT)
         found = (own[own.rfind(MARKER) + len(MARKER) :].splitlines() or [""])[0]
-    elif "\\boxed" in text:
-        found = own_answer(text, "\\boxed")
-    if found is not None and (start := found.rfind("\\boxed")) >= 0:
-        found = braced(found[start + len("\\boxed") :].lstrip())
-    return normalised(found.strip()) or None if found is not None else None
+    elif BOX in text:
+        found = own_answer(text, BOX, FIRST_TEXT)
+    if found is not None and BOX in found:
+        found = last_box(found)
+    return (normalised(found) or None) if found is not None else None
 
 
 def normalised(text: str) -> str:
     """NFKC, case folded, white space runs as one space; "" for what is too long."""
-    if len(text) > MAX_TEXT:
+    text = _SPACES.sub(" ", text).strip()
+    if len(text) > SHRINKS * MAX_TEXT:
         return ""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(folded.split())
+    folded = " ".join(folded.split())
+    return folded if len(folded) <= MAX_TEXT else ""

@@ -28,7 +28,6 @@ class Runner(Protocol):
         """The outcome of each call, in order; None behind more than `tolerated` failures."""
 
 
-
 def check_reward_names(config: Config) -> None:
     """Raises ConfigError for a name that is neither built in nor of the form module:function. Imports nothing."""
     for place, reward in enumerate(config.rewards):

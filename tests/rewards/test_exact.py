@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.rewards.exact import MAX_TEXT, answer_text, exact, normalised
-from grpo.rewards.gsm8k import MAX_CHARS
 
 
 @pytest.mark.parametrize(
@@ -25,6 +24,10 @@ from grpo.rewards.gsm8k import MAX_CHARS
         ("a\u00a0b", "a b"),
         ("\\boxed{\\text{x}}", "\\text{x}"),
         ("#### 1,000", "1,000"),
+        ("Paris" + " " * 40_000, "Paris"),
+        ("x" * 40_000 + "\n#### Paris", "Paris"),
+        ("Question: the capital?\n#### Paris", "Paris"),
+        ("e\u0301" * MAX_TEXT, "\u00e9" * MAX_TEXT),  # twice as long before its accents are put together
         ("#### Paris\nQuestion: and Spain?\n#### Madrid", "Paris"),
     ],
 )
@@ -44,7 +47,6 @@ def test_right(completion: str, answer: str) -> None:
         ("", ""),
         (" \n\t", " "),
         ("1000", "1,000"),  # texts, not numbers
-        ("Paris" + " " * MAX_CHARS, "Paris"),
         ("a" * (MAX_TEXT + 1), "a" * (MAX_TEXT + 1)),
     ],
 )
@@ -63,4 +65,4 @@ def test_whatever_comes_is_0_or_1_and_the_same_text_answers_itself(completion: s
 
 @pytest.mark.parametrize("piece", ["####", "\\boxed{", "}", "\u0301", "\ufdfa", "#### \\boxed{", "\nQuestion:", "\\"])
 def test_repetition_is_answered(piece: str) -> None:
-    assert exact("", piece * (MAX_CHARS // len(piece)), "x") == 0.0
+    assert exact("", piece * (100_000 // len(piece)), "x") == 0.0

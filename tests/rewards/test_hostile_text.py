@@ -14,31 +14,22 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from grpo.rewards.gsm8k import MAX_CHARS, boxed, gsm8k
+from grpo.rewards.gsm8k import boxed, gsm8k
 
 CORPUS = Path(__file__).parent / "corpus" / "completions.jsonl"
 REWARDS = {"gsm8k": gsm8k, "boxed": boxed}
 MARKERS = {"gsm8k": "####", "boxed": "\\boxed"}
-PROMISED_MS, PATIENCE_MS = 5.0, 50.0  # what a quiet machine keeps, and what a busy one must
 LABELS = ("question", "q", "problem", "exercise", "example", "task", "instruction", "user", "human", "im_start", "inst")
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
-measured = {"calls": 0, "slowest": 0.0, "accepted": 0}
+measured = {"calls": 0, "accepted": 0}
 
 
 def read(name, completion, answer):
-    """The reward, whose time is taken; a slow call is tried again, as the machine may have been busy."""
-    started = time.perf_counter()
+    """The reward, counted."""
     reward = REWARDS[name]("a prompt", completion, answer)
-    milliseconds = (time.perf_counter() - started) * 1000
-    for _ in range(5 if milliseconds > PROMISED_MS / 2 else 0):
-        started = time.perf_counter()
-        assert REWARDS[name]("a prompt", completion, answer) == reward
-        milliseconds = min(milliseconds, (time.perf_counter() - started) * 1000)
     measured["calls"] += 1
-    measured["slowest"] = max(measured["slowest"], milliseconds)
     measured["accepted"] += reward == 1.0
     assert reward in (0.0, 1.0) and type(reward) is float
-    assert milliseconds < PATIENCE_MS, (name, completion[:100], milliseconds)
     return reward
 
 
@@ -90,7 +81,7 @@ def first_number(text):
         return None
     start -= line[start - 1 : start] == "."
     end = start
-    while end < len(line) and (line[end].isdigit() or line[end] in ".," or glued(line, end)):
+    while end < len(line) and (line[end].isdigit() or line[end] in ".," or glued(line, end) or spaced(line, end)):
         end += 1
     written = line[start:end].rstrip(".,{}\\!;")
     if follows(line[start + len(written) :]):
@@ -110,6 +101,11 @@ def glued(line, place):
     return len(line[place:]) - len(rest) <= 3 and rest[:1].isdigit()
 
 
+def spaced(line, place):
+    """Whether a space stands between thousands."""
+    return line[place] in " ~" and line[place + 1 : place + 4].isdigit() and not line[place + 4 : place + 5].isdigit()
+
+
 def fold(char):
     if char.isdecimal():
         return str(unicodedata.decimal(char))
@@ -123,14 +119,21 @@ def fold(char):
 def groups_of_three(written):
     """1,234,567 and 1234567, not 1,23: the parts between separators have three digits, but for the first."""
     whole = written.partition(".")[0]
-    for separator in ("{,}", "\\,", "\\;", "\\!"):
-        whole = whole.replace(separator, "" if separator == "\\!" else ",")
+    for separator in ("{,}", ",\\!", "\\,", "\\;", "\\!", "\\ ", " ", "~"):
+        whole = whole.replace(separator, ",")
     first, *others = whole.split(",")
     return all(len(part) == 3 for part in others) and (not others or 1 <= len(first) <= 3) and "{" not in whole
 
 
 def follows(rest):
-    """Whether the number goes on: with a digit of any kind, directly or behind an operator, or with a power of ten."""
+    """Whether the number goes on: with a digit, a sign of mathematics, a letter alone, or a power of ten."""
+    signs = rest.lstrip(" \t*_)]}$")
+    if signs[:1] in tuple("!+<>^×÷|\\√π∞≤≥±") and not signs.startswith(
+        ("</", "<|", "<t", "^\\circ", "^{\\circ", "\\%", "\\text", "\\$", "\\)", "\\]", "\\ ", "\\,", "\\;")
+    ):
+        return not (signs[:1] == "!" and rest[:1] in "*_" or signs.startswith("|") and not signs.strip("| \t"))
+    if rest[:1].isascii() and rest[:1].isalpha() and not rest[1:2].isalpha() and rest[0] not in "mgshlLVAWJKNCFd":
+        return True
     if rest[:1].isnumeric():
         return True
     behind = rest.lstrip(" \t*_")
@@ -192,7 +195,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
 @given(TEXTS, st.integers(-(10**9), 10**9) | st.integers(-50, 50))
 @example("#### 5^(5^(5^(5^5)))", 5)
 @example("#### 41\nQ\u0130: #### N", 42)
@@ -246,7 +249,7 @@ NUMBERS = st.sampled_from(
 BEHIND = st.lists(st.sampled_from(PIECES), max_size=4).map("".join) | st.text(st.characters(), max_size=8)
 
 
-@settings(max_examples=1500)
+@settings(max_examples=1000)
 @given(BEFORE.map("".join), NUMBERS, BEHIND, st.integers(-50, 50) | st.integers(-(10**7), 10**7))
 def test_a_number_in_its_place_is_accepted_only_as_itself(before, written, behind, number):
     written = written.replace("N", str(number)).replace("{n:,}", f"{number:,}")
@@ -272,20 +275,28 @@ LONG += ["\nquestion 1234)", "problem number 1 ", "<|im", "[INS", "\u0130", "\u0
 LONG += ["\n#>*_([ ", "\ud800"]
 
 
+def seconds(function, text):
+    """Time of this thread alone, the best of three: what others do on the machine does not count."""
+    best = float("inf")
+    for _ in range(3):
+        began = time.thread_time()
+        function("", text, "42")
+        best = min(best, time.thread_time() - began)
+    return best
+
+
 @pytest.mark.parametrize("piece", LONG, ids=ascii)
-@pytest.mark.parametrize("start", ["", "#### ", "\\boxed{1} "], ids=["plain", "marked", "boxed"])
-def test_long_texts_of_one_piece_are_fast(piece, start):
-    """The longest text that is looked at, and one of 10 MB."""
-    for size in (MAX_CHARS, 10_000_000):
-        text = (start + piece * (size // len(piece) + 1))[:size]
-        for name in REWARDS:
-            check(name, text, Decimal(42), "42")
-            if size > MAX_CHARS:
-                assert read(name, text, "1") == 0.0
-            assert read(name, f"{MARKERS[name]}{{42}}", text) == 0.0 or "42" in text
+@pytest.mark.parametrize("start", ["", "#### ", "#### 7 ", "\\boxed{1} ", "\\boxed{"], ids=ascii)
+def test_the_time_for_long_texts_of_one_piece_is_linear(piece, start):
+    """Sixteen times the text takes some sixteen times as long; what is quadratic would take 256 times."""
+    for name in REWARDS:
+        texts = [(start + piece * (size // len(piece) + 1))[:size] for size in (6_000, 96_000)]
+        check(name, texts[0], Decimal(42), "42")
+        short, long = (seconds(REWARDS[name], text) for text in texts)
+        assert long < 64 * short + 0.01, (short, long)
 
 
 def test_zz_figures():
     """Last in the file: what all the calls before came to."""
-    print(f"\n{measured['calls']} calls, {measured['accepted']} accepted, slowest {measured['slowest']:.2f} ms")
+    print(f"\n{measured['calls']} calls, {measured['accepted']} accepted")
     assert measured["calls"] > 5000 and measured["accepted"] > 100

@@ -10,9 +10,6 @@ from hypothesis import strategies as st
 
 from grpo.errors import ConfigError, DataError
 from grpo.rewards.gsm8k import (
-    MAX_ANSWER_CHARS,
-    MAX_CHARS,
-    MAX_DIGITS,
     boxed,
     boxed_number,
     gsm8k,
@@ -58,7 +55,6 @@ RIGHT = [  # completion, reference
     ("#### 42kg", "42"),
     ("#### 42, which is even", "42"),
     ("#### 42 = 40 + 2 apples", "42"),
-    ("#### 20 minutes 30 seconds", "20"),
     ("#### ４２", "42"),
     ("#### ＄１，２３４．５", "1234.5"),
     ("#### ٤٢", "42"),
@@ -84,6 +80,19 @@ RIGHT = [  # completion, reference
     ("To answer the Question: multiply.\n#### 42", "42"),
     ("Problem: multiply 6 and 7.\n#### 42", "42"),
     ("#### 109,200,000", "109200000"),
+    ("I do not know.\n\nQuestion: 6 x 7?\n#### 42", "42"),  # a question that is restated costs nothing
+    ("I do not know.\n\nQuestion 6 x 7?\n#### 42", "42"),
+    ("**Question:** 6 x 7?\n**Answer:** #### 42", "42"),
+    ("The form is #### and a number.\nUser: 6 x 7?\n#### 42", "42"),
+    ("<think>#### 5?\nUser: no\n</think>#### 42", "42"),
+    ("<think>#### 42\n</think>That is all.", "42"),
+    ("#### 42<think>\nQuestion: 5?</think>#### 5", "42"),
+    ("#### 41\nNo: the question: says 42.\n#### 42", "42"),
+    ("#### " + "4" * 100, "4" * 100),
+    ("####" + " " * 5_000 + "42", "42"),
+    ("#### 42 " + "apples " * 5_000, "42"),
+    ("x" * 33_000 + "#### 42", "42"),
+    ("Question: 6 x 7? 42, as 6 x 7 is 42.\n" * 80_000 + "#### 42", "42"),  # three million characters
 ]
 
 WRONG = [  # completion, reference that it must not be taken for
@@ -108,6 +117,9 @@ WRONG = [  # completion, reference that it must not be taken for
     ("#### 1,234,56", "1234"),
     ("#### 1.234.567", "1.234"),
     ("#### 1.234,5", "1.234"),
+    ("#### 20 minutes 30 seconds", "20"),
+    ("####" + " " * 255 + "42", "4"),
+    ("#### 42\nQuestion: 5?\n#### 5", "5"),
     ("#### 12 13", "12"),
     ("#### 12 13", "13"),
     ("#### 12, 13, 14", "12"),
@@ -148,14 +160,7 @@ WRONG = [  # completion, reference that it must not be taken for
     ("#### 42", ""),
     ("#### 42", "many"),
     ("####", "####"),
-    ("I do not know.\n\nQuestion: 6 x 7?\n#### 42", "42"),
-    ("I do not know.\n\nQuestion 6 x 7?\n#### 42", "42"),
-    ("I do not know.\nuser\n6 x 7?\n#### 42", "42"),
-    ("#### " + "4" * (MAX_DIGITS + 1), "4" * (MAX_DIGITS + 1)),
     ("#### " + "4" * 500_000, "4"),
-    ("####" + " " * MAX_ANSWER_CHARS + "42", "42"),
-    ("####" + " " * (MAX_ANSWER_CHARS - 1) + "42", "4"),
-    ("x" * MAX_CHARS + "#### 42", "42"),
 ]
 
 BOXED = [
@@ -167,6 +172,11 @@ BOXED = [
     ("\\boxed{42\\%}", "42", 1.0),
     ("\\boxed{42\\text{ {nested} apples}}", "#### 42", 1.0),
     ("\\boxed {42}", "42", 1.0),
+    ("\\boxed{\n42\n}", "42", 1.0),
+    ("\\boxed{42}^\\circ", "42", 1.0),
+    ("\\boxed{42}^2", "42", 0.0),
+    ("\\boxed{42}\\pi", "42", 0.0),
+    ("\\boxed{" + " " * 5_000 + "42}", "42", 1.0),
     ("\\boxed{-42}", "-42", 1.0),
     ("\\boxed{42}\n\nQuestion: Tom? \\boxed{5}", "42", 1.0),
     ("\\boxed{42}", "\\boxed{42}", 1.0),
@@ -200,7 +210,7 @@ def test_boxed(completion, reference, reward):
 
 
 def test_huge_numbers_compare_exactly():
-    digits = "9" * MAX_DIGITS
+    digits = "9" * 60
     assert gsm8k("q", f"#### {digits}", digits) == 1.0
     assert gsm8k("q", f"#### {digits}", digits[:-1] + "8") == 0.0
     assert gsm8k("q", "#### 9007199254740993", "9007199254740992") == 0.0  # equal as doubles
@@ -247,11 +257,9 @@ HOSTILE = st.one_of(
 def test_hostile_texts_never_raise_and_never_pass_for_another_number(completion, reference):
     for reward, number in ((gsm8k, marked_number), (boxed, boxed_number)):
         found = number(completion)
-        assert found is None or (found.is_finite() and len(found.as_tuple().digits) <= MAX_DIGITS)
+        assert found is None or found.is_finite()
         expected = found is not None and found == reference_number(reference)
         assert reward("q", completion, reference) == float(expected)
-        if len(completion) > MAX_CHARS:
-            assert found is None
 
 
 @settings(max_examples=1000)
@@ -273,18 +281,6 @@ def test_every_spelling_of_a_number_is_that_number(number):
         assert reference_number(spelling) == number
     wide = plain.translate(str.maketrans("0123456789.-", "０１２３４５６７８９．－"))
     assert marked_number(f"####{wide}") == number
-
-
-def test_only_a_bounded_part_is_looked_at():
-    class Counting(str):
-        """Fails on any look at the text of a completion that is too long."""
-
-        def lstrip(self, *args):
-            raise AssertionError("looked at")
-
-        find = rfind = __getitem__ = lstrip
-
-    assert gsm8k("q", Counting("#### 42" + " " * MAX_CHARS), "42") == 0.0
 
 
 # ---- the scorer -----------------------------------------------------------------------------------------------------
@@ -311,5 +307,7 @@ def test_answers_that_a_built_in_reward_cannot_read_are_reported():
     good, bad = grouped(["a"])[0].prompt, Prompt("rows.jsonl:7", "q", "forty-two", (1,))
     with RewardScorer(configured("gsm8k")) as scorer:
         scorer.check_answers([good])
-        with pytest.raises(DataError, match=r"rows.jsonl:7: answer: .* has none: 'forty-two'; correct the row"):
+        with pytest.raises(
+            DataError, match=r"rows.jsonl:7: answer: .* has none: 'forty-two'; correct the row, use the reward"
+        ):
             scorer.check_answers([good, bad])
