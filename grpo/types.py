@@ -18,13 +18,15 @@ FinishReason = Literal["stop", "length"]
 class Prompt:
     """One question, ready to be sampled from.
 
-    `id` names the row for seeds, logs and the exactly-once stream: "<source fingerprint>:<row>".
+    `id` names the row for seeds, logs and the exactly-once stream: "<source fingerprint>:<row>". `source` is the name
+    of its source where there are several (`data.sources`), else "".
     """
 
     id: str
     question: str
     answer: str
     token_ids: tuple[int, ...]
+    source: str = ""
 
 
 VersionSpans = tuple[tuple[int, int], ...]

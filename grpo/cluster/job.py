@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +21,9 @@ from grpo.cluster.trainer_group import TrainerGroup
 from grpo.config import Config
 from grpo.config.diff import check_config_diff, config_hash
 from grpo.controller import Controller
-from grpo.data.prompts import PromptStream, eval_prompts, load_tokenizer, train_prompts
+from grpo.data.prompts import eval_prompts, load_data, load_tokenizer, prompt_stream
+from grpo.data.rendering import Rendering
+from grpo.data.stream import MixedStream, PromptStream
 from grpo.errors import GrpoError
 from grpo.interfaces import Components, Engine, Worker
 from grpo.observe.progress import RunProgress
@@ -80,22 +83,25 @@ def train(config: Config, makers: Makers = Makers()) -> Path:
 
 def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lease: Lease) -> None:
     with RewardScorer(config, run_dir) as rewards:
-        tokenizer = load_tokenizer(config)
-        loaded, held_out = train_prompts(config, tokenizer), eval_prompts(config, tokenizer)
+        checkpoints = Checkpoints(config, run_dir, lease)
+        newest = find_newest(config, checkpoints)
+        rendering = Rendering(config, load_tokenizer(config), began(newest))
+        loaded, held_out = load_data(config, rendering)
         rewards.check_answers([*loaded.prompts, *held_out.prompts])
         rewards.try_services(loaded.prompts[0])
-        prompts = PromptStream(loaded.prompts, seed=config.run.seed)
-        checkpoints = Checkpoints(config, run_dir, lease)
-        newest = find_newest(config, checkpoints, prompts)
+        prompts = prompt_stream(config, loaded.prompts, rendering.now.isoformat() if rendering.sees_the_time else "")
+        check_prompts(newest, prompts)
         if newest and newest.step >= config.run.steps:
             say = RunProgress(config.run.steps).say
             say(f"the run has its {config.run.steps} steps; to train on raise run.steps and name it in run.allow_drift")
             return
-        with RunRecorder(config, attempt=lease.attempt) as record:
+        with RunRecorder(config, attempt=lease.attempt, decode=rendering.decode) as record:
             for name, reason in checkpoints.skipped:
                 record.damaged(name, reason)
             skipped = loaded.skipped + held_out.skipped
             record.say(f"data: {len(loaded.prompts)} prompts, {len(held_out.prompts)} held out, {skipped} rows skipped")
+            for note in (*loaded.notes, *held_out.notes):
+                record.say(note)
             if rewards.isolation:
                 record.say(f"warning: reward code runs without these fences: {', '.join(rewards.isolation)}")
             roles = f"{config.rollout.engines} x vLLM and {config.train.ranks} x DeepSpeed"
@@ -121,24 +127,38 @@ def made(cluster: Session, config: Config, make: Callable[[Session, Config, int]
     return worker
 
 
-def find_newest(config: Config, checkpoints: Checkpoints, prompts: PromptStream) -> Commit | None:
+def find_newest(config: Config, checkpoints: Checkpoints) -> Commit | None:
     """The newest checkpoint. It looks before anything of the run's folder is touched.
 
-    Raises ConfigError or DataError if the configuration or the prompts are others than the checkpoint's.
+    Raises ConfigError if the configuration is another than the checkpoint's.
     """
     commit = checkpoints.newest()
     if commit is not None:
         check_config_diff(commit.config, config)
-        state = prompts.state()
-        prompts.restore(commit.state["progress"]["prompts"])
-        prompts.restore(state)
     return commit
+
+
+def began(newest: Commit | None) -> datetime | None:
+    """The time that the prompts of the run have seen; None where none is recorded."""
+    state = newest.state["progress"]["prompts"] if newest else {}
+    return datetime.fromisoformat(state["began"]) if "began" in state else None
+
+
+def check_prompts(newest: Commit | None, prompts: PromptStream | MixedStream) -> None:
+    """Raises DataError if the prompts are others than those of the checkpoint."""
+    if newest is not None:
+        state = prompts.state()
+        prompts.restore(newest.state["progress"]["prompts"])
+        prompts.restore(state)
 
 
 def evaluate(config: Config) -> Stats:
     """Scores the held-out prompts with `model.path` as it is; no trainer is started."""
     with StopRequest(config.run.grace_seconds) as stop, RewardScorer(config) as rewards:
-        held_out = eval_prompts(config, load_tokenizer(config)).prompts
+        loaded = eval_prompts(config, load_tokenizer(config))
+        held_out = loaded.prompts
+        for note in loaded.notes:
+            print(note)
         rewards.check_answers(held_out)
         rewards.try_services(held_out[0])
         with session(config, stop) as cluster:

@@ -137,7 +137,7 @@ def _checks(config: Config, driver: Facts, found: Sequence[Node], probes: Probes
     site = Site(config, device, able, facts, driver)
     skews = {node.name: _skew(seen.clock, asked) for node, seen in site.known()}
     checks = [*nodes.room(site), nodes.labels(site), nodes.versions(site)] if found else []
-    checks += [*_against_plan(site), *_storage(site, probes), inputs.model(site), inputs.data(config)]
+    checks += [*_against_plan(site), *_storage(site, probes), inputs.model(site), *inputs.data(site)]
     checks += [inputs.secrets(site), *inputs.services(config), *inputs.reward_code(config)]
     checks += [links.interfaces(site), _connections(site, probes), links.clocks(skews)]
     return [_answers(site, probes), *checks] if len(able) > 1 else checks

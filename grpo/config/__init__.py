@@ -1,5 +1,6 @@
 """Every knob of a run, and how it is read: closed, bounded, frozen. Needs pydantic alone."""
 
+from grpo.config.data import Data, DataSource
 from grpo.config.rewards import Judge, RewardFunction, RewardHttp
 from grpo.config.schema import (
     MOST_ROWS,
@@ -7,7 +8,6 @@ from grpo.config.schema import (
     Checkpoint,
     Cluster,
     Config,
-    Data,
     Deadlines,
     Eval,
     Metrics,
@@ -27,6 +27,7 @@ __all__ = [
     "Cluster",
     "Config",
     "Data",
+    "DataSource",
     "Deadlines",
     "Eval",
     "Metrics",

@@ -53,11 +53,16 @@ def check_config_diff(old: Mapping[str, object], config: Config) -> None:
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """{"train": {"epochs": 1}} -> {"train.epochs": 1}; a list is one value, without what its items leave open."""
+    """{"train": {"epochs": 1}} -> {"train.epochs": 1}; a list is one value, without what its items leave open.
+
+    A mapping inside of a section is one value too.
+    """
     flat: dict[str, object] = {}
     for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: _without_null(value)}
+        if isinstance(value, dict) and not prefix:
+            flat |= flatten(value, f"{key}.")
+        else:
+            flat[f"{prefix}{key}"] = _without_null(value)
     return flat
 
 

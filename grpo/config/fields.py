@@ -120,6 +120,8 @@ RunName = Annotated[
 ]
 """A name that Kubernetes takes, with room for what it adds."""
 Variable = Annotated[str, *_form("[A-Za-z_][A-Za-z0-9_]{0,127}", "the name of an environment variable")]
+TemplateVariable = Annotated[str, *_form("[A-Za-z_][A-Za-z0-9_]{0,127}", "a name of letters, digits and _")]
+"""A variable of a chat template."""
 RewardName = Annotated[
     str,
     Field(max_length=255),

@@ -6,11 +6,14 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from grpo.config.data import DataRows
 from grpo.config.schema import Config
 from grpo.files import kind_of
 
 ARITHMETIC = "arithmetic"
-DATA_FILES = (".jsonl", ".json", ".parquet")
+DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+"""What may stand behind the suffix of a data file that is text, and how it is called."""
 
 
 def is_local(path: str) -> bool:
@@ -20,7 +23,9 @@ def is_local(path: str) -> bool:
 
 def is_data_file(path: str) -> bool:
     """Whether it is, or by its suffix must be, a file on this machine."""
-    return Path(path).suffix.lower() in DATA_FILES or os.path.isfile(path)
+    name = Path(path.lower())
+    suffix = Path(name.stem).suffix if name.suffix in COMPRESSIONS else name.suffix
+    return suffix in DATA_FILES or os.path.isfile(path)
 
 
 def is_hub_model(path: str) -> bool:
@@ -35,7 +40,7 @@ def is_hub_data(path: str) -> bool:
 
 def unpinned(key: str, path: str) -> str:
     """What is wrong with a hub id that has no commit, and the ways out."""
-    section, _, name = key.partition(".")
+    section, _, name = key.rpartition(".")
     folder, repo = ("folder", "model") if name == "path" else ("file or folder", "data set")
     return (
         f"{key} = {path}: there is no such {folder} in {Path.cwd()}, so it is a {repo} on the hub, which may change "
@@ -49,8 +54,10 @@ def problems(config: Config) -> Iterator[str]:
     model, data, held_out = config.model, config.data, config.eval
     if model.revision is None and is_hub_model(model.path):
         yield unpinned("model.path", model.path)
-    if data.revision is None and is_hub_data(data.source.replace("{split}", data.split)):
-        yield unpinned("data.source", data.source)
+    named: list[tuple[str, DataRows]] = [(f"data.sources.{place}", source) for place, source in enumerate(data.sources)]
+    for section, rows in named or [("data", data)]:
+        if rows.revision is None and is_hub_data(rows.source.replace("{split}", rows.split)):
+            yield unpinned(f"{section}.source", rows.source)
     own = held_out.source.replace("{split}", held_out.split) if held_out.source else ARITHMETIC
     if held_out.revision is None and is_hub_data(own):
         yield unpinned("eval.source", own)

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from grpo.config.data import Data
 from grpo.config.fields import (
     Actors,
     Commit,
@@ -65,38 +66,6 @@ class Model(Section):
     """Precision of the weights in the engine and of the forward pass in the trainer (its optimizer states are fp32)."""
     max_length: int = Field(2048, ge=8, le=10_000_000)
     """Longest prompt plus completion, in tokens."""
-
-
-class Data(Section):
-    """The prompts to train on."""
-
-    source: Place = "openai/gsm8k"
-    """"arithmetic" (built in), a .jsonl, .json or .parquet file (may say `{split}`), or the id of a hub data set."""
-    subset: Line | None = None
-    """Configuration of the hub data set, for GSM8K "main"."""
-    revision: Commit | None = None
-    """Commit (40 hex digits) of the hub data set; needed for a hub id, as a branch can move; a file has none."""
-    split: Line = "train"
-    """Split of the hub data set; of the built-in task: "train" or "test" (disjoint); of a file: value of `{split}`."""
-    size: Positive = 4096
-    """Number of rows that the built-in task makes. Other sources are used whole."""
-    question_column: str = Field("question", min_length=1, max_length=255)
-    """Column of the question."""
-    answer_column: str = Field("answer", min_length=1, max_length=255)
-    """Column of the reference answer, handed to the reward unchanged."""
-    system_prompt: str | None = None
-    """System message of the chat template."""
-    prompt_format: str = "{question}"
-    """Text of the user's message; `{question}` is replaced. Without a chat template it is the whole prompt."""
-    on_bad_row: Literal["fail", "skip"] = "fail"
-    """What to do with a row that cannot be used: stop and name it, or leave it out and count it."""
-
-    @field_validator("prompt_format")
-    @classmethod
-    def _has_a_question(cls, prompt_format: str) -> str:
-        if "{question}" not in prompt_format:
-            raise ValueError("the prompt needs the question; write {question} where it shall stand")
-        return prompt_format
 
 
 class RewardCode(Section):
@@ -303,6 +272,18 @@ class Config(Section):
     metrics: Metrics = Metrics()
     cluster: Cluster = Cluster()
     deadlines: Deadlines = Deadlines()
+
+    def rewards_of(self, source: str) -> tuple[RewardFunction, ...]:
+        """Terms of the reward of the prompts of one of data.sources; of all others `rewards`."""
+        own = next((one.rewards for one in self.data.sources if one.name == source), ())
+        return own or self.rewards
+
+    @property
+    def all_rewards(self) -> tuple[RewardFunction, ...]:
+        """Those of every source."""
+        sources = [self.rewards_of(source.name) for source in self.data.sources] or [self.rewards]
+        held_out = [self.rewards] if self.eval.prompts and self.eval.source else []
+        return tuple(dict.fromkeys(reward for rewards in [*sources, *held_out] for reward in rewards))
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "Config":

@@ -1,32 +1,48 @@
-"""Rows of a data set, each with its number, out of the built-in task, a local file or the hub.
-
-Nothing is judged here but the form: a row that cannot be read at all becomes a `Problem` in its place, so that
-`prompts.py` can fail on it or skip it like any other bad row.
-"""
+"""Rows of a data set, each with its number, out of the built-in task, files here or the hub."""
 
 import difflib
-import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
-from grpo.config.paths import ARITHMETIC, is_data_file, is_local, unpinned
+from grpo.config.paths import ARITHMETIC, DATA_FILES, is_data_file, is_local, unpinned
 from grpo.config.text import first_line, short
 from grpo.data import arithmetic
+from grpo.data.columns import head_of
+from grpo.data.files import read_file
+from grpo.data.problem import Rows
+from grpo.data.tables import table_rows
 from grpo.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    import pyarrow
-
-BOM = b"\xef\xbb\xbf"
 SHOWN_COLUMNS = 12
+COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
+SAVED_SET, SAVED_SETS = "state.json", "dataset_dict.json"
+"""What `save_to_disk` of a Dataset, and of a DatasetDict, leaves in its folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns make a row, by the names of their keys below `section` of the configuration."""
+
+    section: str
+    question_column: str
+    answer_column: str
+    input_column: str | None = None
+
+    def wanted(self) -> Iterator[tuple[str, str]]:
+        """Each key that is set, and its column."""
+        for key in ("question_column", "answer_column", "input_column"):
+            column: str | None = getattr(self, key)
+            if column is not None:
+                yield key, column
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What to read; `section` is "data" or "eval", the part of the configuration that messages point to."""
+    """What to read; `section` ("data", "eval", "data.sources.0") is the part of the configuration that says so."""
 
     section: str
     name: str
@@ -34,7 +50,9 @@ class Source:
     revision: str | None
     split: str
     size: int
-    columns: tuple[str, str]
+    columns: Columns
+    label: str = ""
+    """What its prompts carry, where there are several sources."""
 
     @property
     def path(self) -> str:
@@ -46,17 +64,10 @@ class Source:
         """Whether it is, or by its suffix must be, a file on this machine."""
         return is_data_file(self.path)
 
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a row cannot be used, in the field (a column, or "row" for all of it), and what to do."""
-
-    field: str
-    text: str
-
-
-Rows = Iterator[tuple[int, object]]
-"""Row numbers, from 1 (lines of a JSONL file), and what stands there: a dict if all is well, or a Problem."""
+    @property
+    def is_json(self) -> bool:
+        """Whether its values are written by hand, so that quotes make a text of one."""
+        return ".json" in self.path.lower() and self.is_file
 
 
 def place(source: Source) -> str:
@@ -70,27 +81,13 @@ def read(source: Source) -> Rows:
     """The rows of a source, read as they are asked for.
 
     Raises, at the latest while iterating: ConfigError for a split that the built-in task lacks; DataError for a file,
-    folder or hub data set that cannot be read and for a missing column of a table.
+    folder or hub data set that cannot be read or is not what was asked for, and for a missing column of a table.
     """
     if source.name == ARITHMETIC:
         return _arithmetic(source)
-    return _file(Path(source.path), source) if source.is_file else _hub(source)
-
-
-def _file(path: Path, source: Source) -> Rows:
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: must be one of {', '.join(READERS)}; convert it and correct {source.section}.source")
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: must be a file, not a folder or device; correct {source.section}.source")
-    try:
-        yield from reader(path, source)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file in {Path.cwd()}; correct {source.section}.source") from error
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror or first_line(error)}); check the file and its permissions"
-        ) from error
+    if source.is_file:
+        return read_file(Path(source.path), lambda found: needed(source, found), f"{source.section}.source")
+    return _set(source)
 
 
 def _arithmetic(source: Source) -> Rows:
@@ -101,92 +98,8 @@ def _arithmetic(source: Source) -> Rows:
     return iter(enumerate(arithmetic.rows(cast(arithmetic.Split, source.split), source.size), start=1))
 
 
-def _jsonl(path: Path, source: Source) -> Rows:
-    """One object a line; blank lines are no rows."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            line = line.removeprefix(BOM) if number == 1 else line
-            if line.strip():
-                yield number, _parse_line(line)
-
-
-def _parse_line(line: bytes) -> object:
-    try:
-        return _parse(line)
-    except (ValueError, RecursionError) as error:
-        return Problem("row", f"{_not_json(line, error)}; write one JSON object a line, in UTF-8")
-
-
-def _json(path: Path, source: Source) -> Rows:
-    """One array of objects; rows are numbered by their place in it."""
-    text = path.read_bytes().removeprefix(BOM)
-    if not text.strip():
-        return
-    way_out = "write one array of objects in UTF-8, or name a file with one object a line .jsonl"
-    try:
-        rows = _parse(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: {_not_json(text, error)}; {way_out}") from error
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: must hold an array, found {type(rows).__name__}; {way_out}")
-    yield from enumerate(rows, start=1)
-
-
-def _parse(text: bytes) -> object:
-    """Bytes that are not UTF-8 become lone surrogates first, so that `_object` can say in which column they are.
-
-    Raises ValueError (also for a number with more digits than Python converts) and RecursionError.
-    """
-    return json.loads(text.decode(errors="surrogateescape"), object_pairs_hook=_object)
-
-
-def _object(pairs: list[tuple[str, object]]) -> "dict[str, object] | Problem":
-    """A dict, or the first problem in it or in an object below it."""
-    names: set[str] = set()
-    for name, value in pairs:
-        if isinstance(value, Problem):
-            return value
-        if name in names:
-            return Problem(short(name), "is there twice in the same object; keep one")
-        if isinstance(value, str) and (found := _not_unicode(value)):
-            return Problem(short(name), f"is not valid Unicode ({found}); write it again in UTF-8")
-        names.add(name)
-    return dict(pairs)
-
-
-def _not_unicode(text: str) -> str:
-    """The first lone surrogate: a byte that was not UTF-8, or half a pair as JSON can spell it; "" if there is none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        found = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"half a surrogate pair, \\u{code:04x}"
-        return f"{found} at character {error.start + 1}"
-    return ""
-
-
-def _not_json(text: bytes, error: Exception) -> str:
-    try:
-        text.decode()
-    except UnicodeDecodeError as wrong:
-        return f"is not UTF-8 (byte 0x{text[wrong.start]:02x} at position {wrong.start + 1})"
-    return f"is not valid JSON ({error})"
-
-
-def _parquet(path: Path, source: Source) -> Rows:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        _check_columns(source, pyarrow.parquet.read_schema(path).names)
-        table = pyarrow.parquet.read_table(path, columns=_distinct(source.columns), partitioning=None)
-        yield from _table_rows(table)
-    except (pyarrow.ArrowException, ValueError) as error:  # damaged names of columns are a UnicodeDecodeError
-        raise DataError(f"{path}: is not a whole Parquet file ({first_line(error)}); write it again") from error
-
-
-def _hub(source: Source) -> Rows:
-    """A data set on the hub, or a folder of data files on this machine, both through the `datasets` library."""
+def _set(source: Source) -> Rows:
+    """A data set on the hub, or a folder of data files or of `save_to_disk` here, through the `datasets` library."""
     if is_local(source.path) and not os.path.isdir(source.path):
         raise DataError(f"{source.path}: there is no such folder in {Path.cwd()}; correct {source.section}.source")
     here = os.path.isdir(source.path)
@@ -195,59 +108,74 @@ def _hub(source: Source) -> Rows:
     import datasets
 
     try:
-        revision = None if here else source.revision
-        dataset = datasets.load_dataset(source.path, source.subset, split=source.split, revision=revision)
+        dataset = _loaded(source, here)
     except Exception as error:  # its HTTP client, file systems and parsers raise whatever they like
         failed = isinstance(error, datasets.exceptions.DatasetGenerationError)
         cause = first_line(error.__cause__ if failed and error.__cause__ else error)
         raise DataError(
             f"{source.section}.source: cannot load {place(source)} ({cause}); correct {source.section}.source, "
-            f"subset or split, or give a local file ({', '.join(READERS)}), which needs no network"
+            f"subset or split, or give a local file ({', '.join(DATA_FILES)}), which needs no network"
         ) from error
-    _check_columns(source, dataset.column_names)
-    yield from _table_rows(dataset.select_columns(_distinct(source.columns)).with_format("arrow")[:])
+    _check_what_came(source, dataset, here)
+    columns = needed(source, dataset.column_names)
+    yield from table_rows(dataset.select_columns(columns).with_format("arrow")[:])
 
 
-def _distinct(columns: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(columns))
+def _loaded(source: Source, here: bool) -> Any:
+    import datasets
+
+    names = set(os.listdir(source.path)) if here else set()
+    if not names & {SAVED_SET, SAVED_SETS}:
+        revision = None if here else source.revision
+        return datasets.load_dataset(source.path, source.subset, split=source.split, revision=revision)
+    saved: Any = datasets.load_from_disk(source.path)
+    if SAVED_SETS not in names:
+        return saved
+    if source.split not in saved:
+        raise ValueError(f"Unknown split {source.split!r}. Should be one of {list(saved)}")
+    return saved[source.split]
 
 
-def _check_columns(source: Source, found: Sequence[str]) -> None:
-    for key, column in zip(("question_column", "answer_column"), source.columns, strict=True):
-        if column not in found:
-            raise DataError(f"{place(source)}: {column}: {missing_column(key, column, found)}")
+def _check_what_came(source: Source, dataset: Any, here: bool) -> None:
+    """Compares split, number of rows and commit with what was asked for, as far as the library says them."""
+    base = re.split(r"[\[+]", source.split)[0]
+    split = str(dataset.split or source.split)
+    if re.split(r"[\[+]", split)[0] != base:
+        asked = f"asked was {source.split}; correct {source.section}.split"
+        raise DataError(f"{place(source)}: is the split {split}, {asked}")
+    recorded = (dataset.info.splits or {}).get(split) if split == source.split else None
+    if recorded is not None and recorded.num_examples not in (None, 0, dataset.num_rows):
+        raise DataError(
+            f"{place(source)}: has {dataset.num_rows} rows, but its description says {recorded.num_examples}; delete "
+            "what the datasets library has of it in its cache, or the folder, and load it again"
+        )
+    files = [str(file["filename"]) for file in dataset.cache_files]
+    commits = set(COMMIT.findall("\n".join([*files, *(dataset.info.download_checksums or {})])))
+    if not here and commits and source.revision not in commits:
+        raise DataError(
+            f"{place(source)}: came from commit {min(commits)}, which the datasets library has in its cache, asked was "
+            f"{source.revision}; open the way to the hub, or set {source.section}.revision to that commit"
+        )
 
 
-def missing_column(key: str, wanted: str, found: Sequence[str]) -> str:
-    """What to say of a column that `data.question_column` or `data.answer_column` names and a row lacks."""
-    near = "".join(f"; did you mean {name!r}" for name in difflib.get_close_matches(wanted, found, n=1))
+def needed(source: Source, found: Sequence[str]) -> list[str]:
+    """The columns of a table that its rows need. Raises DataError for one that is missing or is there twice."""
+    if twice := [name for name in dict.fromkeys(found) if list(found).count(name) > 1]:
+        raise DataError(f"{place(source)}: has the column {short(twice[0])!r} twice; keep one")
+    heads = []
+    for key, column in source.columns.wanted():
+        head = head_of(column, found)
+        if head is None:
+            raise DataError(f"{place(source)}: {column}: {missing_column(source.columns, key, found)}")
+        heads.append(head)
+    return list(dict.fromkeys(heads))
+
+
+def missing_column(columns: Columns, key: str, found: Sequence[str]) -> str:
+    """What to say of a column that a key names and a row lacks."""
+    near = difflib.get_close_matches(str(getattr(columns, key)), found, n=1)
     shown = [repr(short(name)) for name in found[:SHOWN_COLUMNS]] + ["..."] * (len(found) > SHOWN_COLUMNS)
-    return f"there is no such column among {', '.join(shown) or 'none'}{near}; correct it or set data.{key}"
-
-
-def _table_rows(table: "pyarrow.Table") -> Rows:
-    columns = {name: _cells(name, table.column(name)) for name in table.column_names}
-    for index in range(table.num_rows):
-        row = {name: cells[index] for name, cells in columns.items()}
-        yield index + 1, next((cell for cell in row.values() if isinstance(cell, Problem)), row)
-
-
-def _cells(name: str, column: "pyarrow.ChunkedArray") -> list[object]:
-    """Text columns are decoded here, cell by cell: Arrow would fail on the whole column without saying where."""
-    from pyarrow import large_binary, types
-
-    if types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if not (types.is_string(column.type) or types.is_large_string(column.type) or types.is_string_view(column.type)):
-        return list(column.to_pylist())
-    return [_decode(name, cell) for cell in column.cast(large_binary()).to_pylist()]
-
-
-def _decode(name: str, cell: bytes | None) -> object:
-    try:
-        return None if cell is None else cell.decode()
-    except UnicodeDecodeError as error:
-        return Problem(name, f"is not valid Unicode ({error.reason} at byte {error.start + 1}); write it in UTF-8")
-
-
-READERS = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+    hint = "".join(f"; did you mean {name!r}" for name in near)
+    return (
+        f"there is no such column among {', '.join(shown) or 'none'}{hint}; correct it or set {columns.section}.{key}"
+    )

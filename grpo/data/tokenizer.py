@@ -1,10 +1,9 @@
-"""Text to token ids: the tokenizer of the model and the prompt around a question.
+"""The tokenizer of the model.
 
 Transformers is imported when a tokenizer is loaded, not before.
 """
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -15,9 +14,6 @@ from grpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-ROWS_PER_BATCH = 1024
-"""Rows that are tokenised together: a fast tokenizer shares them among the cores."""
 
 
 def load_tokenizer(config: Config) -> "PreTrainedTokenizerBase":
@@ -55,41 +51,3 @@ def _tokenizer_class(folder: Path) -> "type[PreTrainedTokenizerFast] | type[Auto
 
 def _entry(path: Path, key: str) -> object:
     return json.loads(path.read_bytes()).get(key)
-
-
-def tokenise(
-    questions: Sequence[str], config: Config, tokenizer: "PreTrainedTokenizerBase"
-) -> Iterator[tuple[int, ...]]:
-    """Token ids of each question's prompt: made once, here and nowhere else.
-
-    Raises: ConfigError for a system prompt without a chat template, and for a template that refuses the messages.
-    """
-    if config.data.system_prompt is not None and not tokenizer.chat_template:
-        raise ConfigError(
-            f"data.system_prompt: the tokenizer of {config.model.path} has no chat template; write the instruction "
-            "into data.prompt_format"
-        )
-    texts = [config.data.prompt_format.replace("{question}", question) for question in questions]
-    for start in range(0, len(texts), ROWS_PER_BATCH):
-        yield from map(tuple, _encode(texts[start : start + ROWS_PER_BATCH], config, tokenizer))
-
-
-def _encode(texts: list[str], config: Config, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    """By the chat template up to the head of the assistant's turn; without one, with the tokenizer's own BOS rule."""
-    if not tokenizer.chat_template:
-        return cast("list[list[int]]", tokenizer(texts, verbose=False)["input_ids"])
-    from jinja2 import TemplateError
-
-    system = [{"role": "system", "content": config.data.system_prompt}] if config.data.system_prompt is not None else []
-    chats = [[*system, {"role": "user", "content": text}] for text in texts]
-    quiet = {"verbose": False}
-    try:
-        ids = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, return_dict=False, tokenizer_kwargs=quiet
-        )
-    except TemplateError as error:
-        raise ConfigError(
-            f"data.system_prompt: the chat template of {config.model.path} refuses the prompt ({error}); put the "
-            "instruction into data.prompt_format and remove data.system_prompt"
-        ) from error
-    return cast("list[list[int]]", ids)

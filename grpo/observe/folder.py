@@ -2,7 +2,8 @@
 
     config.yaml     the resolved configuration
     metrics.jsonl   one row for each step and evaluation and for each phase outside of them; first "start", last "end"
-    samples.jsonl   one row for each group that is kept, of training ("step") and of evaluation ("eval")
+    samples.jsonl   one row for each group that is kept, of training ("step") and of evaluation ("eval"); "prompt" is
+                    what the model saw, control tokens included
     tensorboard/    the numbers of metrics.jsonl, under the same names
     checkpoints/    what a run resumes from, and its policies (grpo/checkpoint)
     rewards.jsonl   replies of reward services, by digest of the request (grpo/rewards/http.py)
@@ -23,7 +24,7 @@ import math
 import reprlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -65,8 +66,9 @@ class RunFolder:
     Files are line-buffered: a killed run loses at most the line that it was writing.
     """
 
-    def __init__(self, run_dir: Path, config: Config) -> None:
+    def __init__(self, run_dir: Path, config: Config, decode: Callable[[Sequence[int]], str] | None = None) -> None:
         self.run_dir = run_dir
+        self._decode = decode
         self._groups_kept = config.metrics.completions_per_step
         with _writing(run_dir):
             _replace(run_dir / CONFIG, dump_config(config).encode())
@@ -140,7 +142,8 @@ class RunFolder:
         """The first `metrics.completions_per_step` groups, one row of samples.jsonl each."""
         with _writing(self.run_dir):
             for group in groups[: self._groups_kept]:
-                self._samples.write(_line({"event": event, "step": step, **sample_row(group)}))
+                seen = {"prompt": self._decode(group.prompt.token_ids)} if self._decode else {}
+                self._samples.write(_line({"event": event, "step": step, **sample_row(group), **seen}))
 
 
 def _appended(path: Path) -> IO[str]:
@@ -178,6 +181,7 @@ def sample_row(group: Group) -> dict[str, object]:
     """What samples.jsonl keeps of a group; one item for each sample in all its lists."""
     return {
         "prompt_id": group.prompt.id,
+        **({"source": group.prompt.source} if group.prompt.source else {}),
         "question": group.prompt.question,
         "answer": group.prompt.answer,
         "completions": [sample.text for sample in group.samples],

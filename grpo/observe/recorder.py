@@ -5,7 +5,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +31,8 @@ class RunRecorder:
 
     Entering raises ConfigError if the folder holds a run that must not be resumed, the port is taken or a
     tracker's package is missing, and CheckpointError if the folder cannot be written. `command` is shown in the report.
-    By default it is this process's own, and `run_dir` is `run.dir`. `attempt` counts the starts of the run.
+    By default it is this process's own, and `run_dir` is `run.dir`. `attempt` counts the starts of the run. `decode`
+    makes the text of prompts, as the model sees it, for samples.jsonl.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class RunRecorder:
         progress: RunProgress | None = None,
         command: Sequence[str] | None = None,
         attempt: int = 1,
+        decode: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
         self.config = config
         self.run_dir = Path(config.run.dir) if run_dir is None else run_dir
@@ -51,6 +53,7 @@ class RunRecorder:
         self._prometheus = PrometheusMetrics(config.run.name, __version__, config.model.path, config.algorithm.loss)
         self._prometheus.start(config, attempt)
         self._attempt = attempt
+        self._decode = decode
         self._trackers: list[Tracker] = []
         self._own: list[str] = []
         """Rows of this start that no checkpoint holds yet and that outlive going back to one."""
@@ -66,7 +69,7 @@ class RunRecorder:
             for opener in wanted_trackers(self.config):
                 self._trackers.append(opener(self.config, self.run_dir))
                 stack.push(close_tracker(self._trackers[-1]))
-            self._folder = RunFolder(self.run_dir, self.config)
+            self._folder = RunFolder(self.run_dir, self.config, self._decode)
             stack.callback(self._folder.close)
             stack.callback(self.progress.close)
             said = {"command": self._command, "version": __version__, "attempt": str(self._attempt)}

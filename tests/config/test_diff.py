@@ -24,7 +24,7 @@ SAME = {"train": {"betas": [0.9, 0.99]}, "rewards": [{"function": "boxed", "weig
 def test_flatten():
     assert flatten({"run": {"steps": 3, "deep": {"a": None}}, "x": [1]}) == {
         "run.steps": 3,
-        "run.deep.a": None,
+        "run.deep": {"a": None},
         "x": [1],
     }
 

@@ -52,10 +52,10 @@ HOSTILE = {
     "other case": ({"Question": "1+1?", "answer": "2"}, "question", "'Question'"),
     "null question": ({"question": None, "answer": "2"}, "question", "null"),
     "null answer": ({"question": "1+1?", "answer": None}, "answer", "null"),
-    "number answer": ({"question": "1+1?", "answer": 2}, "answer", "int 2"),
+    "number question": ({"question": 2, "answer": "2"}, "question", "int 2"),
     "float answer": (b'{"question": "1+1?", "answer": NaN}\n', "answer", "float nan"),
     "true answer": ({"question": "1+1?", "answer": True}, "answer", "bool True"),
-    "list question": ({"question": ["1+1?"], "answer": "2"}, "question", "list"),
+    "list question": ({"question": ["1+1?"], "answer": "2"}, "question", "message 1 must have role and content"),
     "object answer": ({"question": "1+1?", "answer": {"value": "2"}}, "answer", "dict"),
     "empty question": ({"question": "", "answer": "2"}, "question", "is empty"),
     "blank question": ({"question": " \t\n", "answer": "2"}, "question", "is empty"),
@@ -96,7 +96,7 @@ def test_any_bytes_are_a_row_or_a_named_problem(tmp_path_factory, tokenizer, jun
 
 
 def test_five_problems_are_shown_and_all_are_counted(in_tmp, tokenizer):
-    write_lines(in_tmp / "rows.jsonl", GOOD, *[{"question": "?", "answer": number} for number in range(7)])
+    write_lines(in_tmp / "rows.jsonl", GOOD, *[{"question": number, "answer": "2"} for number in range(7)])
     *shown, last = failure(configure({"source": "rows.jsonl"}), tokenizer).splitlines()
     assert [line.split(": ")[0] for line in shown] == [f"rows.jsonl:{number}" for number in range(2, 7)]
     assert last.startswith("7 of 8 rows")

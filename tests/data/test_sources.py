@@ -34,8 +34,9 @@ def test_a_folder_or_another_kind_of_file_is_no_source(in_tmp, tokenizer):
     (in_tmp / "folder.jsonl").mkdir()
     message = failure(configure({"source": "folder.jsonl"}), tokenizer)
     assert message.startswith("folder.jsonl: must be a file, not a folder")
-    (in_tmp / "rows.csv").write_text("question,answer\n")
-    assert "rows.csv: must be one of .jsonl, .json, .parquet" in failure(configure({"source": "rows.csv"}), tokenizer)
+    (in_tmp / "rows.xml").write_text("<rows/>")
+    message = failure(configure({"source": "rows.xml"}), tokenizer)
+    assert message.startswith("rows.xml: must be one of .jsonl, .json, .csv, .tsv, .parquet, .arrow (texts also")
 
 
 # JSON
@@ -53,7 +54,7 @@ def test_a_json_file_is_an_array(in_tmp, tokenizer):
         (json.dumps(GOOD).encode(), "must hold an array, found dict"),
         (json.dumps(GOOD).encode() * 2, "not valid JSON"),
         (b'[{"question": "1"', "not valid JSON"),
-        (b"\xff\xfe[", "not UTF-8 (byte 0xff at position 1)"),
+        (b"[\xff\xfe", "not UTF-8 (byte 0xff at position 2)"),
     ],
 )
 def test_a_json_file_that_is_none_is_named(content, says, in_tmp, tokenizer):
@@ -98,9 +99,11 @@ def test_bad_cells_of_parquet_are_named(in_tmp, tokenizer):
     assert "not valid Unicode (invalid start byte at byte 1)" in shown[0] and last.startswith("4 of 5 rows")
 
 
-def test_a_number_column_of_parquet_is_no_answer(in_tmp, tokenizer):
-    write_table(in_tmp / "rows.parquet", question=["1+1?"], answer=[2])
-    assert failure(configure({"source": "rows.parquet"}), tokenizer).startswith("rows.parquet:1: answer: must be text")
+def test_advice_for_a_table_is_not_to_write_quotes(in_tmp, tokenizer):
+    write_table(in_tmp / "rows.parquet", question=["1+1?"], answer=[True])
+    message = failure(configure({"source": "rows.parquet"}), tokenizer)
+    assert message.startswith("rows.parquet:1: answer: must be text or a number, found bool True; convert the column")
+    assert "quotes" not in message
 
 
 def test_a_missing_column_of_parquet_is_named(in_tmp, tokenizer):
@@ -142,7 +145,8 @@ def test_a_folder_of_splits_goes_through_datasets(in_tmp, tokenizer, monkeypatch
     loaded = train_prompts(config, tokenizer)
     assert ([prompt.question for prompt in loaded.prompts], loaded.skipped) == (["1+1?"], 1)
     assert [prompt.question for prompt in eval_prompts(config, tokenizer).prompts] == ["3+3?"]
-    assert failure(configure({"source": "set"}), tokenizer).startswith("set/train:2: answer: must be text, found null")
+    message = failure(configure({"source": "set"}), tokenizer)
+    assert message.startswith("set/train:2: answer: must be text or a number, found null; fill it in")
     missing = failure(configure({"source": "set", "split": "none"}), tokenizer)
     assert "cannot load set/none" in missing and 'Unknown split "none"' in missing and "data.source" in missing
     no_column = failure(configure({"source": "set", "answer_column": "solution"}), tokenizer)

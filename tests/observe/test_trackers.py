@@ -119,6 +119,6 @@ def test_a_password_in_the_uri_is_refused_without_showing_it(tmp_path):
 def test_flatten():
     assert flatten({"run": {"steps": 3, "deep": {"a": None}}, "x": [1]}) == {
         "run.steps": 3,
-        "run.deep.a": None,
+        "run.deep": {"a": None},
         "x": [1],
     }

@@ -1,12 +1,13 @@
 """What a run reads: the model, the rows, the secrets."""
 
 from collections.abc import Iterator
-from itertools import islice
 
 from grpo.config import Config
 from grpo.config.paths import is_hub_data, is_hub_model
-from grpo.data.prompts import eval_source, train_source
-from grpo.data.sources import Source, place, read
+from grpo.config.text import clean
+from grpo.data.prompts import Loaded, eval_sources, load_data, load_tokenizer, train_sources
+from grpo.data.rendering import Rendering
+from grpo.data.sources import place
 from grpo.errors import GrpoError
 from grpo.plan.preflight.facts import Facts
 from grpo.plan.preflight.model import unusable
@@ -17,7 +18,8 @@ from grpo.plan.preflight.verdict import Check, Problem, judge
 from grpo.rewards.http import HttpRewards
 from grpo.rewards.registry import RewardScorer
 
-FIRST_ROWS = 3
+SHOWN_CHARACTERS, SHOWN_IDS = 2000, 64
+EXAMPLE = [{"role": "user", "content": "What is 1 + 1?"}]
 
 
 def model(site: Site) -> Check:
@@ -41,31 +43,51 @@ def model(site: Site) -> Check:
     return judge("model", problems, found, f"{path}, or correct model.path")
 
 
-def data(config: Config) -> Check:
-    """The first rows of each source, as the driver will read them; what is on the hub is not loaded."""
-    problems, told = [], []
-    sources: list[Source] = []
+def data(site: Site) -> list[Check]:
+    """Every row as the run will read it, and one prompt as the model will see it; the hub's rows are not loaded."""
+    config = site.config
+    if site.driver.model.problem:
+        return [Check("data", "warning", "not looked at without the model's tokenizer")]
     try:
-        sources += [train_source(config), *filter(None, [eval_source(config)])]
-        for source in sources:
-            told.append(_rows(source))
+        sources = [*train_sources(config), *eval_sources(config)]
+        rendering = Rendering(config, load_tokenizer(config))
+        hub = [f"{place(one)} at {(one.revision or '')[:12]} on the hub" for one in sources if is_hub_data(one.path)]
+        if hub:
+            (ids,) = rendering.encode([EXAMPLE])
+            return [_on_hub(hub), _prompt(rendering, ids, "of a made-up row, ")]
+        train, held_out = load_data(config, rendering)
     except GrpoError as error:
-        problems.append(Problem("failed", "", str(error)))
-    if any(is_hub_data(source.path) for source in sources) and (error_text := hub_error()):
-        problems.append(Problem("warning", "driver", f"{error_text}, so only what is in its cache can be read"))
-    return judge("data", problems, ", ".join(told))
+        return [judge("data", [Problem("failed", "", str(error))], "")]
+    problems = [Problem("warning", "", note) for note in (*train.notes, *held_out.notes)]
+    if skipped := train.skipped + held_out.skipped:
+        problems.append(Problem("warning", "", f"{skipped} bad rows are skipped"))
+    told = ", ".join(filter(None, [_rows(train, "to train on"), _rows(held_out, "held out")]))
+    return [judge("data", problems, told, f"({told})"), _prompt(rendering, train.prompts[0].token_ids)]
 
 
-def _rows(source: Source) -> str:
-    if is_hub_data(source.path):
-        return f"{place(source)} at {(source.revision or '')[:12]} on the hub"
-    return f"{place(source)} opens ({len(list(islice(read(source), FIRST_ROWS)))} rows looked at)"
+def _rows(loaded: Loaded, what: str) -> str:
+    return f"{len(loaded.prompts)} prompts {what}" if loaded.prompts else ""
+
+
+def _on_hub(told: list[str]) -> Check:
+    error_text = hub_error()
+    lost = f"{error_text}, so only what is in its cache can be read"
+    return judge("data", [Problem("warning", "driver", lost)] if error_text else [], ", ".join(told))
+
+
+def _prompt(rendering: Rendering, ids: object, of: str = "") -> Check:
+    """One prompt as it is rendered, with its ids."""
+    if not isinstance(ids, tuple):
+        return Check("prompt", "failed", f"{of}{getattr(ids, 'text', ids)}")
+    text, shown = rendering.decode(ids), ", ".join(map(str, ids[:SHOWN_IDS]))
+    cut, more = "..." * (len(text) > SHOWN_CHARACTERS), ", ..." * (len(ids) > SHOWN_IDS)
+    return Check("prompt", "ok", f"{of}{len(ids)} tokens: {clean(text[:SHOWN_CHARACTERS])}{cut} [{shown}{more}]")
 
 
 def services(config: Config) -> list[Check]:
     """Whether the driver has the tokens of reward services and reaches them; nothing is asked."""
     problems, told = [], []
-    for reward in config.rewards:
+    for reward in config.all_rewards:
         if reward.url is None:
             continue
         told.append(reward.name)
@@ -108,7 +130,7 @@ def secrets(site: Site) -> Check:
         told.append("wandb")
         if "wandb" not in driver.secrets:
             problems.append(Problem("failed", "driver", "no W&B key: set WANDB_API_KEY or WANDB_MODE=offline"))
-    on_hub = is_hub_model(config.model.path) or is_hub_data(train_source(config).path)
+    on_hub = is_hub_model(config.model.path) or any(is_hub_data(one.path) for one in train_sources(config))
     for name, needed, missing in (
         ("huggingface", on_hub, "no Hugging Face token (HF_TOKEN): enough for what is public"),
         ("s3", (config.checkpoint.dir or "").startswith("s3://"), "no S3 credentials: a role of the pod may do"),

@@ -1,11 +1,14 @@
 """Model, rows and secrets."""
 
+import dataclasses
+import json
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from grpo.data.tokenizer import load_tokenizer
 from grpo.plan.preflight import inputs
 from grpo.plan.preflight.facts import look
 from grpo.plan.preflight.verdict import Check
@@ -14,14 +17,47 @@ from grpo.rewards.sandbox import landlock
 from tests.plan.preflight.sites import VERSIONS, config, facts, node, site
 
 
-def test_the_first_rows_are_read(tmp_path: Path) -> None:
+def test_every_row_is_read_and_one_prompt_is_shown(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"question": "q", "answer": "a"}\n' * 5)
-    wanted = {"data": {"source": str(rows)}, "eval": {"prompts": 0}}
-    assert inputs.data(config(**wanted)) == Check("data", "ok", f"{rows} opens (3 rows looked at)")
+    row = {"question": "1+1?", "answer": "#### 2"}
+    rows.write_text("".join(json.dumps(row | {"question": question}) + "\n" for question in ("1+1?", "2+0?", "1+1?")))
+    wanted = config(data={"source": str(rows), "prompt_format": "{question}\nAnswer:\n"}, eval={"prompts": 0})
+    data, prompt = inputs.data(site(wanted, {}))
+    assert data.status == "warning" and "1 of 3 prompts are copies of others (1 = 3)" in data.text
+    assert "(3 prompts to train on)" in data.text
+    tokens = load_tokenizer(wanted)("1+1?\nAnswer:\n")["input_ids"]
+    assert prompt == Check("prompt", "ok", f"{len(tokens)} tokens: 1+1?\\nAnswer:\\n {tokens}")
+    rows.write_text(json.dumps(row | {"answer": "two"}))
+    (failed,) = inputs.data(site(wanted, {}))
+    assert failed.status == "failed" and f"{rows}:1: answer: " in failed.text
     rows.unlink()
-    assert inputs.data(config(**wanted)).status == "failed"
-    assert inputs.data(config()).text.count("arithmetic/") == 2
+    assert [check.status for check in inputs.data(site(wanted, {}))] == ["failed"]
+
+
+def test_skipped_rows_and_a_template_are_told(tmp_path: Path) -> None:
+    rows, template = tmp_path / "rows.jsonl", tmp_path / "chat.jinja"
+    rows.write_text('{"question": "1+1?", "answer": "2"}\nnull\n')
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    asked = {"source": str(rows), "chat_template": str(template), "chat_template_kwargs": {"thinking": False}}
+    data, prompt = inputs.data(site(config(data=asked | {"on_bad_row": "skip"}, eval={"prompts": 0}), {}))
+    assert data.status == "warning" and "1 bad rows are skipped" in data.text
+    assert f"data.chat_template_kwargs.thinking: data.chat_template: {template} never reads it" in data.text
+    assert "user: 1+1?" in prompt.text
+    asked["chat_template"] = str(tmp_path / "none.jinja")
+    (failed,) = inputs.data(site(config(data=asked, eval={"prompts": 0}), {}))
+    assert "data.chat_template: there is no file" in failed.text
+
+
+def test_rows_of_the_hub_are_not_loaded_and_a_made_up_one_is_shown() -> None:
+    data, prompt = inputs.data(site(config(data={"source": "a/b", "revision": "a" * 40}), {}))
+    assert "a/b/train at aaaaaaaaaaaa on the hub" in data.text or "cache" in data.text
+    assert prompt.status == "ok" and "of a made-up row" in prompt.text and "What is 1 + 1?" in prompt.text
+
+
+def test_without_the_model_no_row_is_looked_at() -> None:
+    broken = dataclasses.replace(facts().model, problem="gone")
+    (check,) = inputs.data(site(config(), {}, driver=facts(model=broken)))
+    assert check.status == "warning"
 
 
 @pytest.mark.parametrize(

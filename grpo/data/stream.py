@@ -1,0 +1,129 @@
+"""The order of prompts, exactly once: every epoch of a source is a permutation, and sources are mixed by weight."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+from grpo.errors import DataError
+from grpo.types import Prompt
+
+State = dict[str, object]
+
+
+def digest(value: object) -> str:
+    """Of anything that JSON can say."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+class PromptStream:
+    """Endless: every epoch is a permutation of all prompts that follows from the seed and the epoch's number alone.
+
+    `began`, the time that the prompts' template has seen, is kept with the state, so that they can be made again.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], seed: int, began: str = "") -> None:
+        assert prompts, "load_prompts returns at least one prompt"
+        self.prompts = prompts
+        self.seed = seed
+        self.began = began
+        self.fingerprint = digest([prompt.id for prompt in prompts])
+        self.tokens = digest([prompt.token_ids for prompt in prompts])
+        self._start(epoch=0, position=0)
+
+    def _start(self, epoch: int, position: int) -> None:
+        self.epoch, self.position = epoch, position
+        self._order = sorted(range(len(self.prompts)), key=lambda index: digest([self.seed, epoch, index]))
+
+    @property
+    def taken(self) -> int:
+        """Prompts so far."""
+        return self.epoch * len(self.prompts) + self.position
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next `count` prompts, across the ends of epochs where need be."""
+        taken: list[Prompt] = []
+        while len(taken) < count:
+            if self.position == len(self.prompts):
+                self._start(self.epoch + 1, position=0)
+            indices = self._order[self.position : self.position + count - len(taken)]
+            taken += [self.prompts[index] for index in indices]
+            self.position += len(indices)
+        return taken
+
+    def state(self) -> State:
+        """Where the stream is, for JSON: what was taken before does not come again after `restore`."""
+        where = {"tokens": self.tokens, "epoch": self.epoch, "position": self.position}
+        return {**self._identity(), **where, **_began(self.began)}
+
+    def _identity(self) -> dict[str, str | int]:
+        return {"fingerprint": self.fingerprint, "size": len(self.prompts), "seed": self.seed}
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Resumes where `state` was taken. Raises DataError for a state of other prompts, or of another seed."""
+        for name, own in self._identity().items():
+            if state.get(name) != own:
+                raise DataError(
+                    f"data: the saved order belongs to {name} {state.get(name)!r}, these prompts have {own!r}; resume "
+                    "with the same data section, data files, model and run.seed, or start a new run"
+                )
+        if state.get("tokens", self.tokens) != self.tokens:  # an older checkpoint does not say them
+            raise DataError(
+                "data: rows, format and chat template are those of the run, but the token ids of the prompts are not: "
+                "the tokenizer's files or the version of transformers are others, or the template writes what changes; "
+                "resume with those that the run was begun with, or start a new run"
+            )
+        epoch, position = state.get("epoch"), state.get("position")
+        if not (type(epoch) is int and type(position) is int and epoch >= 0 and 0 <= position <= len(self.prompts)):
+            raise DataError(f"data: the saved order is damaged (epoch {epoch!r}, row {position!r}); start a new run")
+        self._start(epoch, position)
+
+
+class MixedStream:
+    """Several streams, each in its own order; the next prompt is of the source that lags most behind its weight.
+
+    So every stretch has the shares of the weights, up to one prompt a source.
+    """
+
+    def __init__(self, streams: Mapping[str, PromptStream], weights: Mapping[str, float], began: str = "") -> None:
+        self.streams = streams
+        self.began = began
+        total = sum(Fraction(weights[name]) for name in streams)
+        self.shares = {name: Fraction(weights[name]) / total for name in streams}
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next `count` prompts."""
+        taken: list[Prompt] = []
+        made = {name: stream.taken for name, stream in self.streams.items()}
+        while len(taken) < count:
+            after = sum(made.values()) + 1
+            name = max(self.streams, key=lambda name: self.shares[name] * after - made[name])
+            taken += self.streams[name].take(1)
+            made[name] += 1
+        return taken
+
+    def state(self) -> State:
+        """The states of all streams; the mix follows from them."""
+        return {"sources": {name: stream.state() for name, stream in self.streams.items()}, **_began(self.began)}
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Resumes where `state` was taken. Raises DataError for other sources, and as each of the streams does."""
+        saved = state.get("sources")
+        names = sorted(saved) if isinstance(saved, dict) else None
+        if not isinstance(saved, dict) or names != sorted(self.streams):
+            raise DataError(
+                f"data: the saved order belongs to the sources {names or 'none'}, these are {sorted(self.streams)}; "
+                "resume with the same data section, or start a new run"
+            )
+        before = {name: stream.state() for name, stream in self.streams.items()}
+        try:
+            for name, stream in self.streams.items():
+                stream.restore(saved[name] if isinstance(saved[name], dict) else {})
+        except DataError:
+            for name, stream in self.streams.items():
+                stream.restore(before[name])
+            raise
+
+
+def _began(time: str) -> State:
+    return {"began": time} if time else {}
