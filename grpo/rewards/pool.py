@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from grpo.config import Config
@@ -45,6 +46,9 @@ class RewardPool:
         """Raises ConfigError for a function that cannot be used, DeadlineExceeded if an import takes too long."""
         self.config = config
         self.functions = tuple(functions)
+        for name in config.reward_code.readable:
+            if not Path(name).expanduser().exists():
+                raise ConfigError(f"reward_code.readable: must name files and folders that are here, found no {name!r}")
         self._lock = threading.Lock()
         self._stopped = False
         end = time.monotonic() + config.deadlines.reward

@@ -18,6 +18,7 @@ from typing import Any
 
 from grpo.config import RewardCode
 from grpo.rewards.messages import LONGEST, Messages, wait_for
+from grpo.rewards.sandbox.landlock import SCRATCH
 from grpo.rewards.sandbox.supervisor import DONE, READY
 from grpo.rewards.sandbox.usage import remove
 from grpo.rewards.sandbox.worker import FENCES
@@ -35,6 +36,7 @@ root = sys.argv[1]
 spec = spec_from_file_location("grpo", root + "/__init__.py", submodule_search_locations=[root])
 sys.modules["grpo"] = module_from_spec(spec)
 spec.loader.exec_module(sys.modules["grpo"])
+from grpo.rewards.sandbox.landlock import SCRATCH
 from grpo.rewards.sandbox.supervisor import main
 main()"""
 """Runs the other half of this very package, wherever it lies, and looks for all else only where Python's own lies."""
@@ -76,7 +78,7 @@ class RewardProcess:
         self.isolation = reward_code.isolation
         self.pid: int | None = None
         self.missing: tuple[str, ...] = ()
-        self.scratch = tempfile.mkdtemp(prefix="grpo-reward-")
+        self.scratch = tempfile.mkdtemp(prefix=SCRATCH)
         requests, self._requests = os.pipe()
         answers, replies = os.pipe()
         self._answers = Messages(answers)

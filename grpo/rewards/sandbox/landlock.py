@@ -11,6 +11,8 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import cache
+from itertools import chain, islice
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture
 VERSION_FLAG = 1
@@ -37,7 +39,10 @@ SYSTEM = (
 OF_PYTHON = ("bin", "lib", "lib32", "lib64", "libexec", "include", "share", "ssl", "pyvenv.cfg")
 """What is opened of a Python's own folder, in which the user's may lie as well."""
 MODULES = tuple(importlib.machinery.all_suffixes())
-MOST_ENTRIES = 100_000
+SCRATCH = "grpo-reward-"
+"""How names of scratch folders begin: no worker sees into another's."""
+MOST_ENTRIES, MOST_IN_FOLDER, MOST_MODULES = 50_000, 2_000, 5_000
+"""Where modules are looked for, as each start of a worker waits for it; a folder with more files holds data."""
 
 
 class _Ruleset(ctypes.Structure):
@@ -89,8 +94,9 @@ def opened(folders: Iterable[str], whole: Iterable[str]) -> list[str]:
         pip = os.path.basename(folder) in ("site-packages", "dist-packages")
         (found if pip or os.path.isfile(folder) else places).append(folder)
     inside = tuple(f"{path}/" for path in found)
-    modules = [path for place in places if not f"{place}/".startswith(inside) for path in modules_in(place, found)]
-    return [*found, *modules]
+    roots = [place for place in places if not f"{place}/".startswith(inside)]
+    modules = chain.from_iterable(modules_in(root, found) for root in roots)
+    return [*found, *islice(modules, MOST_MODULES)]
 
 
 def modules_in(folder: str, spared: Iterable[str]) -> Iterator[str]:
@@ -98,12 +104,11 @@ def modules_in(folder: str, spared: Iterable[str]) -> Iterator[str]:
     folders, left = [folder], MOST_ENTRIES
     seen = {folder, *spared}
     for place in folders:
+        most = min(left, left if place == folder else MOST_IN_FOLDER)
         with suppress(OSError), os.scandir(place) as entries:
-            for entry in entries:
+            for entry in islice(entries, most):
                 left -= 1
-                if left < 0:
-                    return
-                if entry.name.startswith("."):
+                if entry.name.startswith((".", SCRATCH)):
                     continue
                 path = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
                 if entry.is_file():
@@ -128,6 +133,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
         os.close(fd)
 
 
+@cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 

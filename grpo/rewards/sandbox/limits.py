@@ -14,10 +14,10 @@ TASKS = 64 + 4 * (os.cpu_count() or 1)
 
 
 def set_limits() -> None:
-    """Size and number of files, no core."""
+    """Size and number of files; no core: 0 would let one through to a program that collects them, 1 does not."""
     lower(resource.RLIMIT_FSIZE, FILE_BYTES)
     lower(resource.RLIMIT_NOFILE, OPEN_FILES)
-    lower(resource.RLIMIT_CORE, 0)
+    lower(resource.RLIMIT_CORE, 1)
 
 
 def limit_memory(more_bytes: int) -> None:

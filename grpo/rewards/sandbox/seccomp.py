@@ -38,6 +38,8 @@ DENIED: dict[str, tuple[int, int]] = {
     "acct": (163, 89), "sync": (162, 81), "syncfs": (306, 267),
     "settimeofday": (164, 170), "clock_settime": (227, 112), "adjtimex": (159, 171), "clock_adjtime": (305, 266),
     "sethostname": (170, 161), "setdomainname": (171, 162), "syslog": (103, 116), "vhangup": (153, 58),
+    # ports of the run's own servers, which a socket of the same user may share
+    "bind": (49, 200), "listen": (50, 201), "accept": (43, 202), "accept4": (288, 242),
     # what does the work of others, past this filter, or makes more filters
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "io_setup": (206, 0),
     "seccomp": SECCOMP, "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445),
@@ -62,9 +64,6 @@ DENIED: dict[str, tuple[int, int]] = {
     "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192), "mq_open": (240, 180),
     "mq_unlink": (241, 181), "vmsplice": (278, 75), "splice": (275, 76), "tee": (276, 77), "sendfile": (40, 71),
 }  # fmt: skip
-OF_A_NETWORK: dict[str, tuple[int, int]] = {
-    "bind": (49, 200), "listen": (50, 201), "accept": (43, 202), "accept4": (288, 242), "connect": (42, 203),
-}  # fmt: skip
 # The C library has another way for each: clone3's flags and openat2's are out of a filter's reach
 ABSENT: dict[str, tuple[tuple[int, int], int]] = {
     "clone3": ((435, 435), errno.ENOSYS), "openat2": ((437, 437), errno.ENOSYS),
@@ -73,7 +72,8 @@ ABSENT: dict[str, tuple[tuple[int, int], int]] = {
 FORK, VFORK, CLONE, KILL, TGKILL = (57, 0), (58, 0), (56, 220), (62, 129), (234, 131)
 OPEN, OPENAT, MMAP, PRLIMIT = (2, 0), (257, 56), (9, 222), (302, 261)
 AFFINITY, PRIORITY = (203, 122), (141, 140)
-PRCTL, FCNTL, IOCTL, SOCKET, SOCKETPAIR, SETSOCKOPT = (157, 167), (72, 25), (16, 29), (41, 198), (53, 199), (54, 208)
+PRCTL, FCNTL, IOCTL = (157, 167), (72, 25), (16, 29)
+SOCKET, SOCKETPAIR, CONNECT, SETSOCKOPT = (41, 198), (53, 199), (42, 203), (54, 208)
 
 O_TRUNC, O_ACCMODE, WRITING = 0o1000, 3, (1, 2)
 MAP_SHARED, MAP_ANONYMOUS, MAP_HUGETLB = 1, 0x20, 0x40000
@@ -84,7 +84,7 @@ PRCTL_MAY = (2, 3, 7, 13, 15, 16, 21, 23, 25, 27, 29, 30, 37, 38, 39, 40, 41, 42
 FCNTL_MAY = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)  # F_DUPFD … F_SETLKW, F_OFD_*, F_GETPIPE_SZ
 IOCTL_MAY = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # terminal or not, FIONREAD, FIONBIO, FIO(N)CLEX
 STREAMS = tuple(1 | flags for flags in (0, 0x800, 0x80000, 0x80800))  # a datagram could be sent to any other socket
-SOL_SOCKET, SOCKET_MAY = 1, (2, 6, 9, 13, 15, 20, 21, 66, 67)  # REUSE*, BROADCAST, KEEPALIVE, LINGER, *TIMEO; no sizes
+SOL_SOCKET, SOCKET_MAY = 1, (2, 6, 9, 13, 20, 21, 66, 67)  # REUSEADDR, BROADCAST, KEEPALIVE, LINGER, *TIMEO
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, NETLINK_ROUTE = 1, 2, 10, 16, 0  # the last two for the look-up of names
 
 
@@ -140,7 +140,7 @@ def program(architecture: int, column: int, network: bool) -> list[bytes]:
     refuse = _return(ERRNO | errno.EPERM)
     code = [_load(ARCH_AT), _jump(JUMP_EQUAL, architecture, 1, 0), _return(KILL_PROCESS), _load(NUMBER_AT)]
     code += [_jump(JUMP_FROM, FIRST_UNKNOWN, 0, 1), _return(ERRNO | errno.ENOSYS)]
-    for numbers in [*DENIED.values(), *(() if network else (*OF_A_NETWORK.values(), SETSOCKOPT))]:
+    for numbers in [*DENIED.values(), *(() if network else (CONNECT, SETSOCKOPT))]:
         code += [_jump(JUMP_EQUAL, numbers[column], 0, 1), refuse]
     for numbers, error in ABSENT.values():
         code += [_jump(JUMP_EQUAL, numbers[column], 0, 1), _return(ERRNO | error)]

@@ -132,6 +132,8 @@ class Held:
         with suppress(OSError), open(f"{view}/maps") as file:
             for line in file:
                 self.mappings += 1
+                if self.mappings > MAPPINGS:
+                    return
                 if line.endswith(" (deleted)\n") and f" {scratch}/" in line:
                     self.unlinked.setdefault(int(line.split()[4]), limits.FILE_BYTES)  # how large it is, is not shown
 
