@@ -50,7 +50,7 @@ class RewardFunction(Section):
     """One term of the reward: of this program, a function of yours, or a service."""
 
     function: RewardName = "gsm8k"
-    """A built-in reward (gsm8k, boxed, exact …) or "module:function" with (prompt, completion, answer) -> float."""
+    """A built-in reward (gsm8k, boxed, exact, math) or "module:function" with (prompt, completion, answer) -> float."""
     weight: float = Field(1.0, ge=-1e6, le=1e6)
     """Factor of this reward in the sum."""
     url: HttpUrl | None = None

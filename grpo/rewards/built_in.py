@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from grpo.config import RewardFunction
 from grpo.rewards.exact import answer_text, exact
+from grpo.rewards.formula import reference_text, vote
 from grpo.rewards.gsm8k import boxed, final_number, gsm8k, reference_number
 
 AnswerOf = Callable[[str], Hashable | None]
@@ -13,21 +14,30 @@ AnswerOf = Callable[[str], Hashable | None]
 
 @dataclass(frozen=True, slots=True)
 class BuiltIn:
-    """A reward of ours. It is pure, linear in time and never raises, so it runs in the controller's process."""
+    """A reward of ours. It runs in the controller if it is pure, linear in time and never raises, else in a worker."""
 
-    function: Callable[[str, str, str], float]
-    """(prompt, completion, answer) -> reward."""
+    function: Callable[[str, str, str], float] | None
+    """(prompt, completion, answer) -> reward; None if workers run it."""
     reads: str
     """What it compares, a key of READS: a reference without one could only score 0, so its row is refused."""
     answer_of: AnswerOf
     """How the completions of a prompt vote for their answer (maj@k)."""
+    worker: str = ""
+    """"module:function" that the fenced workers run instead."""
+    readable: str = ""
+    """"module:function" that they run to see whether a reference can be read at all: 1.0 or 0.0."""
 
 
-READS: dict[str, Callable[[str], object | None]] = {"number": reference_number, "text": answer_text}
+READS: dict[str, Callable[[str], object | None]] = {
+    "number": reference_number,
+    "text": answer_text,
+    "expression": reference_text,
+}
 """From a reference answer to what a reward finds in it; None if it finds nothing."""
 
 WAY_OUT = {
-    "number": "correct the row, use the reward exact for words, or one of your own (module:function)",
+    "number": "correct the row, use the reward math (expressions), exact (words) or one of your own (module:function)",
+    "expression": "correct the row, use the reward exact for words, or one of your own (module:function)",
     "text": "correct the row, or use a reward of your own (module:function)",
 }
 
@@ -35,6 +45,13 @@ BUILT_IN = {
     "gsm8k": BuiltIn(gsm8k, reads="number", answer_of=final_number),
     "boxed": BuiltIn(boxed, reads="number", answer_of=final_number),
     "exact": BuiltIn(exact, reads="text", answer_of=answer_text),
+    "math": BuiltIn(
+        None,
+        reads="expression",
+        answer_of=vote,
+        worker="grpo.rewards.symbolic:math",
+        readable="grpo.rewards.symbolic:readable",
+    ),
 }
 """By the name that a configuration gives. Add a reward here, or name it as module:function."""
 
@@ -44,10 +61,14 @@ def answer_problem(rewards: Iterable[RewardFunction], answer: str) -> str | None
     for name in dict.fromkeys(reward.name for reward in rewards if reward.name in BUILT_IN):
         kind = BUILT_IN[name].reads
         if READS[kind](answer) is None:
-            return (
-                f"the reward {name} compares {kind}s, but this answer has none: {ascii(answer[-60:])}; {WAY_OUT[kind]}"
-            )
+            return unreadable(name, answer)
     return None
+
+
+def unreadable(name: str, answer: str) -> str:
+    """What is said of a reference that this reward cannot read."""
+    kind = BUILT_IN[name].reads
+    return f"the reward {name} compares {kind}s, but this answer has none: {ascii(answer[-60:])}; {WAY_OUT[kind]}"
 
 
 def answers_of(rewards: Iterable[RewardFunction]) -> AnswerOf:

@@ -76,7 +76,7 @@ _PIECE = re.compile(
     r"|(?P<tag></\w|<\||<(?:[a-z_]{2,20}|s) ?/?>|\[/?[A-Z]{2,})"
     r"|(?P<close>(?:\\[)\]]|\\right\)|[)\]}`\"]|'(?!\w)|[*_]++(?![\w(\\])|\|(?=\s*+$|\s*+\|))++)"
     rf"|(?P<sign>\\?%|{_DOLLAR}|(?:\^ ?(?:\{{ ?\\circ ?\}}|\\circ\b)|°|\\degree\b)"
-    r" ?(?:\\(?:text|mathrm)\{ ?[CFK]\}|[CFK]\b)?)"
+    r"(?: ?\\(?:text|mathrm)\{ ?[CFK]\}| ?[CFK]\b)?)"
     r"|(?P<text>\\(?:text|mathrm|mbox|textit|textrm|textbf|operatorname) ?"
     r"\{(?P<inner>[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+)\})"
     r"|(?P<power>\^(?:\{-?[1-4]\}|-?[1-4])(?!\w))"

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from grpo.config import Config
 from grpo.errors import ConfigError, DataError, RewardError, ServiceLost
-from grpo.rewards.built_in import BUILT_IN, answer_problem
+from grpo.rewards.built_in import BUILT_IN, answer_problem, unreadable
 from grpo.rewards.http import HttpRewards
 from grpo.rewards.pool import Call, RewardPool
 from grpo.rewards.process import KINDS, SERVICE_KINDS, Failure
@@ -18,6 +18,7 @@ from grpo.types import Group, Prompt, Sample, Stats
 
 Outcomes = dict[str, Sequence[float | Failure | None]]
 """By name of the reward, of each sample in order. None: was not called, as too many had failed."""
+TRIED = 256
 Left = dict[str, Iterator[float | Failure | None]]
 
 
@@ -57,10 +58,14 @@ class RewardScorer:
         self.config = config
         services = {reward.name: reward for reward in config.rewards if reward.url is not None}
         others = dict.fromkeys(reward.name for reward in config.rewards if reward.url is None)
-        self.user_functions = [name for name in others if name not in BUILT_IN]
+        fenced = [name for name in others if name in BUILT_IN and BUILT_IN[name].worker]
+        self.user_functions = [name for name in others if name not in BUILT_IN] + fenced
+        self.readers = [name for name in fenced if BUILT_IN[name].readable]
         self.services = list(services)
         self.http = HttpRewards(config, list(services.values()), folder) if services else None
-        self.pool = RewardPool(config, self.user_functions) if self.user_functions else None
+        run = [BUILT_IN[name].worker if name in fenced else name for name in self.user_functions]
+        run += [BUILT_IN[name].readable for name in self.readers]
+        self.pool = RewardPool(config, run) if run else None
         self.isolation = self.pool.missing if self.pool else ()
         self._failures: Stats = {}
         self._first = ""
@@ -89,10 +94,22 @@ class RewardScorer:
         return dict(self._failures)
 
     def check_answers(self, prompts: Iterable[Prompt]) -> None:
-        """Raises DataError for the first prompt whose answer a built-in reward cannot read: it could only score 0."""
+        """Raises DataError for the first prompt whose answer a built-in reward cannot read: it could only score 0.
+
+        What takes a worker to find out is tried on some TRIED answers, spread evenly.
+        """
+        prompts = list(prompts)
+        column = self.config.data.answer_column
         for prompt in prompts:
             if problem := answer_problem(self.config.rewards, prompt.answer):
-                raise DataError(f"{prompt.id}: {self.config.data.answer_column}: {problem}")
+                raise DataError(f"{prompt.id}: {column}: {problem}")
+        tried = list({prompt.answer: prompt for prompt in prompts[:: max(1, len(prompts) // TRIED)]}.values())
+        for place, name in enumerate(self.readers, start=len(self.user_functions)):
+            calls = [Call(place, prompt, Sample(prompt.id, 0, (), (), (), ((0, 0),), "stop", "")) for prompt in tried]
+            for call, outcome in zip(calls, self.pool.run(calls, len(calls)) if self.pool else [], strict=True):
+                if outcome != 1.0:
+                    what = f" (it {outcome.what})" if isinstance(outcome, Failure) else ""
+                    raise DataError(f"{call.prompt.id}: {column}: {unreadable(name, call.prompt.answer)}{what}")
 
     def try_services(self, prompt: Prompt) -> None:
         """Asks each service about a row whose answer is right, before anything heavy starts; any reward will do.
@@ -182,8 +199,8 @@ class RewardScorer:
         called = {name: next(left) for name, left in outcomes.items()}
         total = 0.0
         for reward in self.config.rewards:
-            if reward.name in BUILT_IN:
-                function = BUILT_IN[reward.function].function
+            function = BUILT_IN[reward.function].function if reward.name in BUILT_IN else None
+            if function:
                 part: float | Failure | None = function(prompt.question, sample.text, prompt.answer)
             else:
                 part = called[reward.name]

@@ -15,7 +15,7 @@ def rewards(*names: str) -> list[RewardFunction]:
 
 def test_every_reward_reads_something_that_is_known() -> None:
     assert {row.reads for row in BUILT_IN.values()} <= set(READS)
-    assert list(BUILT_IN) == ["gsm8k", "boxed", "exact"]
+    assert list(BUILT_IN) == ["gsm8k", "boxed", "exact", "math"]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,8 @@ def test_every_reward_reads_something_that_is_known() -> None:
         (("boxed", "exact"), "in words", "the reward boxed compares numbers"),
         (("exact",), "in words", None),
         (("exact",), "#### ", "the reward exact compares texts, but this answer has none"),
+        (("math",), "in words", None),
+        (("math",), "#### ", "the reward math compares expressions, but this answer has none"),
         (("m:f",), "", None),
         (("m:f", "gsm8k"), "words", "the reward gsm8k"),
     ],
