@@ -543,6 +543,16 @@ def hides_files_in_a_socket(answer):
 
 
 @hostile
+def hides_files_behind_long_names(answer):
+    """A path longer than any call takes, though not deep."""
+    os.chdir(os.environ["TMPDIR"])
+    for _ in range(20):
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    time.sleep(600)
+
+
+@hostile
 def makes_a_closed_folder(answer):
     folder = Path(os.environ["TMPDIR"], "closed")
     (folder / "inside").mkdir(parents=True)

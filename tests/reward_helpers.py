@@ -5,6 +5,7 @@ from pathlib import Path
 
 from grpo.config import Config
 from grpo.rewards.registry import RewardScorer
+from grpo.rewards.sandbox import landlock
 from grpo.types import Group, Prompt, Sample
 
 
@@ -15,7 +16,7 @@ def configured(*rewards, deadline=60.0, **reward_code):
         {
             "model": {"path": "m"},
             "rewards": [{"function": function, "weight": weight} for function, weight in rewards],
-            "reward_code": {"max_failures": 1.0} | reward_code,
+            "reward_code": {"max_failures": 1.0} | ({} if landlock.abi() else {"isolation": "none"}) | reward_code,
             "deadlines": {"reward": deadline},
         }
     )

@@ -24,7 +24,7 @@ KINDS = {
     "memory": "allocates allocates_in_children allocates_behind_a_dead_thread fills_sockets takes_many_locks",
     "processes": "fork_bomb many_threads",
     "disk": "fills_the_disk many_files deep_folders fills_the_disk_without_names maps_files_without_names "
-    "hides_files_in_a_socket",
+    "hides_files_in_a_socket hides_files_behind_long_names",
     "bad_reply": "floods_the_pipe forges forges_deep_json",
 }
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names.split()}

@@ -9,15 +9,18 @@ CAPSET = {"x86_64": 126, "aarch64": 91}
 CAPABILITIES_VERSION = 0x20080522
 FILE_BYTES = 256 << 20
 OPEN_FILES = 256
+PENDING = 1_024
+"""Signals and timers, which the user of the run has only so many of."""
 TASKS = 64 + 4 * (os.cpu_count() or 1)
 """Processes and threads of one worker; libraries like to start threads for each CPU."""
 
 
 def set_limits() -> None:
-    """Size and number of files; no core: 0 would let one through to a program that collects them, 1 does not."""
+    """Files, timers, and no core: 0 would let one through to a program that collects them, 1 does not."""
     lower(resource.RLIMIT_FSIZE, FILE_BYTES)
     lower(resource.RLIMIT_NOFILE, OPEN_FILES)
     lower(resource.RLIMIT_CORE, 1)
+    lower(resource.RLIMIT_SIGPENDING, PENDING)
 
 
 def limit_memory(more_bytes: int) -> None:

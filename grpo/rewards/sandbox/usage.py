@@ -152,10 +152,10 @@ def look_at_disk(folder: str, unlinked: int) -> None:
                         break
                     if entry.is_dir(follow_symlinks=False):
                         folders.append((entry.path, depth + 1))
-        except PermissionError:
-            raise Excess("disk", "made a folder that cannot be listed") from None
-        except OSError:  # gone, or in the way of its own depth
+        except (FileNotFoundError, NotADirectoryError):  # gone meanwhile
             continue
+        except OSError:  # without the right to, or with a longer path than there may be
+            raise Excess("disk", "made a folder that cannot be listed") from None
         if files > SCRATCH_FILES or depth > SCRATCH_DEPTH:
             break
     if files > SCRATCH_FILES or depth > SCRATCH_DEPTH or size > SCRATCH_BYTES:
