@@ -6,6 +6,8 @@ GrpoError
 ├── NoLearningSignal      4   every group of the run has the same reward throughout
 ├── NonFiniteError        5   loss, gradient or logprobs that are not finite
 ├── RewardError           6   reward code that fails too often
+├── OutOfMemory           7   an engine, a rank or its machine has too little memory for this configuration
+├── DiskError             8   a disk that is full, or a file that may not be written or read
 ├── ClusterError         10   an actor or the Ray cluster died; a retry may help
 │   ├── DeadlineExceeded 10   a wait that took longer than `deadlines.*` allows
 │   ├── EngineLost       10   a rollout engine died or froze, or leaves a node that drains
@@ -17,9 +19,11 @@ GrpoError
 │   └── InterruptedEarly 16   the same, but steps after the last checkpoint are lost; that checkpoint is whole
 ├── Fenced               13   another start holds the run's folder
 ├── CheckpointError      14   a run folder or checkpoint that cannot be read or written
-└── WeightSyncError      15   an engine does not hold the trainer's weights
+├── WeightSyncError      15   an engine does not hold the trainer's weights
+└── BugError              1   an error of ours or of a library's that nobody has foreseen
 
-`fatal` classes end alike when the same run is tried again, so they leave FATAL.json; the others are worth a retry.
+`fatal` classes end alike when the same run is tried again, so they leave FATAL.json; the others are worth a retry. In a
+run that goes on, only what is below ClusterError is: death, freeze and lost connections.
 """
 
 
@@ -28,6 +32,9 @@ class GrpoError(Exception):
 
     exit_code = 1
     fatal = False
+    traceback = ""
+    """Of what a library raised in an actor. It goes into a file of the run's folder, not onto the screen."""
+    traceback_file = ""
 
 
 class ConfigError(GrpoError):
@@ -52,6 +59,20 @@ class NonFiniteError(GrpoError):
 
 class RewardError(GrpoError):
     exit_code = 6
+    fatal = True
+
+
+class OutOfMemory(GrpoError):
+    exit_code = 7
+    fatal = True
+
+
+class DiskError(GrpoError):
+    exit_code = 8
+    fatal = True
+
+
+class BugError(GrpoError):
     fatal = True
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from grpo.config import Config
 from grpo.interfaces import Place, Transfer
 from grpo.rollout.environment import COMPILED_SHAPES, SPIN_COUNT, usable_cores
+from grpo.run.memory import oom_kills
 from grpo.store import open_store
 from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
 from grpo.weights import Transport
@@ -32,7 +33,7 @@ class VLLMActor:
         wanted = metrics if self.config.cluster.address is not None else None
         self.engine = RolloutEngine(self.config, self.index, self.device, wanted)
         await self.engine.start()
-        return Place(node_id(), [os.getpid(), *self.engine.pids()])
+        return Place(node_id(), [os.getpid(), *self.engine.pids()], oom_kills())
 
     async def ping(self, seconds: float) -> None:
         """A sign of life of this process."""
@@ -95,7 +96,7 @@ class PolicyModelActor:
             total_steps=self.config.run.steps,
             threads=max(1, usable_cores() // ranks) if on_cpu else None,
         )
-        return Place(node_id(), [os.getpid()])
+        return Place(node_id(), [os.getpid()], oom_kills())
 
     def records(self) -> tuple[TensorRecord, ...]:
         return self.trainer.weight_records()

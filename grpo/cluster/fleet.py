@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from grpo.cluster.context import RunContext
-from grpo.errors import ClusterError, EngineLost, GrpoError
+from grpo.errors import ClusterError, EngineLost, GrpoError, OutOfMemory
 from grpo.interfaces import Call, Engine, Place
 
 
@@ -93,6 +93,10 @@ class Fleet:
         calls = [slot.starting for slot in starting if slot.starting]
         outcomes = self.context.workers.outcomes(calls, self.context.config.deadlines.start, "start", ask=None)
         for slot, outcome in zip(starting, outcomes, strict=True):
+            if (
+                isinstance(outcome, OutOfMemory) and slot.lost
+            ):  # it had room before: that of the lost one is not free yet
+                outcome = EngineLost(str(outcome))
             if isinstance(outcome, EngineLost):
                 self.lose({slot: outcome})
             elif isinstance(outcome, GrpoError):

@@ -24,7 +24,7 @@ from grpo.controller import Controller
 from grpo.data.prompts import eval_prompts, load_data, load_tokenizer, prompt_stream
 from grpo.data.rendering import Rendering
 from grpo.data.stream import MixedStream, PromptStream
-from grpo.errors import GrpoError
+from grpo.errors import BugError, GrpoError
 from grpo.interfaces import Components, Engine, Worker
 from grpo.observe.progress import RunProgress
 from grpo.observe.recorder import RunRecorder
@@ -32,8 +32,11 @@ from grpo.plan.placement import gpus_of
 from grpo.rewards.built_in import answers_of
 from grpo.rewards.registry import RewardScorer
 from grpo.rollout.collector import InlineCollector, eval_sampling
+from grpo.run.advice import Where, typed
+from grpo.run.failures import look
 from grpo.run.fatal import check_fatal, write_fatal
 from grpo.run.lease import Lease
+from grpo.run.memory import return_freed_memory
 from grpo.run.stopping import StopRequest
 from grpo.types import Stats
 
@@ -69,15 +72,21 @@ def train(config: Config, makers: Makers = Makers()) -> Path:
 
     Raises: GrpoError; actors, engines and a local Ray are gone when it returns or raises.
     """
+    return_freed_memory()
     run_dir = Path(config.run.dir)
     with StopRequest(config.run.grace_seconds) as stop, Lease(run_dir, config.run.lease_seconds, stop) as lease:
         check_fatal(run_dir, config)
         try:
             _train(config, run_dir, makers, stop, lease)
         except GrpoError as error:
-            if error.fatal:
-                write_fatal(run_dir, error, config_hash(config))
+            write_fatal(run_dir, error, config_hash(config))
             raise
+        except Exception as error:  # of a library, in the driver
+            found = typed(look(error), Where(config, "driver", 0, "run"))
+            write_fatal(run_dir, found, config_hash(config))
+            if isinstance(found, BugError):
+                raise
+            raise found from error
     return run_dir
 
 

@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grpo.cluster.nodes import CONNECT_SECONDS, is_reachable
+from grpo.run.memory import limit_in_words, oom_kills
 
 STACK_SECONDS = 5.0
 PATIENCE_SECONDS = 1.0
@@ -51,6 +52,11 @@ def end(pids: Sequence[int]) -> list[int]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     return [process.pid for process in psutil.wait_procs(doomed, timeout=END_SECONDS)[1]]
+
+
+def memory(pids: Sequence[int]) -> tuple[int, str]:
+    """How many processes the kernel has killed here for want of memory, and the limit."""
+    return oom_kills(), limit_in_words()
 
 
 def on_node(node_id: str, function: Callable[[Sequence[int]], R], pids: Sequence[int]) -> R | None:

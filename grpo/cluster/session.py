@@ -12,6 +12,7 @@ import ray
 from ray.actor import ActorHandle
 
 from grpo.cluster import processes, ray_private
+from grpo.cluster.border import bordered
 from grpo.cluster.handles import HEALTH
 from grpo.cluster.head import HeadHeartbeat
 from grpo.cluster.local_ray import LocalRay, leave_ray
@@ -55,6 +56,7 @@ class Session:
         has_gpus = resources().get("GPU", 0) > 0
         wanted = self.config.cluster.device
         self.device = wanted if wanted != "auto" else "cuda" if has_gpus else "cpu"
+        self.workers.device = self.device
         if self.device == "cuda" and not has_gpus:
             raise ConfigError("cluster.device is cuda, but Ray sees no GPU; set cluster.device to cpu or auto")
 
@@ -71,7 +73,9 @@ class Session:
                 f"Ray cannot reach the cluster at {address!r}: {error}; check cluster.address"
             ) from error
 
-    def place(self, actor_class: type, role: str, gpus: float, *args: object) -> tuple[ActorHandle[Any], str]:
+    def place(
+        self, actor_class: type, role: str, gpus: float, config: Config | None, index: int, device: str
+    ) -> tuple[ActorHandle[Any], str]:
         """An actor on a node of its role, and what it reserves there, in words.
 
         A node of its role is one whose label `cluster.role_label` is not the other role's. Nothing retries a method (a
@@ -90,7 +94,8 @@ class Session:
         make: Any = ray.remote
         if role == "trainer":  # its verbs block their thread, so signs of life need one of their own
             make = make(concurrency_groups={HEALTH: 1})
-        actor = make(actor_class).options(**options).remote(*args)
+        inside: type = bordered(actor_class, self.config, role, index, device)
+        actor = make(inside).options(**options).remote(config, index, device)
         return actor, f"{CPUS} CPU, {gpus:g} GPU, no label {self.config.cluster.role_label}={OTHER_ROLE[role]}"
 
     def stop(self, failed: bool = False) -> None:

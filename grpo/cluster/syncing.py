@@ -3,10 +3,13 @@
 import hashlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from grpo.cluster.context import RunContext
 from grpo.cluster.fleet import Fleet, Slot, State
+from grpo.cluster.rollouts import engine_lives
 from grpo.cluster.trainer_group import TrainerGroup
+from grpo.cluster.waiting import process_lives
 from grpo.errors import ClusterError, EngineLost, GrpoError, TrainerLost
 from grpo.interfaces import Call, Engine, Transfer
 from grpo.run.faults import fault_point
@@ -15,6 +18,11 @@ from grpo.weights import check_self_test, verify
 
 SURELY_CHANGED = 1_000_000  # weights of which some change their bits in any update
 PERTURBATION = 0.2  # of each tensor's root mean square: far above what precision can explain
+
+
+def worker_lives(worker: Any, seconds: float) -> Call[object]:
+    """Asks a rank's process; of an engine more, whose core may be frozen in the middle of a transfer."""
+    return engine_lives(worker, seconds) if worker.role == "rollout" else process_lives(worker, seconds)
 
 
 class WeightSync:
@@ -141,7 +149,7 @@ class WeightSync:
         deadlines = self.context.config.deadlines
         # The ends of a transfer know deadlines.sync too, and which end was late.
         seconds = deadlines.sync + deadlines.health
-        results = self.context.workers.outcomes(calls, seconds, "weight sync", finish_first=True)
+        results = self.context.workers.outcomes(calls, seconds, "weight sync", worker_lives, finish_first=True)
         self.context.observer.alive()
         ended = zip((call.worker for call in calls), results, strict=True)
         errors = {worker: result for worker, result in ended if isinstance(result, GrpoError)}

@@ -7,7 +7,7 @@ from grpo.checkpoint import Commit
 from grpo.cluster.context import RunContext
 from grpo.cluster.handles import SharedBatch
 from grpo.cluster.waiting import Ask, process_lives
-from grpo.errors import ClusterError, NoNode, StoreLost, TrainerLost
+from grpo.errors import ClusterError, NoNode, OutOfMemory, StoreLost, TrainerLost
 from grpo.interfaces import Call, Place, TrainerRank
 from grpo.run.faults import fault_point
 from grpo.types import FileRecord, Sample, Stats
@@ -98,11 +98,14 @@ class TrainerGroup:
     ) -> list[R]:
         """Results of all ranks. Raises TrainerLost once the others are ended too: they may wait for the lost one.
 
-        A rank that fails counts as lost: mostly because another one died, which breaks a collective before Ray tells.
+        A rank whose connection broke counts as lost: mostly because another one died, which breaks a collective before
+        Ray tells. So does one that has no room at once where a lost one had it. Any other error would come again.
         """
         try:
             return self.context.workers.get(calls, seconds, what, ask, finish_first)
-        except ClusterError as error:
+        except (ClusterError, OutOfMemory) as error:
+            if isinstance(error, OutOfMemory) and not (what == "start" and self.lost):
+                raise
             if isinstance(error, StoreLost | NoNode) or self.context.workers.headless:
                 raise
             lost = error if isinstance(error, TrainerLost) else TrainerLost(f"{what}: a trainer rank failed: {error}")

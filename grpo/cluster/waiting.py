@@ -4,22 +4,32 @@ While calls are pending every worker is asked for a sign of life; one that gives
 lost like one that has died: its stacks are written down and it is killed. So is one that misses the deadline itself.
 """
 
+import contextlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from ray.exceptions import RayError, RaySystemError, RayTaskError, UnserializableException
+from ray.exceptions import ActorDiedError, RayError, RaySystemError, RayTaskError, UnserializableException
 
+from grpo.cluster import processes
+from grpo.cluster.border import traceback_file
 from grpo.cluster.head import Head
 from grpo.cluster.nodes import CONNECT_SECONDS, describe_nodes, is_reachable, log_folder
 from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, GrpoError, NoNode, TrainerLost
 from grpo.interfaces import Call, Worker
+from grpo.run.advice import LOST, Where, typed
+from grpo.run.failures import Failure, Kind, look
 from grpo.run.stopping import StopRequest
 
 SLICE_SECONDS = 0.25  # between two looks at signals, the head and the workers
-LOST: dict[str, type[EngineLost] | type[TrainerLost]] = {"rollout": EngineLost, "trainer": TrainerLost}
+OTHERS_SECONDS = 2.0  # for the others to say why a connection between them broke
+FOREIGN = (RayTaskError, UnserializableException, RaySystemError)
+"""What an actor that lives answers."""
 R = TypeVar("R")
 Ask = Callable[[Any, float], Call[object]]
 """(worker, seconds) -> a call that is a sign of life."""
@@ -74,6 +84,8 @@ class Waiting:
     ) -> None:
         self.config, self.stop, self.head, self.discard = config, stop, head, discard
         self.gone: set[str] = set()  # nodes that went away without a word
+        self.oom_kills: dict[str, int] = {}  # by node, before its newest worker started
+        self.device = ""
 
     def outcomes(
         self,
@@ -86,14 +98,16 @@ class Waiting:
     ) -> list[R | GrpoError]:
         """Results in order; a GrpoError in the place of a call that failed. Returns once all have ended.
 
-        `ask` asks a worker for a sign of life; None asks nothing. With `fail_fast` the first failure is raised,
-        without a wait for the rest. After a request to stop it raises Interrupted, with `finish_first` only when no
-        time but that to commit is left. Raises ClusterError if Ray itself is lost.
+        `ask` asks a worker for a sign of life; None asks nothing. With `fail_fast` a failure is raised without a wait
+        for the rest; where a connection broke, the others have a moment to say why. After a request to stop it raises
+        Interrupted, with `finish_first` only when no time but that to commit is left. Raises ClusterError if Ray itself
+        is lost.
         """
         deadline = time.monotonic() + seconds
         pending = {call.future: call for call in calls}
         results: dict[Future[R], R | GrpoError] = {}
         beat = Heartbeat([call.worker for call in calls], ask, self.config.deadlines.health)
+        failed_at = 0.0
         while pending:
             self.stop.check(finish_first)
             self.head.check()
@@ -107,9 +121,12 @@ class Waiting:
                 self.discard(worker, error, True)
                 lost = [call for call in pending.values() if call.worker is worker]
                 results |= {pending.pop(call.future).future: error for call in lost}
-            for result in results.values():
-                if fail_fast and isinstance(result, GrpoError):
-                    raise result
+            failed = [result for result in results.values() if isinstance(result, GrpoError)]
+            if fail_fast and failed:
+                failed_at = failed_at or time.monotonic()
+                worst = min(failed, key=consequence)
+                if not pending or consequence(worst) < 2 or time.monotonic() - failed_at > OTHERS_SECONDS:
+                    raise worst
         return [results[call.future] for call in calls]
 
     def get(
@@ -129,28 +146,63 @@ class Waiting:
         worker, error = call.worker, call.future.exception(timeout=0)
         if error is None:
             return call.result
-        if isinstance(error, RayTaskError):
-            if isinstance(error.cause, GrpoError):
-                return self._said(worker, error.cause)
-            return ClusterError(f"{what}: {worker} failed: {last_line(error)}; logs are in {log_folder(self.config)}")
-        if isinstance(error, UnserializableException | RaySystemError):  # it lives, and said what cannot be read here
-            return ClusterError(f"{what}: {worker} failed: {last_line(error)}; logs are in {log_folder(self.config)}")
-        if isinstance(error, RayError):  # the actor, or the node that kept its answer
-            return self._died(worker, error, what)
+        if isinstance(error, RayTaskError) and isinstance(error.cause, GrpoError):
+            return self._said(worker, error.cause, what)
         if isinstance(error, GrpoError):
-            return self._said(worker, error)
-        raise error
+            return self._said(worker, error, what)
+        unborn = isinstance(error, ActorDiedError) and error.actor_init_failed
+        if isinstance(error, RayError) and not (isinstance(error, FOREIGN) or unborn):
+            return self._died(worker, error, what)  # the actor, or the node that kept its answer
+        return self._said(worker, self._foreign(worker, error, what), what)
 
-    def _said(self, worker: Worker, error: GrpoError) -> GrpoError:
+    def _foreign(self, worker: Worker, error: BaseException, what: str) -> GrpoError:
+        """What a worker that lives says in words that are not ours, or that cannot be read here."""
+        where = self._where(worker, what)
+        failure = look(error)
+        if isinstance(error, RayTaskError) and type(error.cause) is not RayError:
+            failure = replace(look(error.cause), traceback=str(error))
+        elif isinstance(error, RayError):
+            said = RuntimeError(last_line(error.cause if isinstance(error, RayTaskError) else error))
+            failure = replace(look(said), error=type(error).__name__, traceback=str(error))
+        return typed(failure, where, str(traceback_file(where)))
+
+    def _where(self, worker: Worker, what: str) -> Where:
+        return Where(self.config, worker.role, worker.index, what, self.device)
+
+    def _said(self, worker: Worker, error: GrpoError, what: str) -> GrpoError:
         """What a worker that lives says itself."""
+        if error.traceback:
+            self._keep_traceback(error)
         if isinstance(error, EngineLost | TrainerLost):
+            error = self._out_of_memory(worker, str(error), what) or error
             self.discard(worker, error, True)
         return error
 
+    def _keep_traceback(self, error: GrpoError) -> None:
+        path = Path(error.traceback_file)
+        with contextlib.suppress(OSError):  # a full disk; the error itself is what counts
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(re.sub(r"\x1b\[\d+m", "", error.traceback), encoding="utf-8", errors="replace")
+
     def _died(self, worker: Worker, error: Exception, what: str) -> GrpoError:
-        died = LOST[worker.role](f"{what}: {worker} died: {last_line(error)}", self._counts(worker))
+        said = str(error)
+        died = self._out_of_memory(worker, said, what) or LOST[worker.role](
+            f"{what}: {worker} died: {last_line(error)}", self._counts(worker)
+        )
         self.discard(worker, died, False)
         return died
+
+    def _out_of_memory(self, worker: Worker, said: str, what: str) -> GrpoError | None:
+        """If a process of the worker was killed for want of memory: by the kernel, in its container, or by Ray."""
+        by_ray = "low on memory" in said
+        if not worker.pids or worker.node_id in self.head.draining:
+            return None
+        kills, limit = processes.on_node(worker.node_id, processes.memory, worker.pids) or (0, "unknown")
+        if not by_ray and kills <= self.oom_kills.get(worker.node_id, 0):
+            return None
+        who = "Ray's memory monitor" if by_ray else "the kernel (oom-kill)"
+        text = f"{who} ended a process of it; the limit of its machine or container is {limit}"
+        return typed(Failure(Kind.MEMORY, text), self._where(worker, what))
 
     def _counts(self, worker: Worker) -> bool:
         """Whether a loss counts: not one by a drain, and of all that go with one node the first only."""
@@ -179,6 +231,11 @@ class Waiting:
             f"look at its stacks and at its log in {log_folder(self.config)}",
             self._counts(worker),
         )
+
+
+def consequence(error: GrpoError) -> int:
+    """0 for what would come again, then a loss, then a connection that broke, mostly since another worker failed."""
+    return 0 if not isinstance(error, ClusterError) else 1 if type(error) is not ClusterError else 2
 
 
 def last_line(error: BaseException) -> str:

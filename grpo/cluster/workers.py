@@ -33,7 +33,8 @@ class Workers(Waiting):
 
     def started(self, worker: Worker, place: Place) -> None:
         """Remembers the node and the processes that a worker tells once it has started."""
-        worker.node_id, worker.pids = place
+        worker.node_id, worker.pids = place.node_id, place.pids
+        self.oom_kills[place.node_id] = max(place.oom_kills, self.oom_kills.get(place.node_id, 0))
         if worker.role == "trainer":
             publish_pids("trainer_rank", [other.pids[0] for other in self.alive("trainer")])
         else:

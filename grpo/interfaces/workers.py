@@ -29,6 +29,8 @@ class Place(NamedTuple):
 
     node_id: str
     pids: list[int]
+    oom_kills: int = 0
+    """Processes that the kernel had killed there by then for want of memory."""
 
 
 class Transfer(NamedTuple):

@@ -17,8 +17,11 @@ import psutil
 
 from grpo.config import Config
 from grpo.config.architecture import check_model_config
-from grpo.errors import ClusterError, ConfigError, EngineLost
+from grpo.errors import ClusterError, EngineLost
 from grpo.rollout.environment import SOCKETS, may_fork, prepare_environment
+from grpo.rollout.notes import Notes
+from grpo.run.failures import ElsewhereError, Failure, Kind, look
+from grpo.run.memory import host_memory, oom_kills
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -41,12 +44,14 @@ class EngineCore:
         self.requests = 0
         self.stale: str | None = None  # why the model is in pieces: nothing may be generated from it
         self.exclusive = 0  # transfers and commits under way: nothing else may be asked of the core
+        self.failure: Failure | None = None  # that ended the core
         self.probe: asyncio.Task[object] | None = None  # the health check's request
 
     async def start(self) -> None:
         """Loads vLLM, starts the engine core and lets it load the model.
 
-        Raises: ConfigError if the model cannot be used or loaded; ClusterError if the core does not start.
+        Raises: ConfigError if the model cannot be used; what a library raises, as it is; ElsewhereError with what
+        failed in the core's process.
         """
         check_model_config(self.config, self.device)
         fork = may_fork(self.device)
@@ -57,14 +62,18 @@ class EngineCore:
         gc.freeze()
         gc.enable()
         self.build = build
+        self.notes = Notes()
+        killed = oom_kills()
         try:
             self.llm = self._start_core(fork)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"vLLM must be able to load model.path = {self.config.model.path!r}, but: {one_line(error)}"
-            ) from error
-        except RuntimeError as error:
-            raise ClusterError(f"engine {self.index} did not start: {one_line(error)}; its log says why") from error
+        except (Exception, SystemExit) as error:
+            if oom_kills() > killed:
+                raise ElsewhereError(
+                    Failure(Kind.MEMORY, f"the kernel ended it (oom-kill); {host_memory()}")
+                ) from error
+            if noted := self.notes.take():
+                raise ElsewhereError(noted) from error
+            raise
         self.processes = psutil.Process().children(recursive=True)
 
     def _start_core(self, fork: bool) -> "AsyncLLM":
@@ -124,6 +133,7 @@ class EngineCore:
         children = psutil.Process().children(recursive=True)
         if hasattr(self, "llm"):
             self.llm.shutdown(timeout=SHUTDOWN_SECONDS)
+            self.notes.close()
         for child in psutil.wait_procs(children, timeout=SHUTDOWN_SECONDS)[1]:
             child.kill()
 
@@ -148,7 +158,10 @@ class EngineCore:
         except EngineDeadError:
             raise
         except Exception as error:  # vLLM hands over a worker's exception as a text in a bare Exception
-            raise ClusterError(f"engine {self.index}, {verb}: {one_line(error)}") from error
+            failure = self.notes.take() or look(error)
+            if failure.lost:
+                raise ClusterError(f"engine {self.index}, {verb}: {failure.text}") from error
+            raise ElsewhereError(failure) from error
 
     async def answer(self, call: Coroutine[object, None, Answer]) -> Answer:
         """What the core answers. Left alone, vLLM waits for ever for the answer of a core that has died."""
@@ -177,11 +190,14 @@ class EngineCore:
 
     @asynccontextmanager
     async def _lost(self, phase: str) -> AsyncIterator[None]:
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
             yield
-        except (EngineDeadError, EngineGenerateError) as error:
+        except EngineDeadError as error:
+            self.failure = self.notes.take() or self.failure  # several calls may fail by it
+            if self.failure and not self.failure.lost:
+                raise ElsewhereError(self.failure) from error
             raise EngineLost(f"engine {self.index} died during {phase}: {error}; its log says why") from error
 
 
@@ -191,11 +207,6 @@ def is_running(process: psutil.Process) -> bool:
         return process.status() not in HALTED
     except psutil.NoSuchProcess:
         return False
-
-
-def one_line(error: Exception) -> str:
-    """What it says, without line breaks."""
-    return " ".join(str(error).split())
 
 
 def is_core(process: psutil.Process) -> bool:

@@ -29,7 +29,7 @@ class RolloutEngine(EngineCore):
         self.committed: int | None = None
 
     async def start(self) -> None:
-        """Starts the engine core and lets it load the model. Raises: ConfigError; ClusterError."""
+        """Starts the engine core and lets it load the model; it raises what failed as it is."""
         await super().start()
         self.tokenizer = load_tokenizer(self.config)
         self.stop_ids = self.build.stop_ids(self.tokenizer, self.llm.model_config)

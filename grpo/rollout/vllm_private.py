@@ -27,6 +27,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from grpo.rollout.environment import PARENT, SOCKETS
+from grpo.rollout.notes import listen
 from grpo.run.watchdog import start_watchdog
 from grpo.types import TensorRecord
 
@@ -76,6 +77,7 @@ def replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
         setattr(module, name, original)
 
 
+listen()  # this module is loaded by all processes of an engine
 # It warns of every layer without weights of its own, in healthy reloads too; `not_loaded` tells those from the others.
 logging.getLogger(layerwise.__name__).setLevel(logging.ERROR)
 

@@ -6,6 +6,7 @@ Kubernetes retries a job that met a reward function that always fails just as it
 import contextlib
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import grpo
@@ -17,7 +18,8 @@ from grpo.store import open_store
 
 FATAL = "FATAL.json"
 FORGIVEN = (ConfigError, DataError)
-"""Found again within seconds, and likely mended outside of the configuration: never held against a new start."""
+"""Found again within seconds, and likely mended outside of the configuration: not held against a new start, unless an
+actor found it, minutes later."""
 
 
 def write_fatal(run_dir: Path, error: GrpoError, config_hash: str) -> None:
@@ -32,6 +34,7 @@ def write_fatal(run_dir: Path, error: GrpoError, config_hash: str) -> None:
         "class": type(error).__name__,
         "exit_code": error.exit_code,
         "message": message,
+        "late": bool(error.traceback),
         "next": message.rpartition("; ")[2],
         "config_hash": config_hash,
         "version": grpo.__version__,
@@ -50,14 +53,21 @@ def check_fatal(run_dir: Path, config: Config) -> None:
     if not store.exists(FATAL):
         return
     found = _parse(store.read(FATAL))
-    kind = getattr(errors, str(found.get("class")), None)
-    known = isinstance(kind, type) and issubclass(kind, GrpoError) and not issubclass(kind, FORGIVEN)
-    if known and kind is not None and found.get("config_hash") == config_hash(config):
+    kind = _held(found)
+    if kind and found.get("config_hash") == config_hash(config):
         raise kind(
             f"{run_dir}: this run ended with: {found.get('message')} (at {found.get('time')}); the configuration is "
             f"the same, so it would end alike; once the cause is mended delete {run_dir / FATAL}"
         )
     store.delete(FATAL)
+
+
+def _held(found: Mapping[str, object]) -> type[GrpoError] | None:
+    """The class of an error that still stands."""
+    kind = getattr(errors, str(found.get("class")), None)
+    if not (isinstance(kind, type) and issubclass(kind, GrpoError) and kind.fatal):
+        return None
+    return kind if found.get("late") is True or not issubclass(kind, FORGIVEN) else None
 
 
 def _parse(content: bytes) -> dict[str, object]:

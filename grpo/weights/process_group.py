@@ -26,11 +26,13 @@ from torch.distributed import distributed_c10d as c10d
 
 from grpo.config import Config
 from grpo.errors import ClusterError, WeightSyncError
+from grpo.run.failures import Kind, look
 from grpo.run.faults import fault_point
 from grpo.types import TensorRecord
 from grpo.weights.digest import record
 
 BUCKET_BYTES = 64 * 1024 * 1024  # small enough for packing, travel and loading to overlap
+OWN_FAULTS = {Kind.MEMORY, Kind.DISK, Kind.LIMIT, Kind.LAYOUT}  # not the other end's
 ALIGNMENT = 16  # every tensor of a bucket starts at a multiple of it: a view as another dtype needs that
 
 
@@ -59,6 +61,8 @@ class GroupTransport:
         try:
             self.group: Any = _join(backend, host, port, rank, world_size, self.timeout)
         except RuntimeError as error:
+            if look(error).kind in OWN_FAULTS:
+                raise
             raise ClusterError(
                 f"all ranks must join the {self.where} within deadlines.sync = {seconds:g} s, but: {error}; "
                 "check that trainer and engine nodes reach each other"
@@ -137,6 +141,8 @@ class GroupTransport:
             start().wait(self.timeout)
         except RuntimeError as error:
             self.close()
+            if look(error).kind in OWN_FAULTS:
+                raise
             raise ClusterError(
                 f"the {self.where} broke off: {error}; the other end died or took longer than deadlines.sync"
             ) from error

@@ -1,7 +1,9 @@
 """Small actors for real Ray: a worker whose verbs succeed, fail, hang and die."""
 
+import errno
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,11 @@ def make_config(run_dir: Path, **sections: object) -> Config:
         "deadlines": {"health": 4, "rollout": 20},
     }
     return Config.model_validate(base | sections)
+
+
+class Unloadable:
+    def __reduce__(self) -> tuple[type[int], tuple[str]]:
+        return int, ("no number",)
 
 
 class Actor:
@@ -67,6 +74,20 @@ class Actor:
     def fail(self) -> None:
         raise ValueError("two\nlines")
 
+    def quit(self) -> None:
+        raise SystemExit(3)
+
+    def full(self) -> None:
+        raise RuntimeError("cannot save") from OSError(errno.ENOSPC, "No space left on device", "/data/x")
+
+    def unreadable(self) -> object:
+        """A result that cannot be pickled."""
+        return threading.Lock()
+
+    def unloadable(self) -> object:
+        """One that cannot be made again in the driver."""
+        return Unloadable()
+
     def hang(self, seconds: float = 60) -> None:
         time.sleep(seconds)
 
@@ -93,7 +114,7 @@ class Rank(RayWorker):
         return Call(self, self._begin("child"))
 
     def does(self, verb: str, *args: Any) -> Call[None]:
-        """refuse, fail, hang or die."""
+        """refuse, fail, quit, hang, die …"""
         return Call(self, self._begin(verb, *args))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from grpo.cluster.fleet import ARCS, Fleet, Slot, State
-from grpo.errors import ClusterError, ConfigError, EngineLost
+from grpo.errors import ClusterError, ConfigError, EngineLost, OutOfMemory
 from tests.cluster.local import LocalEngine, LocalHead, make_context
 
 
@@ -67,6 +67,20 @@ def test_an_error_of_the_user_ends_the_start(tmp_path: Path) -> None:
     engines.failing = {0: ConfigError("model.path holds no model")}
     with pytest.raises(ConfigError, match="model.path"):
         Fleet(make_context(tmp_path, []), engines).gather(wait=True)
+
+
+def test_memory_is_no_loss_but_that_of_a_lost_engine_may_not_be_free_yet(tmp_path: Path) -> None:
+    engines = Engines([])
+    engines.failing = {1: OutOfMemory("start: engine 0 is out of memory on its GPU")}
+    context = make_context(tmp_path, [])
+    fleet = Fleet(context, engines)
+    fleet.gather(wait=True)
+    fleet.lose({fleet.slots[0]: EngineLost("died")})
+    fleet.gather(wait=True)
+    assert len(engines.made) == 3 and context.recoveries.spent == 2
+    engines.failing = {3: OutOfMemory("start: engine 0 is out of memory on its GPU")}
+    with pytest.raises(OutOfMemory):
+        Fleet(context, engines).gather(wait=True)
 
 
 def test_engines_leave_a_node_that_drains_without_spending_a_recovery(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Weight syncs with engines and ranks in this process; a real one is in the tests of whole runs."""
 
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import pytest
 from grpo.cluster.fleet import Fleet, State
 from grpo.cluster.syncing import WeightSync
 from grpo.cluster.trainer_group import TrainerGroup
-from grpo.errors import ClusterError, EngineLost, TrainerLost, WeightSyncError
+from grpo.errors import ClusterError, EngineLost, OutOfMemory, TrainerLost, WeightSyncError
+from grpo.interfaces import Call
+from grpo.types import Manifest, TensorRecord
 from tests.cluster.local import LocalEngine, LocalHead, LocalRank, Wire, make_context
 
 
@@ -168,3 +171,34 @@ def test_ensure_brings_new_engines_to_the_trainers_version(stack: Stack) -> None
     stack.fleet.lose({slot: EngineLost("their node died") for slot in stack.fleet.slots})
     assert stack.weights.ensure() == 1
     assert [engine.version for engine in stack.engines[2:]] == [1, 1]
+
+
+class FrozenCore(LocalEngine):
+    """Its process lives, its core is stopped while weights arrive."""
+
+    def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> Call[list[Manifest]]:
+        self.events.append(f"{self} receive_weights {version}")
+        self.fails["health"] = EngineLost(f"{self} made no token and took no call; it is frozen")
+        return Call(self, Future())
+
+
+def test_a_core_that_freezes_in_the_middle_is_noticed_within_the_deadline_of_health(stack: Stack) -> None:
+    stack.weights.sync(0)
+    stack.seen()
+    stack.engines[1].__class__ = FrozenCore
+    stack.weights.sync(1)
+    events = [*dict.fromkeys(stack.seen("engine 1"))]
+    assert events[:3] == ["engine 1 receive_weights 1", "engine 1 health", "engine 1 ends"]
+    assert len(stack.engines) == 3 and stack.engines[2].version == 1
+    assert str(stack.engines[1].lost) == (
+        "weight sync: engine 1 is frozen: no sign of life for deadlines.health = 4 s"
+    ), "and not deadlines.sync"
+
+
+def test_what_would_come_again_in_an_engine_loses_nobody(stack: Stack) -> None:
+    stack.weights.sync(0)
+    stack.engines[0].fails["receive_weights"] = OutOfMemory("weight sync: engine 0 is out of memory")
+    stack.engines[1].fails["receive_weights"] = ClusterError("the transfer broke off")
+    with pytest.raises(OutOfMemory):
+        stack.weights.sync(1)
+    assert len(stack.engines) == 2 and not stack.engines[0].lost

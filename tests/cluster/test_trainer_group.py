@@ -1,11 +1,16 @@
 """The ranks as one trainer: with ranks in this process."""
 
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from grpo.cluster.trainer_group import TrainerGroup
-from grpo.errors import CheckpointError, ClusterError, StoreLost, TrainerLost
+from grpo.errors import BugError, CheckpointError, ClusterError, DiskError, OutOfMemory, StoreLost, TrainerLost
+from grpo.interfaces import Call
+from grpo.types import Sample, Stats
 from tests.cluster.local import LocalRank, make_context
 
 
@@ -74,3 +79,60 @@ def test_leaving_is_a_loss_that_does_not_count(tmp_path: Path) -> None:
     with pytest.raises(TrainerLost) as caught:
         trainer.leave()
     assert not caught.value.counts and trainer.lost is caught.value
+
+
+def test_what_would_come_again_is_no_lost_rank(tmp_path: Path) -> None:
+    """Rank 0 sees the collective break by what happened to rank 1."""
+    events: list[str] = []
+    trainer = make_trainer(tmp_path, [], events)
+    trainer.ready()
+    for error in (OutOfMemory("no room"), BugError("shapes"), DiskError("full")):
+        rank_of(trainer, 0).fails["step"] = ClusterError("lost its connection")
+        rank_of(trainer, 1).fails["step"] = error
+        with pytest.raises(type(error)) as caught:
+            trainer.step([], 1)
+        assert caught.value is error
+    assert "trainer rank 0 ends" not in events
+
+
+class Late(LocalRank):
+    """Its step ends a moment after that of the others."""
+
+    def step(self, batch: Sequence[Sample], step: int) -> Call[Stats]:
+        future: Future[Stats] = Future()
+        threading.Timer(0.6, future.set_exception, [OutOfMemory("no room")]).start()
+        return Call(self, future)
+
+
+def test_a_rank_has_a_moment_to_say_why_a_connection_broke(tmp_path: Path) -> None:
+    kinds = [LocalRank, Late]
+    trainer = TrainerGroup(make_context(tmp_path, [], train={"ranks": 2}), lambda index: kinds[index](index, [], {}))
+    trainer.ready()
+    rank_of(trainer, 0).fails["step"] = ClusterError("lost its connection")
+    with pytest.raises(OutOfMemory):
+        trainer.step([], 1)
+
+
+def test_new_ranks_without_room_are_tried_again_where_lost_ones_had_it(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, [], [])
+    rank_of(trainer, 0).fails["start"] = OutOfMemory("no room")
+    trainer.lost = TrainerLost("rank 1 died")
+    trainer.starting = [rank.start("host", 1) for rank in trainer.ranks]
+    with pytest.raises(TrainerLost, match="no room"):
+        trainer.ready()
+    first = make_trainer(tmp_path, [], [])
+    rank_of(first, 0).fails["start"] = OutOfMemory("no room")
+    first.starting = [rank.start("host", 1) for rank in first.ranks]
+    with pytest.raises(OutOfMemory):
+        first.ready()
+
+
+def test_a_traceback_is_kept_in_the_runs_folder(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, [], [])
+    trainer.ready()
+    error = BugError("shapes")
+    error.traceback, error.traceback_file = "Traceback ...", str(tmp_path / "errors" / "trainer-0-step.txt")
+    rank_of(trainer, 0).fails["step"] = error
+    with pytest.raises(BugError):
+        trainer.step([], 1)
+    assert (tmp_path / "errors" / "trainer-0-step.txt").read_text() == "Traceback ..."

@@ -11,8 +11,8 @@ import pytest
 
 from grpo.cluster.handles import SharedBatch
 from grpo.cluster.session import Session
-from grpo.cluster.waiting import LOST
-from grpo.errors import ClusterError, DataError, EngineLost, TrainerLost
+from grpo.errors import BugError, DataError, EngineLost, TrainerLost
+from grpo.run.advice import LOST
 from tests.cluster.actors import SECONDS, Rank, make
 from tests.fakes import prompt, sample
 
@@ -32,8 +32,10 @@ def test_an_actors_own_error_arrives_as_it_is(cluster: Session, rank: Rank) -> N
 
 
 @pytest.mark.slow
-def test_an_unexpected_error_names_the_actor_the_phase_and_the_logs(cluster: Session, rank: Rank) -> None:
-    with pytest.raises(ClusterError, match=r"^train: trainer rank 0 failed: .*lines; logs are in .*logs$"):
+def test_an_unexpected_error_names_the_actor_the_phase_and_the_cause(cluster: Session, rank: Rank) -> None:
+    with pytest.raises(
+        BugError, match=r"^weight sync: trainer rank 0 failed by a bug .*: ValueError: two lines at actors"
+    ):
         cluster.workers.get([rank.does("fail")], SECONDS, "train")
 
 

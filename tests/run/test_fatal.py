@@ -15,6 +15,7 @@ CONFIG = Config(model=Model(path="/model"))
 OTHER = Config(model=Model(path="/model"), run=Run(steps=7))
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, GrpoError)]
 HELD = ["NoLearningSignal", "NonFiniteError", "RewardError", "CheckpointError", "WeightSyncError"]
+HELD += ["OutOfMemory", "DiskError", "BugError"]
 
 
 def leave(run_dir, kind, text="the reward must differ, but does not; look at samples.jsonl"):
@@ -44,10 +45,26 @@ def test_what_the_file_says(tmp_path):
         "class": "NoLearningSignal",
         "exit_code": 4,
         "message": "the reward must differ, but does not; look at samples.jsonl",
+        "late": False,
         "next": "look at samples.jsonl",
         "config_hash": config_hash(CONFIG),
         "version": "0.1.0",
     }
+
+
+def test_a_model_that_an_actor_refused_after_minutes_is_not_tried_again(tmp_path):
+    error = errors.ConfigError("start: engine 0: model.path = '/model' must be a model that can be loaded")
+    error.traceback = "Traceback"
+    write_fatal(tmp_path, error, config_hash(CONFIG))
+    with pytest.raises(errors.ConfigError, match="must be a model that can be loaded"):
+        check_fatal(tmp_path, CONFIG)
+
+
+def test_memory_that_others_held_is_worth_another_start(tmp_path):
+    error = errors.OutOfMemory("start: engine 0 is out of memory")
+    error.fatal = False
+    write_fatal(tmp_path, error, config_hash(CONFIG))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_configuration_starts_and_the_file_goes(tmp_path):

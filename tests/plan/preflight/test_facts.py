@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from grpo.plan.memory import GIB
-from grpo.plan.preflight.facts import memory_limit
+from grpo.run.memory import memory_limit
 
 
 @pytest.mark.parametrize(("text", "limit"), [("max", 2**62), ("1073741824", GIB), ("9223372036854771712", 2**62)])
