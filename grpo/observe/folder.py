@@ -10,6 +10,7 @@
     attempts/       one file for each start of the run (grpo/run/lease.py)
     superseded/     rows of steps that were lost after a checkpoint and made again
     stacks/         stacks of frozen actors, as text
+    errors/         tracebacks of what failed in actors, as text
     FATAL.json      why the run cannot be resumed (grpo/run/fatal.py)
     report.html     written by `grpo report`
 

@@ -118,6 +118,7 @@ WORDS: tuple[tuple[Kind, str], ...] = (
 ASIDES = (
     r"If reserved but unallocated|Try increasing `|Decrease GPU memory|To resolve: |Exception raised from \w+ at /"
     r"|Search for `cuda|CUDA kernel errors might|Compile with `TORCH"
+    r"|\[type=\w+, input_value="
 )
 """Where libraries begin to speak of keys that a user of ours does not have, or show their C++ stack."""
 

@@ -25,6 +25,8 @@ FREEZES = (
             Kill("generate.dispatched", 5, "rollout_actor", action="stop"),
             Kill("train.forward", 9, "trainer_rank", 1, action="stop"),
             Kill("sync.tensor", 10, "rollout_actor", action="stop"),
+            Kill("sync.tensor", 12, "engine_core", action="stop"),
+            Kill("sync.dispatched", 16, "trainer_rank", 1, action="stop"),
             Kill("reward.began", 14, "reward_worker", action="stop"),
             Kill("save.files", 18, "trainer_rank", action="stop"),
         ),

@@ -24,7 +24,7 @@ import psutil
 from tests.chaos.plan import Kill, Scenario
 
 ROOT = Path(__file__).parents[2]
-FATAL = {1, 2, 3, 4, 5, 6, 13, 14, 15}
+FATAL = {1, 2, 3, 4, 5, 6, 7, 8, 13, 14, 15}
 """Exit codes after which nothing is started again; 1 is a bug."""
 START_SECONDS = 900.0
 """A start that takes longer hangs."""
