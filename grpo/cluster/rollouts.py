@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from grpo.cluster.context import RunContext
 from grpo.cluster.fleet import Fleet, Slot, State
-from grpo.errors import ClusterError, EngineLost, GrpoError
+from grpo.errors import ClusterError, GrpoError
 from grpo.interfaces import Call, Engine
 from grpo.run.faults import fault_point
 from grpo.types import Group, Prompt, Sampling
@@ -51,7 +51,7 @@ class FleetRollouts:
         seconds = self.context.config.deadlines.rollout
         results = self.context.workers.outcomes(calls, seconds, "rollout", ask=engine_lives)
         for slot, share, result in zip(slots, shares, results, strict=True):
-            if isinstance(result, EngineLost):
+            if isinstance(result, ClusterError):
                 lost[slot] = result
             elif isinstance(result, GrpoError):
                 raise result

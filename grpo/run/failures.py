@@ -110,7 +110,7 @@ WORDS: tuple[tuple[Kind, str], ...] = (
         r"|collective operation timeout|socket timeout|failed to recv|recvvalue failed|wait timeout|has timed out after"
         r"|no route to host|network is unreachable|name or service not known|temporary failure in name resolution"
         r"|couldn't connect to|max retries exceeded|read timed out|connect(ion)? timed? ?out|socketStartConnect"
-        r"|socketProgress|RPC call to .* timed out",
+        r"|socketProgress|address already in use|RPC call to .* timed out",
     ),
 )
 """First match wins: a full /dev/shm comes as an NCCL system error, and every broken peer as a lost connection."""
@@ -130,7 +130,15 @@ ERRNO = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG), Kind.DISK),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.EAGAIN), Kind.LIMIT),
     **dict.fromkeys(
-        (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENOTCONN),
+        (
+            errno.EHOSTUNREACH,
+            errno.ENETUNREACH,
+            errno.ETIMEDOUT,
+            errno.ENETDOWN,
+            errno.EHOSTDOWN,
+            errno.ENOTCONN,
+            errno.EADDRINUSE,
+        ),
         Kind.CONNECTION,
     ),
 }

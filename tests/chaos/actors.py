@@ -80,7 +80,7 @@ class FakeEngineActor:
             with contextlib.suppress(ConnectionError, RuntimeError):  # a pipe that is closed, or closed to asyncio
                 self.core.stdin.write(json.dumps(request).encode() + b"\n")
                 await self.core.stdin.drain()
-                if line := await self.core.stdout.readline():
+                if (line := await self.core.stdout.readline()).endswith(b"\n"):
                     return json.loads(line)
         raise EngineLost(f"engine {self.index}: its core died")
 

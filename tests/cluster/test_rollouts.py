@@ -7,7 +7,7 @@ import pytest
 
 from grpo.cluster.fleet import Fleet, State
 from grpo.cluster.rollouts import FleetRollouts, request_seed
-from grpo.errors import DataError, EngineLost
+from grpo.errors import ClusterError, DataError, EngineLost
 from grpo.types import Prompt, Sampling
 from tests.cluster.local import LocalEngine, make_context
 
@@ -40,12 +40,13 @@ def test_engines_share_prompts_and_the_answers_come_in_their_order(tmp_path: Pat
     assert [event for event in events if "generate" in event] == ["engine 0 generate 3", "engine 1 generate 2"]
 
 
-def test_the_share_of_a_lost_engine_goes_to_the_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [EngineLost("engine 1 died"), ClusterError("engine 1 lost its connection")])
+def test_the_share_of_a_lost_engine_goes_to_the_others(tmp_path: Path, lost: ClusterError) -> None:
     events: list[str] = []
     rollouts, fleet = make_rollouts(tmp_path, events, [0])
     engine = fleet.slots[1].engine
     assert isinstance(engine, LocalEngine)
-    engine.fails["generate"] = EngineLost("engine 1 died")
+    engine.fails["generate"] = lost
     groups = rollouts.generate(PROMPTS, SAMPLING, step=1)
     assert [group.prompt.id for group in groups] == [f"p:{n}" for n in range(5)]
     assert [event for event in events if "generate" in event][2:] == ["engine 0 generate 1", "engine 1 generate 1"]

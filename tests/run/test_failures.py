@@ -100,6 +100,7 @@ class Unspeakable(Exception):
         (Kind.CONNECTION, RuntimeError("[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=9)")),
         (Kind.CONNECTION, RuntimeError("The client socket has timed out after 1000ms while trying to connect")),
         (Kind.CONNECTION, ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")),
+        (Kind.CONNECTION, OSError(errno.EADDRINUSE, "Address already in use")),
         (Kind.CONNECTION, BrokenPipeError(errno.EPIPE, "Broken pipe")),
         (Kind.CONNECTION, TimeoutError()),
         (Kind.CONNECTION, OSError(errno.EHOSTUNREACH, "No route to host")),
