@@ -64,7 +64,7 @@ class Job:
 
 
 def config(steps: int = 2, **sections: dict[str, object]) -> Config:
-    rollout = {"prompts_per_step": 3, "samples_per_prompt": 2, "max_tokens": 16, "temperature": 0.9, "top_p": 0.8}
+    rollout = {"prompts_per_step": 3, "samples_per_prompt": 2, "max_tokens": 16, "temperature": 0.9}
     return Config.model_validate({"model": {"path": "x"}, "run": {"steps": steps}, "rollout": rollout} | sections)
 
 
@@ -103,7 +103,7 @@ def test_a_batch_has_the_rows_of_the_step_in_order_with_their_advantages(tmp_pat
 def test_training_and_evaluation_sample_differently(tmp_path: Path) -> None:
     job = Job(config(steps=1, eval={"samples_per_prompt": 4, "temperature": 0.0}), tmp_path)
     job.run()
-    training, evaluation = Sampling(2, 16, 0.9, 0.8), Sampling(4, 16, 0.0, 1.0)
+    training, evaluation = Sampling(2, 16, 0.9, 1.0), Sampling(4, 16, 0.0, 1.0)
     assert job.rollouts.samplings == [evaluation, training, evaluation]
 
 

@@ -52,6 +52,8 @@ class LossInputs:
     normaliser: Normaliser
     entropy_C: torch.Tensor | None = None
     reference_logprobs_C: torch.Tensor | None = None
+    far: float = float("inf")
+    """Difference of trainer and sampler, in nats, above which a token counts as far off."""
 
     @property
     def lengths_C(self) -> torch.Tensor:
@@ -175,7 +177,7 @@ def needs_of(algorithm: Algorithm) -> Needs:
 
 def statistics_of(algorithm: Algorithm) -> list[str]:
     """Names of the `sums` that every output of the configured loss has."""
-    names = ["tokens", "clip_low", "clip_high", "approx_kl", "abs_diff", "entropy"]
+    names = ["tokens", "clip_low", "clip_high", "approx_kl", "abs_diff", "far", "entropy"]
     return names + [term.statistic for term in active_terms(algorithm) if term.statistic]
 
 
@@ -190,7 +192,7 @@ def policy_loss(inputs: LossInputs, algorithm: Algorithm) -> LossOutput:
     ratio_C = log_ratio_C.exp()
     clipped_C = ratio_C.clamp(1.0 - algorithm.clip_low, 1.0 + algorithm.clip_high)
     token_loss_C = -torch.minimum(ratio_C * advantages_C, clipped_C * advantages_C)
-    sums = _statistics(log_ratio_C.detach(), advantages_C, known_C, algorithm)
+    sums = _statistics(log_ratio_C.detach(), inputs, algorithm)
     if inputs.entropy_C is not None:
         sums["entropy"] = inputs.entropy_C.detach()[known_C].sum()
     for term in active_terms(algorithm):
@@ -223,11 +225,10 @@ def k3(log_ratio_C: torch.Tensor) -> torch.Tensor:
     return torch.expm1(-limited_C) + limited_C  # e^-x - 1 would lose the digits of a small divergence
 
 
-def _statistics(
-    log_ratio_C: torch.Tensor, advantages_C: torch.Tensor, known_C: torch.Tensor, algorithm: Algorithm
-) -> dict[str, torch.Tensor]:
+def _statistics(log_ratio_C: torch.Tensor, inputs: LossInputs, algorithm: Algorithm) -> dict[str, torch.Tensor]:
     """Sums over tokens with a known ratio: how many, how many lost their gradient to a bound, how far off they are."""
-    log_ratio_C, advantages_C = log_ratio_C[known_C], advantages_C[known_C]
+    known_C = inputs.known_C
+    log_ratio_C, advantages_C = log_ratio_C[known_C], inputs.advantages_C[known_C]
     ratio_C = log_ratio_C.exp()
     return {
         "tokens": known_C.sum(),
@@ -235,4 +236,5 @@ def _statistics(
         "clip_high": ((ratio_C > 1.0 + algorithm.clip_high) & (advantages_C > 0)).sum(),
         "approx_kl": k3(-log_ratio_C).sum(),
         "abs_diff": log_ratio_C.abs().sum(),
+        "far": (log_ratio_C.abs() > inputs.far).sum(),
     }

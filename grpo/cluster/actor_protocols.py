@@ -75,12 +75,20 @@ class RankActor(Protocol):
         """Writes its share of the whole state below a folder of the store; what it wrote."""
         ...
 
+    def try_saving(self, folder: str) -> None:
+        """Writes what can be refused of a policy, below a folder of the store; nothing stays there."""
+        ...
+
     def load(self, folder: str, names: Sequence[str], step: int) -> None:
         """Takes over what all ranks of that time have saved."""
         ...
 
     def records(self) -> tuple[TensorRecord, ...]:
         """Names, shapes and dtypes of the weights, in the order of sending."""
+        ...
+
+    def tolerance(self) -> float:
+        """Mean difference of logprobs, in nats, that an engine with the same weights may have."""
         ...
 
     def offer_transfer(self) -> str:

@@ -104,6 +104,9 @@ class PolicyModelActor:
     def step(self, batch: Sequence[Sample], step: int) -> Stats:
         return self.trainer.step(batch, step)
 
+    def tolerance(self) -> float:
+        return self.trainer.tolerance
+
     def offer_transfer(self) -> str:
         """A process group that meets at a free port of this node."""
         return "tcp://{}:{}".format(*free_address())
@@ -133,6 +136,12 @@ class PolicyModelActor:
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         return self.trainer.logprobs(list(token_ids))
+
+    def try_saving(self, folder: str) -> None:
+        """Writes a policy without weights to a place below `folder` that goes at once."""
+        store = open_store(folder)
+        with store.workspace("") as local, store.filling(local, folder):
+            self.trainer.try_saving(local / "policy")
 
     def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
         """Writes this rank's share of the whole state below `folder` of the store; what it wrote."""

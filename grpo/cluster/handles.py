@@ -155,9 +155,17 @@ class RayRank(RayWorker):
         """Reads what was saved."""
         return self._call(RankActor.load, folder, names, step)
 
+    def try_saving(self, folder: str) -> Call[None]:
+        """Writes what can be refused of a policy."""
+        return self._call(RankActor.try_saving, folder)
+
     def records(self) -> Call[tuple[TensorRecord, ...]]:
         """What will be sent."""
         return self._call(RankActor.records)
+
+    def tolerance(self) -> Call[float]:
+        """What rounding may do to an engine's logprobs."""
+        return self._call(RankActor.tolerance)
 
     def offer_transfer(self) -> Call[str]:
         """Where engines may meet it."""

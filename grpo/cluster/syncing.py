@@ -75,10 +75,10 @@ class WeightSync:
     def _connect(self) -> Stats:
         """One transfer from rank 0, the sender, to the receivers of every engine; then the self-test."""
         sender, engines = self.trainer.ranks[0], self._engines()
-        announced, offered = sender.records(), sender.offer_transfer()
-        self._exchange([announced])
+        announced, allowed, offered = sender.records(), sender.tolerance(), sender.offer_transfer()
+        self._exchange([announced, allowed])
         self._exchange([offered])
-        self.records = announced.result
+        self.records, self.tolerance = announced.result, allowed.result
         transfer = Transfer(offered.result, 1 + sum(engine.receivers for engine in engines))
         joins, place = [sender.open_transfer(transfer)], 1
         for engine in engines:
@@ -102,7 +102,7 @@ class WeightSync:
             raise
         self._exchange([rank.restore() for rank in ranks])
         true = self._compare()
-        return check_self_test(perturbed, true, tolerance=self.context.config.sync.tolerance)
+        return check_self_test(perturbed, true, self.tolerance)
 
     def _compare(self) -> tuple[list[float], list[list[float]]]:
         """Logprobs of the self-test's prompt after a sync: the trainer's, and each engine's."""

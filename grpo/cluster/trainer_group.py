@@ -1,15 +1,18 @@
 """The ranks of the policy as one trainer: who is called, in which order, and what the loss of one means."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from grpo.checkpoint import Commit
+from grpo.checkpoint.commit import checkpoints_url
 from grpo.cluster.context import RunContext
 from grpo.cluster.handles import SharedBatch
 from grpo.cluster.waiting import Ask, process_lives
 from grpo.errors import ClusterError, NoNode, OutOfMemory, StoreLost, TrainerLost
 from grpo.interfaces import Call, Place, TrainerRank
 from grpo.run.faults import fault_point
+from grpo.store import open_store
 from grpo.types import FileRecord, Sample, Stats
 
 R = TypeVar("R")
@@ -21,6 +24,7 @@ class TrainerGroup:
     def __init__(self, context: RunContext, create: Callable[[int], TrainerRank]) -> None:
         self.context, self.create = context, create
         self.config, self.observer = context.config, context.observer
+        self.checkpoints = open_store(checkpoints_url(self.config.checkpoint.dir, Path(self.config.run.dir))).url
         self.lost: TrainerLost | None = None
         self.launch()
 
@@ -35,12 +39,14 @@ class TrainerGroup:
         self.starting: list[Call[Place]] = [rank.start(host, port) for rank in self.ranks]
 
     def ready(self) -> None:
-        """Returns once all ranks have started. Raises TrainerLost, ConfigError."""
+        """Returns once all ranks have started and could save the model. Raises TrainerLost, ConfigError."""
         if self.starting:
             places = self.all(self.starting, self.config.deadlines.start, "start", ask=None)
             for rank, place in zip(self.ranks, places, strict=True):
                 self.context.workers.started(rank, place)
             self.starting = []
+            calls = [rank.try_saving(self.checkpoints) for rank in self.ranks]
+            self.all(calls, self.config.deadlines.save, "trial save")
             self.lost = None
             self.observer.workers("trainer", len(self.ranks), 0)
 

@@ -105,7 +105,7 @@ class Rollout(Section):
     temperature: float = Field(1.0, ge=0.01, le=100)
     """Sampling temperature of the rollouts; the trainer applies it too. vLLM would sample below 0.01 as at 0.01."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus of the rollouts. Below 1 the trainer's logprobs are over the whole vocabulary and differ."""
+    """Nucleus of the rollouts; only 1 trains, as the trainer's logprobs are over the whole vocabulary."""
     tensor_parallel: int = Field(1, ge=1, le=1024)
     """GPUs of an engine."""
     gpus_per_engine: Gpus | None = None
@@ -149,7 +149,7 @@ class Train(Section):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after the warm-up; linear and cosine would reach 0 one step after the last."""
     warmup_steps: int = Field(0, ge=0, le=1_000_000_000)
-    """GRPO steps over which the learning rate rises from 0."""
+    """GRPO steps over which the learning rate rises from 0; at most run.steps."""
     weight_decay: float = Field(0.0, ge=0, le=1)
     """Decoupled weight decay of AdamW."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
@@ -175,10 +175,10 @@ class Sync(Section):
     """Steps between two weight syncs; samples are then at most every - 1 versions old."""
     transport: Literal["auto", "nccl", "gloo"] = "auto"
     """auto: nccl between GPUs; gloo on CPU and where roles share a GPU (gpus_per_* below 1), which NCCL refuses."""
-    tolerance: float = Field(0.2, gt=0, le=100)
-    """Largest mean difference, in nats, between trainer and engine logprobs of the self-test's prompt."""
-    max_mismatch: float = Field(0.05, gt=0, le=100)
-    """Largest KL(sampler || trainer) per token, in nats, of a step's samples of the newest weights; checked first."""
+    tolerance: float | None = Field(None, gt=0, le=100)
+    """Largest mean difference, in nats, of trainer and engine logprobs in the self-test; null: by the dtype."""
+    max_mismatch: float | None = Field(None, gt=0, le=100)
+    """Largest KL(sampler || trainer) per token, in nats, of samples of the newest weights; null: by the dtype."""
 
 
 class Eval(Section):
@@ -283,7 +283,7 @@ class Config(Section):
         """Those of every source."""
         sources = [self.rewards_of(source.name) for source in self.data.sources] or [self.rewards]
         held_out = [self.rewards] if self.eval.prompts and self.eval.source else []
-        return tuple(reward for rewards in [*sources, *held_out] for reward in rewards)
+        return tuple(dict.fromkeys(reward for rewards in [*sources, *held_out] for reward in rewards))
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "Config":
@@ -299,13 +299,6 @@ class Config(Section):
                 f"each rank needs a row of each minibatch: rollout.prompts_per_step x samples_per_prompt = {rows}, "
                 f"train.minibatches x train.ranks = {shares}; lower train.minibatches"
             )
-        by_name: dict[str, RewardFunction] = {}
-        for reward in self.all_rewards:
-            first = by_name.setdefault(reward.name, reward)
-            if first.model_copy(update={"weight": reward.weight}) != reward:
-                raise ValueError(
-                    f"a reward is one thing for all data.sources, but {reward.name} is written in two ways; write one"
-                )
         if self.rollout.max_tokens >= self.model.max_length:
             raise ValueError(
                 f"a prompt needs room before its completion: rollout.max_tokens = {self.rollout.max_tokens} must be "
@@ -315,6 +308,17 @@ class Config(Section):
             raise ValueError(
                 f"the longest row must fit a micro-batch: train.tokens_per_micro_batch = "
                 f"{self.train.tokens_per_micro_batch} is below model.max_length = {self.model.max_length}; raise it"
+            )
+        if self.rollout.top_p < 1:
+            raise ValueError(
+                f"trainer and sampler must mean the same distribution: with rollout.top_p = {self.rollout.top_p:g} the "
+                "sampler renormalises a part of the vocabulary that the trainer does not know, and every ratio is too "
+                "small; use rollout.top_p: 1, and rollout.temperature for samples that vary less"
+            )
+        if self.train.warmup_steps > self.run.steps:
+            raise ValueError(
+                f"the learning rate must reach its peak: train.warmup_steps = {self.train.warmup_steps} is above "
+                f"run.steps = {self.run.steps}; lower train.warmup_steps"
             )
         if self.checkpoint.every % self.sync.every:
             raise ValueError(

@@ -17,6 +17,7 @@ import psutil
 
 from grpo.config import Config
 from grpo.config.architecture import check_model_config
+from grpo.data.generation import load_generation_config
 from grpo.errors import ClusterError, EngineLost
 from grpo.rollout.environment import SOCKETS, may_fork, prepare_environment
 from grpo.rollout.notes import Notes
@@ -62,6 +63,7 @@ class EngineCore:
         gc.freeze()
         gc.enable()
         self.build = build
+        load_generation_config(self.config)
         self.notes = Notes()
         killed = oom_kills()
         try:

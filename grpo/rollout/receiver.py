@@ -58,7 +58,7 @@ class Receiver:
         received: list[PlainRecord] = []
         problems: list[str] = []
         with set_current_vllm_config(self.vllm_config), torch.no_grad():
-            begin_reload(model)
+            begin_reload(model, self.device)
             try:
                 for record, tensor in self.transport.receive():
                     received.append((record.name, record.shape, record.dtype, record.digest))

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
-from vllm.model_executor.model_loader.reload import layerwise
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import layerwise, meta
 from vllm.model_executor.models import registry
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
@@ -82,8 +82,13 @@ listen()  # this module is loaded by all processes of an engine
 logging.getLogger(layerwise.__name__).setLevel(logging.ERROR)
 
 
-def begin_reload(model: Any) -> None:
+def begin_reload(model: Any, device: torch.device) -> None:
     """From now on `load_tensor` collects the tensors of each layer."""
+    if device.type == "cpu":
+        for layer in model.modules():
+            # Experts are packed when their kernel is made, and a reload leaves them unpacked unless it is made anew.
+            if getattr(getattr(layer, "quant_method", None), "moe_kernel", None) is not None:
+                layer.quant_method.moe_kernel = None
     layerwise.initialize_layerwise_reload(model)
 
 
@@ -103,12 +108,19 @@ def not_loaded(model: Any) -> list[str]:
     one that has them all is finished and forgotten. A vocabulary layer may be padded beyond what a checkpoint holds.
     """
     problems = []
+    infos = {layer: layerwise.get_layerwise_info(layer) for layer in model.modules()}
+    finished = [layer for layer, info in infos.items() if not info.can_load()]
+    loaded = {id(tensor) for layer in finished for tensor in layer.parameters(recurse=False)}
     for name, layer in model.named_modules():
-        info = layerwise.get_layerwise_info(layer)
-        wanted = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
-        if not wanted or not info.can_load() or layer is tied_head(model):
+        info = infos[layer]
+        if not info.can_load() or layer is tied_head(model):
             continue
-        if info.load_numel < (1 if isinstance(layer, VocabParallelEmbedding) else wanted):
+        # A layer may name a tensor of another, such as its attention's sinks, or one that is loaded without a count.
+        before = (info.kernel_tensors or ({}, {}))[0]
+        others = {name for name, tensor in before.items() if id(tensor) in loaded} | meta.SKIP_LOAD_TENSORS
+        own = layer.named_parameters(recurse=False)
+        wanted = sum(tensor.numel() for name, tensor in own if name not in others)
+        if wanted and info.load_numel < (1 if isinstance(layer, VocabParallelEmbedding) else wanted):
             problems.append(f"layer {name} got {info.load_numel} of {wanted} elements")
     return problems
 
@@ -119,12 +131,19 @@ def finish_reload(model: Any, model_config: Any, device: torch.device) -> None:
     head = tied_head(model)
     if head is not None and device.type == "cpu":
         # The head computes with a packed copy made at start-up, which a reload of the embedding leaves stale.
-        head.weight = model.model.embed_tokens.weight
+        head.weight = embedding(model).weight
         dispatch_cpu_unquantized_gemm(head, remove_weight=False)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
+def embedding(model: Any) -> Any:
+    """The layer of the input tokens, whatever the model calls it."""
+    layers = (layer for layer in model.modules() if isinstance(layer, VocabParallelEmbedding))
+    return next(layer for layer in layers if not isinstance(layer, ParallelLMHead))
+
+
 def tied_head(model: Any) -> Any:
-    """The output head if it shares the embedding's weights, else None."""
-    return getattr(model, "lm_head", None) if getattr(model.config, "tie_word_embeddings", False) else None
+    """The output head if it is a layer of its own that shares the embedding's weights, else None."""
+    heads = (layer for layer in model.modules() if isinstance(layer, ParallelLMHead))
+    return next(heads, None) if getattr(model.config, "tie_word_embeddings", False) else None

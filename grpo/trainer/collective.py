@@ -2,9 +2,9 @@
 
 from torch import distributed
 
-from grpo.errors import CheckpointError, GrpoError, NonFiniteError
+from grpo.errors import CheckpointError, ConfigError, GrpoError, NonFiniteError
 
-CLASSES = {error.__name__: error for error in (CheckpointError, NonFiniteError)}
+CLASSES = {error.__name__: error for error in (CheckpointError, ConfigError, NonFiniteError)}
 
 
 def raise_on_all_ranks(error: GrpoError | None) -> None:

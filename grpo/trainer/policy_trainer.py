@@ -18,13 +18,18 @@ import torch
 from grpo.algorithm.loss import LossInputs, LossOutput, Normaliser, needs_of, policy_loss, statistics_of
 from grpo.config import Config
 from grpo.config.architecture import check_model_config
+from grpo.config.snapshot import check_snapshot
+from grpo.data.generation import load_generation_config
 from grpo.run.faults import fault_point
 from grpo.trainer import rng
 from grpo.trainer.deepspeed import Engine, start_process_group
 from grpo.trainer.finite import check_finite
+from grpo.trainer.limits import make_limits
 from grpo.trainer.malloc import keep_freed_memory
 from grpo.trainer.model import Policy, load_policy
 from grpo.trainer.packing import Minibatch, PackedBatch, Rows, pack, plan_minibatches, row_tokens
+from grpo.trainer.rehearsal import prove_on_rank_0, rehearse_update
+from grpo.trainer.saving import prepare_saving
 from grpo.trainer.schedule import learning_rate
 from grpo.trainer.state import StateFolder
 from grpo.trainer.statistics import reduce_outputs, summarise
@@ -59,6 +64,9 @@ class PolicyTrainer:
         self.needs = needs_of(config.algorithm)
         policy = self._load(config.train.gradient_checkpointing).to(self.device)
         policy.entropy_gradient = self.needs.entropy_gradient
+        prepare_saving(policy.causal_lm)
+        proof = prove_on_rank_0(policy, config)
+        self.limits = make_limits(config, device, proof.noise)
         self.engine = Engine(policy, config.train, world_size)
         self.weights = LiveWeights(policy.causal_lm)
         self.policy = policy
@@ -68,13 +76,18 @@ class PolicyTrainer:
         self.reference: Policy | None = None
         if self.needs.reference:
             self.reference = self._load(checkpointing=False).to(self.device).requires_grad_(False)
+        rehearse_update(self.engine, proof, self.device, self.needs.entropy_gradient)
         rng.derive(f"run.seed {config.run.seed}", rank)  # else the first steps of two starts would differ
 
     def _load(self, checkpointing: bool) -> Policy:
         check_model_config(self.config)
+        load_generation_config(self.config)
         model = self.config.model
         dtype = getattr(torch, model.dtype)
-        return load_policy(model.path, model.revision, dtype, self.config.rollout.temperature, checkpointing)
+        temperature = self.config.rollout.temperature
+        policy = load_policy(model.path, model.revision, dtype, temperature, checkpointing)
+        check_snapshot(self.config)
+        return policy
 
     def step(self, batch: Sequence[Sample], step: int) -> Stats:
         """`train.epochs` passes over the batch, one update per minibatch; returns the mean statistics of the updates.
@@ -152,7 +165,7 @@ class PolicyTrainer:
             if last:  # all is known that the ranks must agree on, and the gradient is not complete yet
                 stats = reduce_outputs(outputs, forwarded, statistics_of(self.config.algorithm), self.device)
                 if first:
-                    check_mismatch(stats["approx_kl"], [batch[row] for row in minibatch.rows], step, self.config)
+                    check_mismatch(stats, [batch[row] for row in minibatch.rows], step, self.config, self.limits)
                 if not math.isfinite(stats["loss"]):
                     loss = loss * math.nan  # whatever the other ranks have: no optimizer applies such a gradient
             self.engine.backward(loss, last)
@@ -175,6 +188,7 @@ class PolicyTrainer:
             normaliser,
             entropy_C,
             reference_C,
+            far=self.limits.far,
         )
         return policy_loss(inputs, self.config.algorithm)
 
@@ -192,13 +206,18 @@ class PolicyTrainer:
             known |= zip(missing, logprobs_C.split(lengths), strict=True)
         return torch.cat([known[row] for row in rows])
 
+    @property
+    def tolerance(self) -> float:
+        """Mean difference of logprobs, in nats, that an engine with the same weights may have."""
+        return self.limits.tolerance
+
     def weight_records(self) -> tuple[TensorRecord, ...]:
         """Names, shapes and dtypes of the weights, without digests, in the order of `iter_weights`."""
         return self.weights.records()
 
     def iter_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Whole tensors on the training device; a collective at ZeRO stage 3. Use each before asking for the next."""
-        return self.weights.iterate()
+        return self.weights.published()
 
     def perturb(self, scale: float, seed: int) -> None:
         """Adds noise of `scale` times each tensor's root mean square to the live weights, until `restore`."""
@@ -222,7 +241,11 @@ class PolicyTrainer:
         Raises on all ranks alike: NonFiniteError if the model is not finite, CheckpointError if it cannot be written.
         """
         check_finite(self.weights.params, self.engine.shards)
-        self.weights.save(Path(path), self.config.model.path, self.config.model.revision)
+        self.weights.save(Path(path), self.config)
+
+    def try_saving(self, path: Path) -> None:
+        """Writes what `save` writes but the weights. Raises on all ranks alike ConfigError or CheckpointError."""
+        self.weights.try_saving(Path(path), self.config)
 
     def save_state(self, folder: Path, step: int = 0) -> None:
         """Writes the whole state into a folder that exists; see `state.py`. Raises what `save` raises."""
@@ -243,7 +266,7 @@ class PolicyTrainer:
         fault_point("resume.loaded", step, self.rank)
 
     def _state_folder(self, folder: Path) -> StateFolder:
-        return StateFolder(Path(folder), self.weights.params, self.weights.records(), self.engine.shards)
+        return StateFolder(Path(folder), self.weights.params, self.weights.param_records(), self.engine.shards)
 
     def close(self) -> None:
         """Leaves the process group; the object is of no use afterwards."""

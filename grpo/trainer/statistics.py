@@ -38,5 +38,5 @@ def summarise(updates: Sequence[Stats], rate: float, skipped: int) -> Stats:
         stats = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
         stats["ratio_max"] = max(update["ratio_max"] for update in updates)
         stats["rollout_kl"], stats["rollout_abs_diff"] = updates[0]["approx_kl"], updates[0]["abs_diff"]
-        del stats["abs_diff"]
+        del stats["abs_diff"], stats["far"]
     return stats | {"updates": float(len(updates)), "skipped": float(skipped)}

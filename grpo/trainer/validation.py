@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from grpo.config import Config
 from grpo.errors import NonFiniteError, WeightSyncError
+from grpo.trainer.limits import FAR_SHARE, Limits
 from grpo.types import Sample, Stats
 
 NAMED = 3
@@ -26,20 +27,26 @@ def check_samples(batch: Sequence[Sample]) -> None:
                 )
 
 
-def check_mismatch(kl: float, samples: Sequence[Sample], step: int, config: Config) -> None:
-    """Raises WeightSyncError if the engines sampled from other weights than the trainer's.
+def check_mismatch(stats: Stats, samples: Sequence[Sample], step: int, config: Config, limits: Limits) -> None:
+    """Raises WeightSyncError if the engines sampled from other weights than the trainer's, or compute otherwise.
 
-    `kl` is KL(sampler || trainer) per token in nats. It says so only of samples of the newest weights, and where both
-    sides take their logprobs over the whole vocabulary.
+    `stats` hold KL(sampler || trainer) per token in nats and the share of tokens that are far off. They say so only of
+    samples of the newest weights. A limit of the user's own is about the mean, and all that is asked.
     """
-    newest = config.rollout.top_p == 1.0 and all(sample.lag(step) == 0 for sample in samples)
-    limit = config.sync.max_mismatch
-    if newest and kl > limit:
-        raise WeightSyncError(
-            f"engines must sample from the trainer's weights, but in step {step} KL(sampler || trainer) is {kl:.4g} "
-            f"nats per token and sync.max_mismatch is {limit:g}; nothing was trained on these samples. Start the run "
-            "again, which syncs anew; if it comes back, use model.dtype float32 or raise sync.max_mismatch"
-        )
+    if not all(sample.lag(step) == 0 for sample in samples):
+        return
+    kl, far = stats["approx_kl"], stats["far"]
+    own = config.sync.max_mismatch is not None
+    if kl <= limits.mismatch and (own or far <= FAR_SHARE):
+        return
+    kept = "sync.max_mismatch is" if own else f"rounding in {config.model.dtype} explains"
+    raise WeightSyncError(
+        f"engines must sample from the trainer's weights, but in step {step} KL(sampler || trainer) is {kl:.4g} "
+        f"nats per token ({kept} {limits.mismatch:.2g}), and {far:.1%} of the tokens differ by more than "
+        f"{limits.far:.2g} nats; nothing was trained on these samples. Start the run again, which syncs anew; if it "
+        "comes back, the engine computes this model otherwise than the trainer: try model.dtype float32, where little "
+        "is rounded, or another model"
+    )
 
 
 class SkipBudget:

@@ -1,4 +1,8 @@
-"""The policy's live weights under their Hugging Face names: list, iterate, perturb and restore, save."""
+"""The policy's live state under its Hugging Face names: list, iterate, perturb and restore, save.
+
+The state are the parameters and the buffers that a checkpoint of the model holds: what a router adds to the scores of
+its experts, for one. No optimizer moves them, and who loads the model without them computes something else.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import distributed
-from transformers import AutoTokenizer
+from transformers.core_model_loading import revert_weight_conversion
 
+from grpo.config import Config
 from grpo.errors import CheckpointError, GrpoError
 from grpo.trainer.collective import raise_on_all_ranks
 from grpo.trainer.deepspeed import gathered
 from grpo.trainer.finite import is_finite, not_finite
+from grpo.trainer.saving import write_policy
 from grpo.types import TensorRecord
 
 SMALLEST_NOISE = 0.01
@@ -24,20 +30,33 @@ class LiveWeights:
     def __init__(self, causal_lm: Any) -> None:
         self.causal_lm = causal_lm
         self.params: dict[str, torch.nn.Parameter] = dict(causal_lm.named_parameters())
+        self.buffers = persistent_buffers(causal_lm)
         self.originals: dict[str, torch.Tensor] = {}
 
     def records(self) -> tuple[TensorRecord, ...]:
-        """Names, full shapes and dtypes, in the order of `iterate`."""
-        return tuple(
-            TensorRecord(name, tuple(getattr(param, "ds_shape", param.shape)), str(param.dtype).removeprefix("torch."))
-            for name, param in self.params.items()
-        )
+        """Names, full shapes and dtypes, in the order of `published`."""
+        found = []
+        for name, tensor in [*self.params.items(), *self.buffers.items()]:
+            shape = getattr(tensor, "ds_shape", tensor.shape)
+            empty = torch.empty(tuple(shape), dtype=tensor.dtype, device="meta")
+            found += [_record(*each) for each in as_saved(self.causal_lm, name, empty).items()]
+        return tuple(found)
+
+    def published(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The state by the names of a checkpoint of this model, which an engine loads at its start too."""
+        for name, tensor in self.iterate():
+            yield from as_saved(self.causal_lm, name, tensor).items()
+
+    def param_records(self) -> tuple[TensorRecord, ...]:
+        """Those that an optimizer moves."""
+        return tuple(_record(name, param) for name, param in self.params.items())
 
     def iterate(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields each whole tensor on the training device. Asking for the next one frees it at stage 3."""
         for name, param in self.params.items():
             with gathered([param]):
                 yield name, param.detach()
+        yield from self.buffers.items()
 
     @torch.no_grad()
     def perturb(self, scale: float, seed: int) -> None:
@@ -58,7 +77,7 @@ class LiveWeights:
             with gathered([param], modify=True):
                 param.copy_(self.originals.pop(name))
 
-    def save(self, path: Path, tokenizer_path: str, revision: str | None) -> None:
+    def save(self, path: Path, config: Config) -> None:
         """Rank 0 writes a Hugging Face folder; who publishes it makes it durable and visible (`store`).
 
         Raises on all ranks alike: NonFiniteError if a weight is not finite, CheckpointError if it cannot be written.
@@ -71,24 +90,39 @@ class LiveWeights:
         if distributed.get_rank() == 0:
             failure = not_finite([f"weight of {name}" for name, tensor in tensors.items() if not is_finite(tensor)])
         raise_on_all_ranks(failure)
+        self._write(path, tensors, config)
+
+    def try_saving(self, path: Path, config: Config) -> None:
+        """Rank 0 writes the folder without its weights, which only the disk could refuse. Raises what `save` raises."""
+        self._write(path, {}, config)
+
+    def _write(self, path: Path, tensors: dict[str, torch.Tensor], config: Config) -> None:
+        failure: GrpoError | None = None
         if distributed.get_rank() == 0:
             try:
-                self._write(path, tensors, tokenizer_path, revision)
-            except CheckpointError as error:
+                write_policy(self.causal_lm, path, tensors, config)
+            except GrpoError as error:
                 failure = error
+            except OSError as error:
+                failure = CheckpointError(
+                    f"the policy must be saved whole: writing {path} failed ({error}); free space or choose another "
+                    "run.dir"
+                )
         raise_on_all_ranks(failure)
 
-    def _write(self, path: Path, tensors: dict[str, torch.Tensor], tokenizer_path: str, revision: str | None) -> None:
-        if path.exists():
-            raise CheckpointError(
-                f"saved weights are never overwritten: {path} exists; move it away or choose another run.dir"
-            )
-        try:
-            path.mkdir(parents=True)
-            self.causal_lm.save_pretrained(path, state_dict=tensors)
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, revision=revision, trust_remote_code=False)
-            tokenizer.save_pretrained(path)
-        except OSError as error:
-            raise CheckpointError(
-                f"the policy must be saved whole: writing {path} failed ({error}); free space or choose another run.dir"
-            ) from error
+
+def persistent_buffers(causal_lm: Any) -> dict[str, torch.Tensor]:
+    """Buffers that a checkpoint of the model holds, by name."""
+    saved = causal_lm.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in causal_lm.named_buffers() if name in saved}
+
+
+def as_saved(causal_lm: Any, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A tensor as a checkpoint holds it: transformers fuses experts when it loads a model, and renames some tensors."""
+    saved: dict[str, torch.Tensor] = revert_weight_conversion(causal_lm, {name: tensor})
+    return saved
+
+
+def _record(name: str, tensor: torch.Tensor) -> TensorRecord:
+    shape = tuple(getattr(tensor, "ds_shape", tensor.shape))
+    return TensorRecord(name, shape, str(tensor.dtype).removeprefix("torch."))

@@ -155,6 +155,12 @@ class LocalRank(LocalWorker):
     def records(self) -> Call[tuple[TensorRecord, ...]]:
         return self.does("records", lambda: tuple(record(name, "") for name in self.weights))
 
+    def tolerance(self) -> Call[float]:
+        return self.does("tolerance", lambda: 0.2)
+
+    def try_saving(self, folder: str) -> Call[None]:
+        return self.does("try_saving", lambda: None)
+
     def offer_transfer(self) -> Call[str]:
         return self.does("offer_transfer", lambda: "local://here")
 

@@ -42,3 +42,16 @@ def test_self_test_allows_for_what_a_perturbation_amplifies_and_no_more() -> Non
 def test_self_test_refuses(perturbed: Any, true: Any, message: str) -> None:
     with pytest.raises(WeightSyncError, match=message):
         check_self_test(perturbed, true, tolerance=0.1)
+
+
+def test_a_few_tokens_that_are_wrong_are_not_averaged_away() -> None:
+    """One token in twenty may be an accident of rounding; three are not, whatever the mean says."""
+    true, moved = [-1.0] * 40, [-5.0] * 40
+    for wrong, refused in ((2, False), (3, True)):
+        engine = true[:-wrong] + [-1.9] * wrong
+        assert sum(map(lambda a, b: abs(a - b), engine, true)) / 40 < 0.1
+        if refused:
+            with pytest.raises(WeightSyncError, match=r"true weights .* on average and 0.9 in one of 20"):
+                check_self_test((moved, [moved]), (true, [engine]), tolerance=0.1)
+        else:
+            check_self_test((moved, [moved]), (true, [engine]), tolerance=0.1)

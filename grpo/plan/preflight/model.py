@@ -9,11 +9,12 @@ from pathlib import Path
 from grpo.config import Config
 from grpo.config.architecture import check_model_config
 from grpo.config.paths import is_hub_model
+from grpo.config.snapshot import WEIGHTS
 from grpo.config.text import first_line
+from grpo.data.generation import load_generation_config
 from grpo.errors import ConfigError
 
-INDEX = "model.safetensors.index.json"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def look_at_model(config: Config, weights: bool = True) -> ModelFiles:
     except (OSError, ValueError, KeyError) as error:
         return ModelFiles(f"{path} in {os.getcwd()}", f"cannot be read: {first_line(error)}")
     if weights and not sizes:
-        return ModelFiles(path, "has no *.safetensors file")
+        return ModelFiles(path, f"has no weights ({' or '.join(WEIGHTS)})")
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return ModelFiles(path, f"has no tokenizer ({TOKENIZERS[0]})")
     if not weights:
@@ -51,17 +52,20 @@ def look_at_model(config: Config, weights: bool = True) -> ModelFiles:
 
 
 def _weights(folder: Path) -> list[str]:
-    """Names of the files with weights: those that the index lists, whether they are there or not."""
-    index = folder / INDEX
-    if index.is_file():
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    return sorted(path.name for path in folder.glob("*.safetensors"))
+    """Names of the files with weights that will be read: those of an index, whether they are there or not."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            whole = not name.endswith(".json")
+            return [name] if whole else sorted(set(json.loads((folder / name).read_text())["weight_map"].values()))
+    return []
 
 
 def unusable(config: Config, device: str | None = None) -> str:
-    """What config.json says against the model in this run, or ""."""
+    """What config.json says against the model in this run, or ""; with the device, generation_config.json too."""
     try:
         check_model_config(config, device)
+        if device is not None:  # it loads torch, so not on every node
+            load_generation_config(config)
     except ConfigError as error:
         return str(error)
     return ""

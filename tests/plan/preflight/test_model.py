@@ -15,7 +15,7 @@ from tests.plan.preflight.sites import closed_port, config, site, two
 def model_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
-    for name in ("config.json", "tokenizer.json", "a.safetensors"):
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (folder / name).write_text("{}")
     (folder / "config.json").write_text('{"model_type": "llama"}')
     return folder
@@ -27,8 +27,10 @@ def test_a_models_files_must_be_there_and_the_same(model_folder: Path) -> None:
 
     whole = seen()
     assert (whole.problem, "1 files of weights, 2 bytes" in whole.found) == ("", True)
-    (model_folder / "a.safetensors").write_text("{ }")
+    (model_folder / "model.safetensors").write_text("{ }")
     assert seen().identity != whole.identity
+    (model_folder / "model.safetensors").rename(model_folder / "a.safetensors")
+    assert "has no weights (model.safetensors or" in seen().problem, "transformers reads none of another name"
     index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
     (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "b.safetensors" in seen().problem
@@ -68,3 +70,25 @@ def test_the_size_of_a_head_is_judged_on_the_device_that_was_found(model_folder:
     refused = inputs.model(site(wanted, {}, "cpu"))
     assert refused.status == "failed" and "heads have 16 numbers" in refused.text
     assert inputs.model(site(wanted, {}, "cuda")).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("weights", "tokenizer"),
+    [
+        ({"pytorch_model.bin": "{}"}, "tokenizer.json"),
+        ({"pytorch_model.bin.index.json": '{"weight_map": {"x": "a.bin"}}', "a.bin": "{}"}, "tokenizer.model"),
+        ({"model.safetensors": "{}"}, "tekken.json"),
+    ],
+)
+def test_what_train_reads_is_there(tmp_path: Path, weights: dict[str, str], tokenizer: str) -> None:
+    for name, text in {**weights, tokenizer: "{}", "config.json": '{"model_type": "llama"}'}.items():
+        (tmp_path / name).write_text(text)
+    found = look_at_model(config(model={"path": str(tmp_path)}))
+    assert (found.problem, "1 files of weights" in found.found) == ("", True)
+
+
+@pytest.mark.parametrize("text", ["{", '{"early_stopping": "yes"}', '{"max_new_tokens": 0}'])
+def test_generation_settings_that_a_start_would_refuse_are_named(model_folder: Path, text: str) -> None:
+    (model_folder / "generation_config.json").write_text(text)
+    found = inputs.model(site(config(model={"path": str(model_folder), "max_length": 512}), {}))
+    assert found.status == "failed" and "generation_config.json must hold settings" in found.text

@@ -1,0 +1,57 @@
+"""A policy as a Hugging Face folder: written for each checkpoint, and tried before the first step."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from grpo.config import Config
+from grpo.config.text import first_line
+from grpo.data.tokenizer import load_tokenizer
+from grpo.errors import CheckpointError, ConfigError
+
+
+def prepare_saving(causal_lm: Any) -> None:
+    """Takes generation settings out of config.json, where transformers reads them and refuses to write them.
+
+    Where a model has no file for them, transformers has read them into its generation config.
+    """
+    for name in causal_lm.config._get_generation_parameters():  # what save_pretrained asks too
+        delattr(causal_lm.config, name)
+
+
+def write_policy(causal_lm: Any, path: Path, tensors: Mapping[str, torch.Tensor], config: Config) -> None:
+    """Writes config, weights, generation settings and tokenizer to a new folder.
+
+    The generation settings go out as they came in: transformers reads many that it refuses to write, such as a
+    temperature beside `do_sample: false`. Raises CheckpointError where the disk fails, ConfigError where transformers
+    cannot write this model.
+    """
+    if path.exists():
+        raise CheckpointError(
+            f"saved weights are never overwritten: {path} exists; move it away or choose another run.dir"
+        )
+    part = "config.json and weights"
+    settings = getattr(causal_lm, "generation_config", None)
+    try:
+        path.mkdir(parents=True)
+        if settings is not None:
+            causal_lm.generation_config = GenerationConfig()
+        causal_lm.save_pretrained(path, state_dict=dict(tensors))
+        if settings is not None:
+            part = "generation_config.json"
+            settings.to_json_file(path / part)
+        part = "tokenizer"
+        load_tokenizer(config).save_pretrained(path)
+    except (OSError, CheckpointError, ConfigError, MemoryError):
+        raise
+    except Exception as error:  # whatever a model's own code makes of its settings
+        raise ConfigError(
+            f"model.path = {config.model.path}: a policy must be saved as a Hugging Face folder, but transformers "
+            f"cannot write its {part} ({type(error).__name__}: {first_line(error)}); correct the files of the model"
+        ) from error
+    finally:
+        if settings is not None:
+            causal_lm.generation_config = settings
