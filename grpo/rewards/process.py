@@ -127,7 +127,9 @@ class RewardProcess:
         error = self._read(end).get("error")
         if error:
             return printable(str(error), 4 * LONGEST_REASON)
-        self.ready = self._settled(READY)  # else it has ended since, as the next call will find out
+        if not self._settled(READY):
+            raise Broken(Failure("exited", "ended the reward process", outside=True))
+        self.ready = True
         return None
 
     def call(self, function: int, prompt: str, completion: str, answer: str, end: float) -> float | Failure:

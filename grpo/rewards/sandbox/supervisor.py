@@ -134,6 +134,7 @@ class Watch:
             self.helpers = set(self.tree()) - {self.pid}
             with suppress(OSError):
                 self.kept = set(os.listdir(self.scratch))
+            return True
         return set(self.tree()) <= {self.pid} and usage.empty(self.scratch, self.kept)
 
     def answer(self, listener: int) -> bool:
