@@ -553,6 +553,18 @@ def hides_files_behind_long_names(answer):
 
 
 @hostile
+def writes_on_behind_the_call(answer):
+    def work():
+        for number in range(1_000_000):
+            with contextlib.suppress(OSError):
+                Path(os.environ["TMPDIR"], str(number)).mkdir()
+                Path(os.environ["TMPDIR"], str(number), "file").touch()
+
+    threading.Thread(target=work, daemon=True).start()
+    return 1.0
+
+
+@hostile
 def makes_a_closed_folder(answer):
     folder = Path(os.environ["TMPDIR"], "closed")
     (folder / "inside").mkdir(parents=True)
