@@ -40,7 +40,10 @@ def main() -> None:
 
 def is_foreign() -> bool:
     """Whether this interpreter is one that the shell has changed."""
-    here = os.path.realpath(sys.path[0] or ".") == os.path.realpath(".") if sys.path else False
+    try:
+        here = bool(sys.path) and os.path.realpath(sys.path[0] or ".") == os.path.realpath(".")
+    except FileNotFoundError:  # the working folder is gone; the command line says so
+        here = False
     named = any(name.startswith("PYTHON") and name not in HARMLESS for name in os.environ)
     text = sys.getfilesystemencoding().lower().replace("-", "") != "utf8"
     return here or named or text or sys.flags.optimize > 0

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import signal
 import sys
 import time
@@ -28,6 +29,8 @@ class _Edge(TyperGroup):
 
     def invoke(self, ctx: Any) -> object:  # typer keeps the class of its contexts to itself
         try:
+            if os.stat(".").st_nlink == 0:
+                raise ConfigError("the working folder must be there, but it is gone; cd to another")
             return super().invoke(ctx)
         except GrpoError as error:
             raise _failed(error) from None
@@ -243,7 +246,6 @@ def main() -> None:
     except SystemExit as end:
         sys.stdout.flush()
         if not end.code and out.lost and out.lost.errno != errno.EPIPE and sys.argv[1:2] != ["train"]:
-            sys.exit(
-                _failed(GrpoError(f"standard output: {out.lost.strerror}; what was printed is not whole")).exit_code
-            )
+            lost = GrpoError(f"standard output: {out.lost.strerror}; what was printed is not whole")
+            sys.exit(_failed(lost).exit_code)
         raise

@@ -86,3 +86,19 @@ def test_an_interpreter_that_is_as_it_should_be_is_not_started_again(tmp_path: P
         LC_ALL="C.UTF-8",
     )
     assert (code, text.split()[0]) == (0, "grpo")
+
+
+def test_a_working_folder_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
+    code, text = run(["-P", "-c", f"import os; os.rmdir(os.getcwd()); {SCRIPT}", "config", "schema"], tmp_path)
+    assert (code, text) == (2, "error: the working folder must be there, but it is gone; cd to another\n")
+
+
+@pytest.mark.parametrize(
+    "screen", [{"COLUMNS": "0"}, {"COLUMNS": "1"}, {"COLUMNS": "x"}, {"TERM": "dumb", "NO_COLOR": "1"}, {"TERM": "?"}]
+)
+def test_the_screen_decides_nothing(tmp_path: Path, screen: dict[str, str]) -> None:
+    run_file = str(ROOT / "examples" / "quickstart.yaml")
+    model = f"model.path={ROOT / 'examples' / 'quickstart' / 'model'}"
+    for verb in (["--help"], ["plan", run_file, model]):
+        code, text = run(["-P", "-c", SCRIPT, *verb], tmp_path, **screen)
+        assert (code, "Traceback" in text) == (0, False), text

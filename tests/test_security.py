@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -491,7 +492,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     overrides = [f"run.dir={run_dir}", "run.steps=5000", "eval.prompts=8", "checkpoint.every=1", "metrics.port=0"]
     command = [sys.executable, "-m", "grpo", "train", "examples/quickstart.yaml", *overrides]
     output = (folder / "output").open("w+")
-    driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    driver = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    )
     seen: dict[str, Any] = {"run_dir": run_dir, "ray": folder / "ray", "sockets": set(), "metrics": ""}
     try:
         deadline = time.monotonic() + 300
@@ -516,7 +519,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         for who, attempt in asked.items():
             seen[who] = (attempt.result(), (folder / f"joined-{who}").exists())
         copy_logs(pids, seen["ray"])  # they go with the run
-        driver.terminate()
+        os.killpg(driver.pid, signal.SIGTERM)  # as `timeout` or a scheduler does
         seen["code"] = driver.wait(timeout=120)
     finally:
         driver.kill()
@@ -583,7 +586,7 @@ def test_only_known_sockets_are_open_to_other_machines(run: dict[str, Any]) -> N
 
 @pytest.mark.slow
 def test_no_process_stays_when_the_run_is_stopped(run: dict[str, Any]) -> None:
-    """By SIGTERM, after its first step; what is killed: test_end_to_end.py."""
+    """By SIGTERM to its group, after its first step; what is killed: test_end_to_end.py."""
     assert run["processes"] > 4, ROLES
     assert run["code"] == Interrupted.exit_code
     assert "Traceback" not in run["output"]

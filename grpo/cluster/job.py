@@ -170,7 +170,7 @@ def evaluate(config: Config) -> Stats:
             print(note)
         rewards.check_answers(held_out)
         rewards.try_services(held_out[0])
-        with session(config, stop) as cluster:
+        with session(config, stop, roles=["rollout"]) as cluster:
             recoveries = RecoveryBudget(config.run.max_recoveries)
             context = RunContext(config, cluster.workers, recoveries, ConsoleObserver())
             fleet = Fleet(context, partial(made, cluster, config, Makers().engine))

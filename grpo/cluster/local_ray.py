@@ -53,6 +53,7 @@ class LocalRay:
         self.folder.offer(__name__)
         given = shell.environment(os.environ, passed) | own
         given |= {"PYTHONPATH": self.folder.modules, "TMPDIR": self.folder.temporary}
+        given |= shell.identity(self.folder.home)
         before = set(processes_below_us())  # reward workers
         began, seconds = time.monotonic(), self.config.deadlines.start
         while error := self._try_to_start(given):

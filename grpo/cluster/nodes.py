@@ -9,6 +9,7 @@ from ray.actor import ActorHandle
 
 from grpo.cluster import ray_private
 from grpo.config import Config
+from grpo.plan.placement import Node
 from grpo.run.layout import LOGS
 
 CONNECT_SECONDS = 3.0
@@ -43,6 +44,23 @@ def describe_nodes(role_label: str, draining: frozenset[str]) -> list[str]:
         what = [node["Labels"].get(role_label, "no role"), *has, *["draining"][: node["NodeID"] in draining]]
         texts.append(f"{node['NodeManagerHostname']} ({', '.join(what)})")
     return texts
+
+
+def ray_nodes(config: Config) -> list[Node]:
+    """Nodes of the cluster that are alive, by name."""
+    found = [
+        Node(
+            id=entry["NodeID"],
+            name=entry["NodeManagerHostname"],
+            address=entry["NodeManagerAddress"],
+            role=entry["Labels"].get(config.cluster.role_label),
+            cpus=entry["Resources"].get("CPU", 0.0),
+            gpus=entry["Resources"].get("GPU", 0.0),
+            object_store=int(entry["Resources"].get("object_store_memory", 0)),
+        )
+        for entry in living_nodes()
+    ]
+    return sorted(found, key=lambda node: (node.name, node.id))
 
 
 def living_nodes() -> list[dict[str, Any]]:

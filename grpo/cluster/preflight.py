@@ -16,8 +16,10 @@ from pathlib import Path
 import ray
 
 from grpo.checkpoint.commit import checkpoints_url
-from grpo.cluster.nodes import living_nodes
+from grpo.cluster import private_folder
+from grpo.cluster.nodes import ray_nodes
 from grpo.cluster.probes import HERE, LocalProbe, NodeProbes, Probes
+from grpo.cluster.ray_private import OwnPath
 from grpo.config import Config
 from grpo.config.text import short
 from grpo.errors import ConfigError, GrpoError, Interrupted
@@ -28,6 +30,7 @@ from grpo.plan.preflight.facts import Facts, look
 from grpo.plan.preflight.probe import Probe
 from grpo.plan.preflight.site import Site
 from grpo.plan.preflight.verdict import Check, Problem, judge
+from grpo.run import shell
 from grpo.store import open_store
 
 NODE_SECONDS = 30.0  # for one more node, after the last that has joined
@@ -40,8 +43,24 @@ def preflight(config: Config) -> list[Check]:
         driver = look(config)
         cores = float(max(config.rollout.engines + config.train.ranks, os.cpu_count() or 1))
         here = Node(HERE, platform.node(), "127.0.0.1", None, cores, float(len(driver.gpus)))
-        return _checks(config, driver, [here], LocalProbe())
+        return [_shell(config), *_checks(config, driver, [here], LocalProbe())]
     return _on_cluster(config, look(config, weights=False))
+
+
+def _shell(config: Config) -> Check:
+    """What of the shell would end a local Ray, what is without effect, and what decides something."""
+    problems = [Problem("warning", "", text) for text in shell.obstacles()]
+    if not shell.home():
+        problems.append(Problem("warning", "", "no home folder to write to: set HF_HOME for a cache that lasts"))
+    try:
+        place = private_folder.check(config.run.dir)
+    except ConfigError as error:
+        return judge("shell", [Problem("failed", "", str(error)), *problems], "")
+    ignored, told = shell.ignored(config.cluster.environment), shell.told(os.environ)
+    found = [f"Ray's folder goes to {place}"]
+    found += [f"without effect: {', '.join(ignored)} (cluster.environment)"] if ignored else []
+    found += [f"in effect: {', '.join(told)}"] if told else []
+    return judge("shell", problems, "; ".join(found), "raise the limits")
 
 
 def _on_cluster(config: Config, driver: Facts) -> list[Check]:
@@ -67,7 +86,7 @@ def _connected(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ours = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, job_config=OwnPath())
         signal.signal(signal.SIGTERM, ours)  # Ray puts its own there
         yield
     except SystemError as error:  # how a waiting ray.wait reports what a signal handler raised
@@ -104,23 +123,6 @@ def _wait_for_nodes(config: Config) -> list[Node]:
         time.sleep(1.0)
 
 
-def ray_nodes(config: Config) -> list[Node]:
-    """Nodes of the cluster that are alive, by name."""
-    found = [
-        Node(
-            id=entry["NodeID"],
-            name=entry["NodeManagerHostname"],
-            address=entry["NodeManagerAddress"],
-            role=entry["Labels"].get(config.cluster.role_label),
-            cpus=entry["Resources"].get("CPU", 0.0),
-            gpus=entry["Resources"].get("GPU", 0.0),
-            object_store=int(entry["Resources"].get("object_store_memory", 0)),
-        )
-        for entry in living_nodes()
-    ]
-    return sorted(found, key=lambda node: (node.name, node.id))
-
-
 def device_of(config: Config, found: Sequence[Node]) -> str:
     """Where the actors will run, as a session decides it."""
     if config.cluster.device != "auto":
@@ -136,7 +138,7 @@ def _checks(config: Config, driver: Facts, found: Sequence[Node], probes: Probes
     facts = probes.ask(None, Probe.look, config) if able else {}
     site = Site(config, device, able, facts, driver)
     skews = {node.name: _skew(seen.clock, asked) for node, seen in site.known()}
-    checks = [*nodes.room(site), nodes.labels(site), nodes.versions(site)] if found else []
+    checks = [*nodes.layout(site), *nodes.room(site), nodes.labels(site), nodes.versions(site)] if found else []
     checks += [*_against_plan(site), *_storage(site, probes), inputs.model(site), *inputs.data(site)]
     checks += [inputs.secrets(site), *inputs.services(config), *inputs.reward_code(config)]
     checks += [links.interfaces(site), _connections(site, probes), links.clocks(skews)]

@@ -41,7 +41,8 @@ class PrivateFolder:
         for place in self.places:
             remove_stale(place)
         self.path, self._lock = _make(self.places)
-        Path(self.path, "modules").mkdir()
+        for name in ("modules", "h"):
+            Path(self.path, name).mkdir()
         Path(self.path, "modules", "sitecustomize.py").write_text(FIRST.format(folder=os.path.realpath(".")))
         _temporary(Path(self.path, "tmp"))
         return self
@@ -54,6 +55,11 @@ class PrivateFolder:
     def ray(self) -> str:
         """For Ray, which opens the folder that it is given to everybody."""
         return str(Path(self.path, "r"))
+
+    @property
+    def home(self) -> str:
+        """For a user who has none."""
+        return str(Path(self.path, "h"))
 
     @property
     def modules(self) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psutil
@@ -16,10 +16,12 @@ from grpo.cluster.border import bordered
 from grpo.cluster.handles import HEALTH
 from grpo.cluster.head import HeadHeartbeat
 from grpo.cluster.local_ray import LocalRay, leave_ray
+from grpo.cluster.nodes import ray_nodes
+from grpo.cluster.sharing import SharedGpus
 from grpo.cluster.workers import Workers
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, Interrupted
-from grpo.plan.placement import CPUS, OTHER_ROLE
+from grpo.plan.placement import CPUS, OTHER_ROLE, ROLES, Role, crowded, place, refusal
 from grpo.run.faults import publish_pids
 from grpo.run.stopping import SIGNALS, StopRequest
 
@@ -29,8 +31,14 @@ class Session:
 
     workers: Workers
 
-    def __init__(self, config: Config, stop: StopRequest, say: Callable[[str], None] = print) -> None:
-        self.config, self.stop_request, self.say = config, stop, say
+    def __init__(
+        self,
+        config: Config,
+        stop: StopRequest,
+        say: Callable[[str], None] = print,
+        roles: Sequence[Role] = ROLES,
+    ) -> None:
+        self.config, self.stop_request, self.say, self.roles = config, stop, say, roles
         self.device = "cpu"
         self.head: HeadHeartbeat | None = None
         self.local: LocalRay | None = None
@@ -59,6 +67,19 @@ class Session:
         self.workers.device = self.device
         if self.device == "cuda" and not has_gpus:
             raise ConfigError("cluster.device is cuda, but Ray sees no GPU; set cluster.device to cpu or auto")
+        self._plan_places()
+
+    def _plan_places(self) -> None:
+        """Which actors share a GPU. Raises ConfigError where they cannot, and no node may come that helps."""
+        nodes = ray_nodes(self.config)
+        if (
+            reason := refusal(self.config, self.device, nodes, self.roles)
+            if self.local
+            else crowded(self.config, self.device)
+        ):
+            raise ConfigError(reason)
+        groups = place(self.config, self.device, nodes, self.roles).groups if self.device == "cuda" else []
+        self.shared = SharedGpus(groups, self.config.cluster.role_label)
 
     def _connect(self, address: str) -> None:
         try:
@@ -74,9 +95,9 @@ class Session:
             ) from error
 
     def place(
-        self, actor_class: type, role: str, gpus: float, config: Config | None, index: int, device: str
+        self, actor_class: type, role: Role, gpus: float, config: Config | None, index: int, device: str
     ) -> tuple[ActorHandle[Any], str]:
-        """An actor on a node of its role, and what it reserves there, in words.
+        """An actor on a node of its role, and what it reserves there, in words. `index` counts the actors of a role.
 
         A node of its role is one whose label `cluster.role_label` is not the other role's. Nothing retries a method (a
         second optimizer step would be silent), and a dead actor stays dead.
@@ -84,13 +105,17 @@ class Session:
         if self.local:
             self.local.folder.offer(actor_class.__module__)
         gpus = gpus if self.device == "cuda" else 0
-        options = {
+        options: dict[str, Any] = {
             "num_cpus": CPUS,
             "num_gpus": gpus,
             "max_restarts": 0,
             "max_task_retries": 0,
-            "label_selector": {self.config.cluster.role_label: f"!in({OTHER_ROLE[role]})"},
         }
+        strategy = self.shared.strategy(role, index, self.head.draining if self.head else frozenset()) if gpus else None
+        if strategy:
+            options["scheduling_strategy"] = strategy
+        else:
+            options["label_selector"] = {self.config.cluster.role_label: f"!in({OTHER_ROLE[role]})"}
         make: Any = ray.remote
         if role == "trainer":  # its verbs block their thread, so signs of life need one of their own
             make = make(concurrency_groups={HEALTH: 1})
@@ -121,9 +146,11 @@ def resources() -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def session(config: Config, stop: StopRequest, say: Callable[[str], None] = print) -> Iterator[Session]:
-    """A started session that is stopped on success, error, Ctrl-C and SIGTERM."""
-    current, failed = Session(config, stop, say), False
+def session(
+    config: Config, stop: StopRequest, say: Callable[[str], None] = print, roles: Sequence[Role] = ROLES
+) -> Iterator[Session]:
+    """A started session for actors of these roles that is stopped on success, error and a signal."""
+    current, failed = Session(config, stop, say, roles), False
     try:
         current.start()
         stop.listen()  # after ray.init, which installs handlers of its own

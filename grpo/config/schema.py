@@ -109,7 +109,7 @@ class Rollout(Section):
     tensor_parallel: int = Field(1, ge=1, le=1024)
     """GPUs of an engine."""
     gpus_per_engine: Gpus | None = None
-    """Ray GPUs an engine reserves; null: tensor_parallel on CUDA, 0 on CPU. 0.5 lets two roles share one GPU."""
+    """Ray GPUs an engine reserves; null: tensor_parallel on CUDA. Below 1: a share of one, beside a rank or engines."""
     memory_utilization: float = Field(0.9, gt=0, lt=1)
     """Share of the GPU's memory that an engine takes."""
     kv_cache_gib: Gibibytes = 1.0

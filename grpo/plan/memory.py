@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from grpo.config import Config
 from grpo.plan.model_size import Shape, read_shape
-from grpo.plan.placement import gpus_of
+from grpo.plan.placement import crowded, grouped
 
 GIB = 2**30
 FP32 = 4
@@ -153,19 +153,23 @@ def gpu_problems(made: Plan, config: Config) -> list[str]:
             f"a trainer rank needs {gib(made.rank_bytes)} of a GPU's {made.gpu_gib:g} GiB: raise train.zero_stage or "
             "train.ranks, lower train.tokens_per_micro_batch or set train.gradient_checkpointing"
         )
-    elif shares_gpu(config) and made.rank_bytes + made.engine_gpu > limit:
+    elif (beside := engines_beside_rank(config)) and made.rank_bytes + beside * made.engine_gpu > limit:
         found.append(
-            f"a rank and an engine that share a GPU need {gib(made.rank_bytes + made.engine_gpu)} of its "
-            f"{made.gpu_gib:g} GiB: lower rollout.memory_utilization, or give each a GPU of its own"
+            f"a rank and {'an engine' if beside == 1 else f'{beside} engines'} that share a GPU need "
+            f"{gib(made.rank_bytes + beside * made.engine_gpu)} of its {made.gpu_gib:g} GiB: lower "
+            "rollout.memory_utilization, or give each a GPU of its own"
         )
+    elif reason := crowded(config, "cuda"):
+        found.append(reason)
     if made.kv_tokens_gpu < config.model.max_length:
         found.append("an engine's GPU cannot hold one row beside the weights: raise rollout.tensor_parallel")
     return found
 
 
-def shares_gpu(config: Config) -> bool:
-    """Whether Ray may put a rank and an engine on one GPU."""
-    return gpus_of(config, "rollout") + gpus_of(config, "trainer") <= 1
+def engines_beside_rank(config: Config) -> int:
+    """How many engines at most share the GPU of a rank, where nodes host both roles."""
+    groups = grouped(config, "cuda")
+    return max(group.count("rollout") * bool(group.count("trainer")) for group in groups)
 
 
 def cpu_problems(made: Plan, config: Config) -> list[str]:

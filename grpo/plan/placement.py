@@ -42,27 +42,36 @@ class Node:
         return f"{self.name} ({self.cpus:g} CPUs, {self.gpus:g} GPUs, {self.role or 'no role'})"
 
 
+@dataclass(frozen=True)
+class Group:
+    """Actors, by role and index, that have `gpus` whole GPUs of one node to themselves; several share the only one."""
+
+    members: tuple[tuple[Role, int], ...]
+    gpus: int
+
+    def count(self, role: Role) -> int:
+        """How many actors of the role are in it."""
+        return sum(member == role for member, _ in self.members)
+
+    def may_be_on(self, node: Node) -> bool:
+        """Whether all of them may be there."""
+        return all(node.may_host(role) for role, _ in self.members)
+
+
 @dataclass
 class Room:
-    """What is left of a node while it is filled; `gpus` is what is left of each."""
+    """What is left of a node while it is filled."""
 
     node: Node
     cpus: float
-    gpus: list[float]
+    gpus: int
 
-    def take(self, gpus: float) -> bool:
-        """Whether one more actor fits; takes its share. A part of a GPU goes to the fullest that has it."""
-        whole = [place for place, left in enumerate(self.gpus) if left > 1 - SMALL]
-        if self.cpus < CPUS or (gpus >= 1 and len(whole) < gpus):
+    def take(self, group: Group) -> bool:
+        """Whether one more group fits; takes its share."""
+        if self.cpus < CPUS * len(group.members) or self.gpus < group.gpus:
             return False
-        if 0 < gpus < 1:
-            able = [place for place, left in enumerate(self.gpus) if left > gpus - SMALL]
-            if not able:
-                return False
-            self.gpus[min(able, key=lambda place: self.gpus[place])] -= gpus
-        for place in whole[: int(gpus)]:
-            self.gpus[place] = 0.0
-        self.cpus -= CPUS
+        self.cpus -= CPUS * len(group.members)
+        self.gpus -= group.gpus
         return True
 
 
@@ -70,8 +79,9 @@ class Room:
 class Placement:
     """`hosted` counts the actors of a role by node id; `missing` those without a place."""
 
-    hosted: dict[Role, Counter[str]] = field(default_factory=dict)
-    missing: dict[Role, int] = field(default_factory=dict)
+    groups: list[Group]
+    hosted: dict[Role, Counter[str]] = field(default_factory=lambda: {role: Counter() for role in ROLES})
+    missing: dict[Role, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 0))
 
 
 def actors(config: Config, role: Role) -> int:
@@ -91,23 +101,87 @@ def needs(config: Config, device: str) -> Mapping[Role, float]:
     return {role: gpus_of(config, role) if device == "cuda" else 0.0 for role in ROLES}
 
 
-def place(config: Config, device: str, nodes: Sequence[Node]) -> Placement:
-    """Fills the nodes: those of one role before those of both, and actors with many GPUs first."""
-    rooms = [Room(node, node.cpus, [1.0] * int(node.gpus)) for node in nodes]
-    done = Placement()
+def grouped(config: Config, device: str, mixed: bool = True, roles: Sequence[Role] = ROLES) -> list[Group]:
+    """All actors of these roles, those together that share a GPU; `mixed`: also those of different roles.
+
+    NCCL refuses two ranks on one GPU, so a rank shares its GPU with engines alone. Engines spread over as few GPUs as
+    their shares need: first over those of ranks.
+    """
     wanted = needs(config, device)
-    for role in sorted(ROLES, key=lambda role: -wanted[role]):
-        own = [room for room in rooms if room.node.may_host(role)]
-        own.sort(key=lambda room: room.node.role != role)
-        done.hosted[role] = Counter()
-        for _ in range(actors(config, role)):
-            room = next((room for room in own if room.take(wanted[role])), None)
+    alone = [role for role in roles if not 0 < wanted[role] < 1]
+    groups = [Group(((role, index),), int(wanted[role])) for role in alone for index in range(actors(config, role))]
+    ranks = actors(config, "trainer") * ("trainer" in roles and "trainer" not in alone)
+    beside = _fits(1 - wanted["trainer"], wanted["rollout"]) if mixed else 0
+    left = actors(config, "rollout") * ("rollout" in roles and "rollout" not in alone)
+    with_ranks = min(left, beside * ranks)
+    shared: list[list[tuple[Role, int]]] = [[("trainer", index)] for index in range(ranks)]
+    for index in range(with_ranks):
+        shared[index % ranks].append(("rollout", index))
+    if left := left - with_ranks:
+        count = -(-left // _fits(1, wanted["rollout"]))
+        own: list[list[tuple[Role, int]]] = [[] for _ in range(count)]
+        for index in range(left):
+            own[index % count].append(("rollout", with_ranks + index))
+        shared += own
+    return groups + [Group(tuple(members), 1) for members in shared]
+
+
+def _fits(room: float, share: float) -> int:
+    return int((room + SMALL) / share) if share else 0
+
+
+def place(config: Config, device: str, nodes: Sequence[Node], roles: Sequence[Role] = ROLES) -> Placement:
+    """Fills the nodes. Roles share a GPU where nodes of both have room for that, else each has GPUs of its own."""
+    together = _place(grouped(config, device, True, roles), nodes)
+    apart = _place(grouped(config, device, False, roles), nodes)
+    both = any(node.gpus and all(node.may_host(role) for role in ROLES) for node in nodes)
+    lacking = any(together.missing.values())
+    return together if not lacking or (both and any(apart.missing.values())) else apart
+
+
+def _place(groups: list[Group], nodes: Sequence[Node]) -> Placement:
+    """Nodes of one role before those of both; what has many GPUs, or many actors on one, first."""
+    rooms = [Room(node, node.cpus, int(node.gpus)) for node in nodes]
+    done = Placement(groups)
+    for group in sorted(groups, key=lambda group: (-group.gpus, -len(group.members), group.members[0][0])):
+        own = [room for room in rooms if group.may_be_on(room.node)]
+        own.sort(key=lambda room: room.node.role is None)
+        room = next((room for room in own if room.take(group)), None)
+        for role, _ in group.members:
             if room:
                 done.hosted[role][room.node.id] += 1
-        done.missing[role] = actors(config, role) - done.hosted[role].total()
+            else:
+                done.missing[role] += 1
     return done
+
+
+def crowded(config: Config, device: str) -> str:
+    """Why engines cannot share a GPU as they would, or ""."""
+    most = max((group.count("rollout") for group in grouped(config, "cuda")), default=0)
+    share = config.rollout.memory_utilization
+    if device == "cpu" or most * share < 1 or most == 1:
+        return ""
+    return (
+        f"{most} engines share a GPU (rollout.gpus_per_engine = {gpus_of(config, 'rollout'):g}) and each takes "
+        f"rollout.memory_utilization = {share:g} of its memory: lower that below {1 / most:.2g}"
+    )
+
+
+def refusal(config: Config, device: str, nodes: Sequence[Node], roles: Sequence[Role] = ROLES) -> str:
+    """Why the run cannot be on these nodes, whatever comes, or ""."""
+    missing = place(config, device, nodes, roles).missing
+    if not any(missing.values()):
+        return crowded(config, device)
+    wanted, gpus = needs(config, device), sum(int(node.gpus) for node in nodes)
+    layout = " and ".join(f"{actors(config, role)} x {ACTORS[role]} with {wanted[role]:g} GPU each" for role in roles)
+    lacking = " and ".join(f"{count} x {ACTORS[role]}" for role, count in missing.items() if count)
+    return (
+        f"{layout} must find their places on {gpus} GPUs, but {lacking} has none (a share is of one GPU, and two ranks "
+        "never share one): lower train.ranks, rollout.engines, train.gpus_per_rank or rollout.gpus_per_engine"
+    )
 
 
 def fits_alone(config: Config, device: str, role: Role, node: Node) -> bool:
     """Whether an actor would fit a node that holds nothing else."""
-    return node.may_host(role) and Room(node, node.cpus, [1.0] * int(node.gpus)).take(needs(config, device)[role])
+    gpus = -(-needs(config, device)[role] // 1)
+    return node.may_host(role) and Room(node, node.cpus, int(node.gpus)).take(Group(((role, 0),), int(gpus)))

@@ -5,8 +5,8 @@ import math
 from rich.table import Table
 
 from grpo.config import Config
-from grpo.plan.memory import GIB, Plan, gib, gpu_problems, shares_gpu
-from grpo.plan.placement import gpus_of
+from grpo.plan.memory import GIB, Plan, engines_beside_rank, gib, gpu_problems
+from grpo.plan.placement import crowded, gpus_of
 
 NONE = "-"
 
@@ -55,10 +55,10 @@ def device_table(made: Plan, config: Config) -> Table:
 
 def verdicts(made: Plan, config: Config, tokens: int) -> tuple[str, str]:
     """Of the engine and of the rank. What a rank takes on the CPU is judged against its pod's limit, by preflight."""
-    engine = "fits" if tokens >= config.model.max_length else "does not fit"
+    engine = "fits" if tokens >= config.model.max_length and not crowded(config, made.device) else "does not fit"
     if made.device == "cpu":
         return engine, NONE
-    share = made.rank_bytes + (made.engine_gpu if shares_gpu(config) else 0)
+    share = made.rank_bytes + made.engine_gpu * engines_beside_rank(config)
     rank = f"fits ({share / (made.gpu_gib * GIB):.0%})" if share <= made.gpu_gib * GIB else "does not fit"
     assert ("does not fit" in (engine, rank)) == bool(gpu_problems(made, config))
     return engine, rank

@@ -7,6 +7,7 @@ which GPUs are ours) and those that nobody here knows are passed on. `cluster.en
 
 import contextlib
 import os
+import pwd
 import re
 import resource
 import sys
@@ -39,8 +40,8 @@ TOLD = {
 forgotten: set[str] = set()
 """Names of Ray's variables that this process had."""
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-FEWEST_FILES = 4096
-"""Open files that Ray's processes need."""
+FEWEST_FILES, MOST_FILES = 4096, 65_536
+"""Open files that Ray's processes need, and that they are content with."""
 LIMITS = {
     resource.RLIMIT_AS: ("ulimit -v", "addresses; torch and vLLM reserve many times what they use"),
     resource.RLIMIT_DATA: ("ulimit -d", "data"),
@@ -90,10 +91,36 @@ def prepare() -> None:
     os.umask(os.umask(0o077) & 0o077)
     for limit in (resource.RLIMIT_NOFILE, *LIMITS):
         soft, hard = resource.getrlimit(limit)
+        wanted = hard
+        if limit == resource.RLIMIT_NOFILE:  # no more than Ray asks for: some programs go through all that there may be
+            wanted = max(soft, MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES))
         with contextlib.suppress(ValueError, OSError):
-            if limit != resource.RLIMIT_NOFILE or soft != resource.RLIM_INFINITY:
-                resource.setrlimit(limit, (hard, hard))
+            resource.setrlimit(limit, (wanted, hard))
     os.environ.update(without_proxy(os.environ))
+
+
+def home() -> str:
+    """The user's home folder if it can be written to, else ""."""
+    folder = os.path.expanduser("~")
+    return folder if os.path.isabs(folder) and os.access(folder, os.W_OK | os.X_OK) else ""
+
+
+def identity(folder: str) -> dict[str, str]:
+    """A home in `folder` and a name where the user has none, as libraries want both (a pod with any number for a user).
+
+    Caches that the user names (HF_HOME, XDG_CACHE_HOME) stay where they are.
+    """
+    found = {} if home() else {"HOME": folder}
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        found |= {"USER": os.environ.get("USER") or "grpo", "LOGNAME": os.environ.get("LOGNAME") or "grpo"}
+    return found
+
+
+def told(environ: Mapping[str, str]) -> list[str]:
+    """The variables that are passed on and decide something, one text each."""
+    return [f"{name}={environ[name]} ({TOLD[name]})" for name in TOLD if environ.get(name)]
 
 
 def obstacles() -> Iterator[str]:

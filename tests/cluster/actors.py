@@ -68,6 +68,12 @@ class Actor:
             "statistics": statistics.mean([1, 3]),
         }
 
+    def gpus(self) -> list[int]:
+        """The GPUs that Ray shows it."""
+        import ray
+
+        return [int(number) for number in ray.get_gpu_ids()]
+
     def refuse(self) -> None:
         raise DataError("row 3: no answer")
 

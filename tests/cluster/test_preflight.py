@@ -26,6 +26,32 @@ def test_on_one_machine_nothing_is_started_and_nothing_is_left(tmp_path: Path) -
     assert statuses(other)["run.dir"] == "ok" and list(tmp_path.iterdir()) == []
 
 
+def test_the_shell_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = config(run={"dir": str(tmp_path / "x")}, cluster={"environment": ["OMP_NUM_THREADS"]})
+    for name in [name for name in os.environ if name.startswith(("PYTHON", "OMP", "VLLM", "HF_"))]:
+        monkeypatch.delenv(name)
+    for name in ("OMP_NUM_THREADS", "VLLM_USE_V1", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr("grpo.run.shell.forgotten", {"RAY_ADDRESS"})
+    check = cluster.preflight(wanted)[0]
+    assert check.name == "shell" and check.text.endswith(
+        "; without effect: MASTER_ADDR, RAY_ADDRESS, VLLM_USE_V1 (cluster.environment); "
+        "in effect: CUDA_VISIBLE_DEVICES=3 (only these GPUs are used)"
+    )
+    monkeypatch.setattr("grpo.cluster.private_folder.LEAST_FREE", 2**70)
+    assert cluster.preflight(wanted)[0].status == "failed"
+    assert "set TMPDIR to a short path" in cluster.preflight(wanted)[0].text
+
+
+def test_a_layout_that_this_machine_cannot_have_fails_for_good(tmp_path: Path) -> None:
+    wanted = {"cluster": {"device": "cuda"}, "train": {"ranks": 2, "gpus_per_rank": 0.5}}
+    check = next(
+        check for check in cluster.preflight(config(run={"dir": str(tmp_path)}, **wanted)) if check.name == "layout"
+    )
+    assert check.status == "failed" and "2 x trainer rank with 0.5 GPU each" in check.text
+
+
 def test_without_the_model_there_is_no_plan_and_a_bucket_out_of_reach_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from grpo.plan.placement import Node, place
+from grpo.plan.placement import Node, crowded, grouped, place, refusal
 from tests.plan.preflight.sites import config, node
 
 
@@ -37,6 +39,14 @@ def test_every_actor_takes_a_cpu_of_a_node_that_is_not_the_other_roles(
         ((1, 0), {"gpus_per_engine": 0.5}, {"gpus_per_rank": 0.5}, {"rollout": 0, "trainer": 0}),
         ((1, 0), {"gpus_per_engine": 0.6}, {"gpus_per_rank": 0.5}, {"rollout": 0, "trainer": 1}),
         (
+            (1, 1),
+            {"gpus_per_engine": 0.5, "engines": 2},
+            {"gpus_per_rank": 0.5, "ranks": 2},
+            {"rollout": 0, "trainer": 0},
+        ),
+        ((1, 0), {"gpus_per_engine": 0.1}, {"gpus_per_rank": 0.1, "ranks": 2}, {"rollout": 0, "trainer": 1}),
+        ((2, 1), {"tensor_parallel": 2}, {"gpus_per_rank": 0.5}, {"rollout": 0, "trainer": 0}),
+        (
             (2, 0),
             {"gpus_per_engine": 0.6, "engines": 2},
             {"gpus_per_rank": 0.4, "ranks": 2},
@@ -49,3 +59,77 @@ def test_gpus_of_an_actor_are_of_one_node_and_a_share_is_of_one_gpu(
 ) -> None:
     found = [node(name, gpus=count) for name, count in zip("ab", gpus, strict=True)]
     assert place(config(rollout=rollout, train=train), "cuda", found).missing == missing
+
+
+def members(wanted: Any, mixed: bool = True) -> list[str]:
+    """One word for each shared GPU: t0r1r2 is rank 0 with engines 1 and 2."""
+    groups = grouped(wanted, "cuda", mixed)
+    return ["".join(f"{role[0]}{index}" for role, index in group.members) for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("engines", "ranks", "mixed", "expected"),
+    [
+        ((2, 0.5), (2, 0.5), True, ["t0r0", "t1r1"]),
+        ((2, 0.5), (2, 0.5), False, ["t0", "t1", "r0r1"]),
+        ((3, 0.25), (2, 0.5), True, ["t0r0r2", "t1r1"]),
+        ((5, 0.33), (1, 0.33), True, ["t0r0r1", "r2r3r4"]),
+        ((3, 0.5), (1, 1), True, ["t0", "r0r2", "r1"]),
+        ((1, 1), (2, 0.01), True, ["r0", "t0", "t1"]),
+        ((2, 1.0), (2, 1.0), True, ["r0", "r1", "t0", "t1"]),
+    ],
+)
+def test_who_shares_a_gpu(engines: Any, ranks: Any, mixed: bool, expected: list[str]) -> None:
+    rollout = {"engines": engines[0], "gpus_per_engine": engines[1]}
+    train = {"ranks": ranks[0], "gpus_per_rank": ranks[1]}
+    assert members(config(rollout=rollout, train=train), mixed) == expected
+
+
+@given(st.integers(1, 9), st.integers(1, 100), st.integers(1, 9), st.integers(1, 100), st.booleans())
+def test_every_actor_has_one_place_no_gpu_is_overfull_and_ranks_are_apart(
+    engines: int, engine: int, ranks: int, rank: int, mixed: bool
+) -> None:
+    share = {"rollout": engine / 100, "trainer": rank / 100}
+    wanted = config(
+        rollout={"engines": engines, "gpus_per_engine": share["rollout"]},
+        train={"ranks": ranks, "gpus_per_rank": share["trainer"]},
+    )
+    groups = grouped(wanted, "cuda", mixed)
+    everyone = [member for group in groups for member in group.members]
+    assert sorted(everyone) == sorted([("rollout", i) for i in range(engines)] + [("trainer", i) for i in range(ranks)])
+    for group in groups:
+        assert group.gpus == 1 and group.count("trainer") <= 1
+        assert sum(share[role] for role, _ in group.members) <= 1 + 1e-6
+        assert mixed or len({role for role, _ in group.members}) == 1
+
+
+def test_labelled_nodes_keep_the_roles_apart() -> None:
+    wanted = config(rollout={"engines": 2, "gpus_per_engine": 0.5}, train={"ranks": 2, "gpus_per_rank": 0.5})
+    found = [node("r", "rollout", gpus=1), node("t", "trainer", gpus=2)]
+    assert place(wanted, "cuda", found).missing == {"rollout": 0, "trainer": 0}
+    assert refusal(wanted, "cuda", found) == ""
+
+
+def test_a_refusal_names_layout_and_reason() -> None:
+    halves = {"rollout": {"gpus_per_engine": 0.5}, "train": {"ranks": 2, "gpus_per_rank": 0.5}}
+    assert refusal(config(**halves), "cuda", [node("a", gpus=1)]) == (
+        "1 x engine with 0.5 GPU each and 2 x trainer rank with 0.5 GPU each must find their places on 1 GPUs, but "
+        "1 x trainer rank has none (a share is of one GPU, and two ranks never share one): lower train.ranks, "
+        "rollout.engines, train.gpus_per_rank or rollout.gpus_per_engine"
+    )
+
+
+@pytest.mark.parametrize(("memory", "refused"), [(0.9, True), (0.5, True), (0.49, False)])
+def test_engines_on_one_gpu_must_have_room_there(memory: float, refused: bool) -> None:
+    rollout = {"engines": 2, "gpus_per_engine": 0.5, "memory_utilization": memory}
+    text = crowded(config(rollout=rollout), "cuda")
+    assert ("2 engines share a GPU" in text and "lower that below 0.5" in text) == refused
+    assert crowded(config(rollout=rollout), "cpu") == ""
+
+
+def test_an_evaluation_needs_no_gpu_for_ranks() -> None:
+    wanted = config(train={"ranks": 8})
+    assert refusal(wanted, "cuda", [node("a", gpus=1)]) != ""
+    assert refusal(wanted, "cuda", [node("a", gpus=1)], ["rollout"]) == ""
+    halves = config(rollout={"engines": 2, "gpus_per_engine": 0.5, "memory_utilization": 0.4}, train={"ranks": 8})
+    assert refusal(halves, "cuda", [node("a", gpus=1)], ["rollout"]) == ""

@@ -38,3 +38,20 @@ def test_inside_of_abortable_it_is_raised_at_once_and_only_there() -> None:
             raise AssertionError("the handler has raised")
         with pytest.raises(Interrupted), stop.abortable():
             raise AssertionError("nothing is begun after a request")
+
+
+def test_a_closed_terminal_stops_unless_nohup_has_turned_that_off() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with StopRequest(30) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(Interrupted, match="^stopped by SIGHUP$"):
+                stop.check()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest(30) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            stop.check()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -80,7 +80,7 @@ def look(config: Config, weights: bool = True) -> Facts:
             for name, addresses in psutil.net_if_addrs().items()
         },
         named={name: os.environ[name] for name in INTERFACES if os.environ.get(name)},
-        gpus=gpu_memory(),
+        gpus=gpu_memory(os.environ.get("CUDA_VISIBLE_DEVICES") if config.cluster.address is None else None),
         secrets=secrets(),
         model=model,
         clock=time.time(),
@@ -103,14 +103,28 @@ def torch_cuda() -> str | None:
     return built[1] if built else None
 
 
-def gpu_memory() -> tuple[int, ...]:
-    """Of each GPU that the driver shows; empty where there is no driver or it does not answer."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+def gpu_memory(visible: str | None = None) -> tuple[int, ...]:
+    """Of each GPU that the driver shows; empty where there is no driver or it does not answer.
+
+    `visible`: only these, as CUDA_VISIBLE_DEVICES says. On a node of Ray that is each actor's own.
+    """
+    command = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=GPU_SECONDS, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    return tuple(int(line) << 20 for line in answer.split() if line.isdigit())
+    rows = [line.replace(",", " ").split() for line in answer.splitlines()]
+    known = [(row[0], row[1], int(row[2]) << 20) for row in rows if len(row) == 3 and row[2].isdigit()]
+    if visible is None:
+        return tuple(memory for _, _, memory in known)
+    shown = []
+    for name in map(str.strip, visible.split(",")):  # as CUDA does: nothing from the first that there is not
+        by_uuid = name.startswith("GPU-")
+        hit = [memory for index, uuid, memory in known if index == name or (by_uuid and uuid.startswith(name))]
+        if len(hit) != 1:
+            break
+        shown += hit
+    return tuple(shown)
 
 
 def _set(variable: str) -> bool:
@@ -126,9 +140,10 @@ def secrets() -> frozenset[str]:
     found = {name for name, variables in SECRETS.items() if any(_set(variable) for variable in variables)}
     if get_token():  # from HF_TOKEN, or the file that HF_TOKEN_PATH or HF_HOME names
         found.add("huggingface")
-    netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    home = Path(os.path.expanduser("~"))  # Path.home() fails for a user without one
+    netrc = Path(os.environ.get("NETRC") or home / ".netrc")
     if os.environ.get("WANDB_MODE") in ("offline", "disabled") or (netrc.is_file() and "wandb" in netrc.read_text()):
         found.add("wandb")
-    if (Path.home() / ".aws" / "credentials").is_file():
+    if (home / ".aws" / "credentials").is_file():
         found.add("s3")
     return frozenset(found)

@@ -7,7 +7,19 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from grpo.config import Config
-from grpo.plan.placement import ACTORS, OTHER_ROLE, ROLES, Node, Role, actors, fits_alone, needs, place
+from grpo.plan.placement import (
+    ACTORS,
+    OTHER_ROLE,
+    ROLES,
+    Node,
+    Role,
+    actors,
+    crowded,
+    fits_alone,
+    needs,
+    place,
+    refusal,
+)
 from grpo.plan.preflight.facts import Facts
 from grpo.plan.preflight.site import Site
 from grpo.plan.preflight.verdict import Check, Problem, judge
@@ -21,6 +33,15 @@ def room(site: Site) -> list[Check]:
     """One check for each role: do all its actors find a place, by the rule that Ray follows?"""
     found = place(site.config, site.device, site.nodes)
     return [_room(site, role, found.missing[role]) for role in ROLES]
+
+
+def layout(site: Site) -> list[Check]:
+    """What no further node can mend: on this machine alone everything, elsewhere engines too large to share a GPU."""
+    if site.config.cluster.address is None:
+        reason = refusal(site.config, site.device, site.nodes)
+    else:
+        reason = crowded(site.config, site.device)
+    return [Check("layout", "failed", reason)] if reason else []
 
 
 def _room(site: Site, role: Role, missing: int) -> Check:
