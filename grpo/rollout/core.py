@@ -73,7 +73,9 @@ class EngineCore:
                 raise ElsewhereError(
                     Failure(Kind.MEMORY, f"the kernel ended it (oom-kill); {host_memory()}")
                 ) from error
-            if noted := self.notes.take():
+            noted = self.notes.take()
+            self.notes.close()
+            if noted:
                 raise ElsewhereError(noted) from error
             raise
         self.processes = psutil.Process().children(recursive=True)

@@ -1,14 +1,15 @@
 """What failed in the processes of an engine, told to the actor that has started them.
 
 vLLM hands over "see root cause above", or nothing; the cause goes to its log, in the process where it happened. A
-handler of that log writes it down for us, in a file of memory that nobody has to remove: it belongs to the actor, and
-the others reach it through /proc.
+handler of that log writes it down for us, in a file of the folder of temporary files.
 """
 
 import contextlib
 import json
 import logging
 import os
+import tempfile
+from pathlib import Path
 
 from grpo.run.failures import Failure, Kind, look
 
@@ -21,8 +22,8 @@ class Notes:
     """Of one engine. Made before the engine starts, in the process that starts it."""
 
     def __init__(self) -> None:
-        self.descriptor = os.memfd_create("grpo-notes")
-        os.environ[NOTES] = f"/proc/{os.getpid()}/fd/{self.descriptor}"
+        self.descriptor, self.path = tempfile.mkstemp(prefix="notes-")
+        os.environ[NOTES] = self.path
 
     def take(self) -> Failure | None:
         """What has failed since the last time: what would come again, before a connection that broke by it."""
@@ -38,6 +39,7 @@ class Notes:
 
     def close(self) -> None:
         """Nothing is noted any longer."""
+        Path(self.path).unlink(missing_ok=True)
         os.close(self.descriptor)
 
 
@@ -48,8 +50,12 @@ class NoteHandler(logging.Handler):
         path, error = os.environ.get(NOTES), record.exc_info and record.exc_info[1]
         if path and error:
             line = json.dumps(look(error).plain()).encode() + b"\n"
-            with contextlib.suppress(OSError), open(path, "ab", buffering=0) as file:
-                file.write(line)
+            with contextlib.suppress(OSError):
+                descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)  # never a new file
+                try:
+                    os.write(descriptor, line)
+                finally:
+                    os.close(descriptor)
 
 
 def listen() -> None:

@@ -114,9 +114,14 @@ def _made(failure: Failure, where: Where, head: str, behind: str) -> GrpoError:
             )
         case _:
             return BugError(
-                f"{head} failed by a bug of grpo or of a library, and would fail again: {text}{behind}; please report "
-                "it with the traceback"
+                f"{head} failed by a bug of grpo or of a library, and would fail again: {text}{behind}; {_start(where)}"
+                "please report it with the traceback"
             )
+
+
+def _start(where: Where) -> str:
+    model = f"look whether the files of model.path = {where.config.model.path!r} are whole; "
+    return model if where.phase == "start" else ""
 
 
 def out_of_memory(failure: Failure, where: Where, head: str, behind: str) -> OutOfMemory:
