@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BEGIN, END, SECRET = "\U000f0000", "\U000ffffc", "\U000ffffd"
 FIRST = 0xF0001
+PRIVATE = (BEGIN, END, SECRET)
 """Private characters: a stand-in is BEGIN, one that counts from FIRST, and END; a secret name ends in SECRET."""
 BRACKETED = re.compile(r"[<\[{|｜].*[>\]}|｜]", re.DOTALL)
 
@@ -33,23 +34,25 @@ class ControlTokens:
             and (added.special or (added.content in template and BRACKETED.fullmatch(added.content)))
         }
         self._known = frozenset(self.ids.values())
-        self._names = [*sorted(self.ids, key=lambda name: (-len(name), name)), BEGIN, END, SECRET]
+        self._names = [*sorted(self.ids, key=lambda name: (-len(name), name)), *PRIVATE]
         self._places = {name: place for place, name in enumerate(self._names)}
         self._spelt = re.compile("|".join(map(re.escape, self._names)))
+        special = [added.content for added in tokenizer.added_tokens_decoder.values() if added.special]
+        self._special = re.compile("|".join(re.escape(name) for name in self._names if name in {*special, *PRIVATE}))
         self._rendered = re.compile(f"{BEGIN}(.){END}|{self._spelt.pattern}", re.DOTALL)
 
-    def spelt(self, text: str) -> str | None:
-        """The first control token that the text spells."""
-        found = self._spelt.search(text)
-        return found[0] if found else None
+    def hide(self, value: Any, by_model: bool = False) -> Any:
+        """The text, or a message with all texts in it, with stand-ins for what is spelt there.
 
-    def hide(self, value: Any) -> Any:
-        """The text, or a message with all texts in it, with stand-ins for what is spelt there."""
+        `by_model`: what an assistant said keeps what is not special, as it has thoughts and calls that templates read.
+        """
         if isinstance(value, str):
-            return self._spelt.sub(lambda found: f"{self._private(found[0])}{END}", value)
+            spelt = self._special if by_model else self._spelt
+            return spelt.sub(lambda found: f"{self._private(found[0])}{END}", value)
         if isinstance(value, dict):
-            return {key: self.hide(item) for key, item in value.items()}
-        return [self.hide(item) for item in value] if isinstance(value, list) else value
+            by_model = value.get("role") == "assistant" or by_model
+            return {key: self.hide(item, by_model) for key, item in value.items()}
+        return [self.hide(item, by_model) for item in value] if isinstance(value, list) else value
 
     def show(self, text: str) -> str:
         """The rendered text with what is spelt in the place of its stand-ins."""
@@ -61,7 +64,10 @@ class ControlTokens:
         Raises TypeError for a tokenizer of which no such copy can be made.
         """
         texts = [self._rendered.sub(self._meant, text) for text in texts]
-        return [list(one.ids) for one in self._copy.encode_batch(texts, add_special_tokens=False)]
+        try:
+            return [list(one.ids) for one in self._copy.encode_batch(texts, add_special_tokens=False)]
+        except Exception as error:  # a plain one, for a text that it has no tokens for
+            raise TypeError(str(error)) from error
 
     def of(self, token_ids: Iterable[int]) -> list[int]:
         """The control tokens among them, in order."""

@@ -17,7 +17,7 @@ from grpo.data.arithmetic import MAX_ROWS
 from grpo.data.comparison import check_copies, check_held_out
 from grpo.data.problem import Problem
 from grpo.data.proof import plain
-from grpo.data.rendering import Rendering
+from grpo.data.rendering import CHARACTERS_PER_TOKEN, Rendering
 from grpo.data.rows import Row, check_row
 from grpo.data.sources import Columns, Source, place, read
 from grpo.data.stream import MixedStream, PromptStream, digest
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Loaded", "PromptStream", "eval_prompts", "load_data", "load_tokenizer", "prompt_stream", "train_prompts"]
 
 SHOWN_PROBLEMS = 5
-CHARACTERS_PER_TOKEN = 1000
-"""More than any token stands for: a row of many megabytes is refused before it is tokenised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,9 @@ def load_data(config: Config, rendering: Rendering) -> tuple[Loaded, Loaded]:
 
 def train_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase", now: datetime | None = None) -> Loaded:
     """All prompts to train on. Raises: DataError, ConfigError."""
-    return _train(config, Rendering(config, tokenizer, now))
+    rendering = Rendering(config, tokenizer, now)
+    loaded = _train(config, rendering)
+    return replace(loaded, notes=(*loaded.notes, *rendering.notes))
 
 
 def eval_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase", now: datetime | None = None) -> Loaded:
@@ -66,7 +66,9 @@ def eval_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase", now: date
 
     The whole split is checked all the same. Raises: DataError; ConfigError, also where training would see these rows.
     """
-    return _held_out(config, Rendering(config, tokenizer, now))
+    rendering = Rendering(config, tokenizer, now)
+    loaded = _held_out(config, rendering)
+    return replace(loaded, notes=(*loaded.notes, *rendering.notes))
 
 
 def prompt_stream(config: Config, prompts: Sequence[Prompt], began: str = "") -> PromptStream | MixedStream:

@@ -88,13 +88,13 @@ class Ends:
         return next((place for place, token in enumerate(ids) if not self.blank(token)), None)
 
 
-def before_and_behind(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list[int], list[int]]:
-    """What the tokenizer itself writes before a text and behind it, such as BOS and EOS."""
+def before_of(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """What the tokenizer itself writes before a text, such as BOS; what it writes behind would end the prompt."""
     whole, bare = (_ids(tokenizer, text, special) for special in (True, False))
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:
-            return whole[:start], whole[start + len(bare) :]
-    return [], []
+            return whole[:start]
+    return []
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", text: str, special: bool) -> list[int]:

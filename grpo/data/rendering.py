@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from grpo.config import Config
 from grpo.config.text import short
 from grpo.data.control import ControlTokens
 from grpo.data.problem import Problem
-from grpo.data.proof import Ends, before_and_behind, missing_head, share_kept, stands, texts_of
+from grpo.data.proof import Ends, before_of, missing_head, share_kept, stands, texts_of
 from grpo.data.template import WAY_OUT, Chat, Message, choose_template, said
 from grpo.errors import ConfigError
 
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 
 ROWS_PER_BATCH = 1024
 """Rows that are tokenised together: a fast tokenizer shares them among the cores."""
+CHARACTERS_PER_TOKEN = 1000
+"""More than any token stands for: a row of many megabytes is refused before it is tokenised."""
 TRIED_TWICE = 8
 """Chats that are rendered a second time, to see whether the template writes the same again."""
 
@@ -50,6 +51,7 @@ class Rendering:
         source = self.template.source if self.template else ""
         self.control = None if self.by_library else ControlTokens(tokenizer, source)
         self._ends = Ends(tokenizer)
+        self._tried = False
         self._shapes: dict[tuple[str, ...], list[int] | None] = {}
 
     @property
@@ -91,11 +93,9 @@ class Rendering:
             texts: list[str | Problem] = [item if isinstance(item, Problem) else self.decode(item) for item in ids]
         else:
             control = cast(ControlTokens, self.control)
-            spelt = [any(map(control.spelt, _texts(list(conversation)))) for conversation in conversations]
-            hidden = [
-                self._compose([control.hide(message) for message in conversation]) if found else chat
-                for conversation, chat, found in zip(conversations, chats, spelt, strict=True)
-            ]
+            safe = [[control.hide(message) for message in conversation] for conversation in conversations]
+            spelt = [one != list(other) for one, other in zip(safe, conversations, strict=True)]
+            hidden = list(map(self._compose, safe))
             rendered = self._render(hidden)
             ids = self._tokenise(hidden, rendered, spelt)
             texts = [control.show(text) if isinstance(text, str) else text for text in rendered]
@@ -114,6 +114,9 @@ class Rendering:
     def _render(self, chats: Sequence[Chat]) -> list[str | Problem]:
         if self.template is None:
             return [str(chat[0]["content"]) if len(chat) == 1 else self._no_roles() for chat in chats]
+        most = self.config.model.max_length * CHARACTERS_PER_TOKEN
+        if isinstance(first := self.template.render(chats[:1])[0], str) and len(first) > most:
+            raise ConfigError(f"{self._name} writes {len(first)} characters for one prompt; {WAY_OUT}")
         texts: list[str | Problem] = []
         refusal: ConfigError | None = None
         for chat, text in zip(chats, self.template.render(chats), strict=True):
@@ -154,34 +157,33 @@ class Rendering:
                 made[place] = ids
         except TypeError as error:
             for place in again:
-                name = ", ".join(filter(None, map(control.spelt, _texts([*chats[place]]))))
-                made[place] = Problem(
-                    "", f"spells a control token, {name}, which this tokenizer cannot take as text ({error}); remove it"
-                )
-        before = [] if self.template else self._before
+                text = f"spells a control token, which this tokenizer cannot take as text ({error}); remove it"
+                made[place] = Problem("", text)
+        first = next((str(texts[place]) for place in places), "")
+        before = [] if self.template or not places else before_of(self.tokenizer, first)
         return [item if isinstance(item, Problem) else self._ends.begun_once([*before, *item]) for item in made]
 
     def _is_odd(self, chat: Chat, ids: list[int]) -> bool:
         control = cast(ControlTokens, self.control)
         roles = tuple(str(message["role"]) for message in chat)
         if roles not in self._shapes:
-            system = self.config.data.system_prompt
-            said_by = {"system": system or "x", "user": "x"}
-            *rest, last = [{"role": role, "content": said_by.get(role, "x")} for role in roles]
-            text = self._render([[*rest, *self._compose([last])[-1:]]])[0]
-            self._shapes[roles] = control.of(self._ids([text])[0]) if isinstance(text, str) else None
+            system = self.config.data.system_prompt or "x"
+            *rest, last = [{"role": role, "content": system if role == "system" else "x"} for role in roles]
+            try:
+                text = self._render([[*rest, *self._compose([last])[-1:]]])[0]
+                self._shapes[roles] = control.of(self._ids([text])[0]) if isinstance(text, str) else None
+            except ConfigError:  # x is none of its words
+                self._shapes[roles] = None
         shape = self._shapes[roles]
         return shape is not None and control.of(ids) != shape
 
-    @cached_property
-    def _before(self) -> list[int]:
-        """What the tokenizer writes before a text; what it writes behind one would end the prompt and is left out."""
-        return before_and_behind(self.tokenizer, "a")[0]
-
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        return cast("list[list[int]]", self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+        try:
+            made: Any = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        except Exception as error:  # tokenizers raises plain ones: for a word that it does not know
+            who = f"model.path: the tokenizer of {self.config.model.path}"
+            raise ConfigError(f"{who} fails on a prompt ({said(error)}); {OTHER}") from error
+        return cast("list[list[int]]", made)
 
     def _proved(self, chat: Chat, text: str, ids: list[int]) -> Ids | Problem:
         """The ids as they are, if what went into them stands in them. Raises ConfigError for what is not the row's."""
@@ -224,8 +226,9 @@ class Rendering:
 
     def _try_template(self, chat: Chat) -> None:
         """What one prompt tells of the template: whether it begins the assistant's turn, once, and always alike."""
-        if self.template is None:
+        if self.template is None or self._tried:
             return
+        self._tried = True
         once, again = ([self.template.render([chat])[0] for _ in range(TRIED_TWICE)] for _ in range(2))
         if len({str(text) for text in [*once, *again]}) > 1:
             raise ConfigError(f"{self._name} writes another text each time; {WAY_OUT}")
@@ -245,12 +248,3 @@ class Rendering:
 
 
 OTHER = "take the tokenizer that belongs to the model and its data"
-
-
-def _texts(value: object) -> Iterator[str]:
-    """All texts in messages, whatever they are made of."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)

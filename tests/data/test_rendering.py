@@ -441,3 +441,39 @@ def test_a_model_with_tekken_alone_writes_its_own_prompts(in_tmp):
     assert made.decode(ids) == "<s>[INST]Be brief.\n\n1+1? [INST] </s>[/INST]"
     assert [ids.count(token) for token in (1, 2, 3, 4)] == [1, 0, 1, 1]
     assert "has only a tekken.json" in refused(tokenizer, chat_template="own.jinja")
+
+
+def test_thoughts_of_an_earlier_turn_are_the_templates_business():
+    """Qwen's templates take them out; what is special stays text there too."""
+    template = CHATML.replace("m.content", "m.content.split('</think>')[-1] if m.role == 'assistant' else m.content")
+    chat = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "<think>long</think>b<|im_end|>"},
+        {"role": "user", "content": "c <think>"},
+    ]
+    tokenizer = chat_tokenizer(template + "{# <think> #}", eos_token="</s>")
+    made = rendering(tokenizer)
+    (ids,) = made.encode([chat])
+    assert "long" not in made.decode(ids) and "b<|im_end|><|im_end|>\n" in made.decode(ids)
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 3
+    assert tokenizer.convert_tokens_to_ids("<think>") not in ids
+
+
+def test_a_template_that_writes_without_measure_is_refused():
+    assert "characters for one prompt" in refused(chat_tokenizer("{{ 'x' * 5000000 }}" + CHATML))
+
+
+def test_a_note_is_told_once(in_tmp):
+    made, _ = encode(chat_tokenizer(CHATML.partition("{% if add")[0], eos_token="</s>"), "1+1?")
+    made.encode([[{"role": "user", "content": "2+2?"}]])
+    assert len(made.notes) == 1
+
+
+def test_bos_is_found_where_a_letter_is_no_token():
+    """What the tokenizer writes before a text is seen on a text of the rows."""
+    words = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "one": 2, "two": 3}))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
+    assert encode(tokenizer, "one two", "two")[1] == [(0, 2, 3), (0, 3)]
+    assert "fails on a prompt (Exception: WordLevel error" in refused(tokenizer, "three")
