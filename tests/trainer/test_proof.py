@@ -10,16 +10,16 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, Gemma2Config, Gemma2ForCausalLM
 
 from grpo.errors import ConfigError
-from grpo.trainer import model as policies
 from grpo.trainer.limits import make_limits
-from grpo.trainer.model import ATTENTION, Policy, make_policy
+from grpo.trainer.model import Policy, make_policy
 from grpo.trainer.packing import pack
 from grpo.trainer.proof import Limit, Proof, make_limit, padded_logprobs, plain_logprobs, proof_rows, prove
 from tests.models import SHAPE, tiny_model
 from tests.trainer.test_policy_trainer import settings
 
 DTYPES = (torch.float32, torch.bfloat16)
-HEALTHY = policies.packed_attention
+ATTENTION = "grpo_packed"
+HEALTHY = AttentionInterface()[ATTENTION]
 
 
 def proven(make: Callable[[], Any], dtype: torch.dtype, max_length: int = 200, temperature: float = 1.0) -> Proof:
@@ -51,6 +51,7 @@ def test_healthy_models_pass(kind: str, dtype: torch.dtype, max_length: int) -> 
 
 def full_rows(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
     """Attention over the whole pack: rows see what stands before them."""
+    HEALTHY(module, query, key, value, mask, **kwargs)
     key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
     scaling = kwargs.get("scaling")
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling).transpose(1, 2), None

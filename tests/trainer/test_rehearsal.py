@@ -48,12 +48,11 @@ def start_wrong(rank: int, world_size: int, port: int, folder: Path) -> list[str
     from transformers import AttentionInterface
 
     from grpo.trainer import policy_trainer, rehearsal
-    from grpo.trainer.model import ATTENTION, packed_attention
-    from tests.trainer.test_proof import full_rows, other_scale
+    from tests.trainer.test_proof import ATTENTION, HEALTHY, full_rows, other_scale
 
     said = []
     for attention, stage, dtype in ((full_rows, 3, "bfloat16"), (other_scale, 1, "float32"), (None, 2, "float32")):
-        AttentionInterface._global_mapping[ATTENTION] = attention or packed_attention
+        AttentionInterface._global_mapping[ATTENTION] = attention or HEALTHY
         if attention is None:
             proven = rehearsal.prove_on_rank_0
 
