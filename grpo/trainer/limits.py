@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from grpo.config import Config
 
-LOOSEST = 0.3
+LOOSEST = 0.2
 """Nats of the self-test beyond which an engine with other weights would pass."""
 
 
