@@ -32,7 +32,10 @@ def main() -> None:
     keep_screen_numbers()
     if sys.executable and is_foreign():
         again = [sys.executable, *flags(), "-c", AGAIN, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
-        os.execv(sys.executable, [*again, *sys.argv[1:]])
+        try:  # noqa: SIM105 - contextlib may be a module of the working folder
+            os.execv(sys.executable, [*again, *sys.argv[1:]])
+        except OSError:  # where it may not be started a second time, this one has to do
+            pass
     from grpo.cli import main as run
 
     run()

@@ -102,3 +102,9 @@ def test_the_screen_decides_nothing(tmp_path: Path, screen: dict[str, str]) -> N
     for verb in (["--help"], ["plan", run_file, model]):
         code, text = run(["-P", "-c", SCRIPT, *verb], tmp_path, **screen)
         assert (code, "Traceback" in text) == (0, False), text
+
+
+def test_an_interpreter_that_cannot_be_started_again_has_to_do(tmp_path: Path) -> None:
+    program = f"{FOUND}sys.executable = '/dev/null'; sys.argv[1:] = ['--version']; import grpo.__main__ as m; m.main()"
+    code, text = run(["-P", "-c", program], tmp_path, PYTHONHASHSEED="1")
+    assert (code, text.split()[0]) == (0, "grpo")
