@@ -40,7 +40,8 @@ class Sample:
     `trained` is the mask of the output tokens that the policy wrote and learns from, as long as `output_ids`; None, for
     all of them, is a plain completion and travels light. The words of a tool or of a user between two turns are False:
     the model sees them, no loss does. C counts the tokens that are trained. `text` is as the model wrote it. `reward`
-    and `advantage` are None until `rewards` and `advantages` have filled them in.
+    and `advantage` are None until `rewards` and `advantages` have filled them in; `penalty` is added to the reward
+    for the advantage only. A `masked` sample counts in its group and has nothing that is trained.
     """
 
     prompt_id: str
@@ -54,6 +55,8 @@ class Sample:
     reward: float | None = None
     advantage: float | None = None
     trained: tuple[bool, ...] | None = None
+    penalty: float = 0.0
+    masked: bool = False
 
     @property
     def oldest_version(self) -> int:
@@ -66,15 +69,25 @@ class Sample:
         return max(version for _, version in self.versions)
 
     @property
+    def truncated(self) -> bool:
+        """Whether the engine cut it off at the longest length that was allowed."""
+        return self.finish_reason == "length"
+
+    @property
     def trained_places(self) -> Sequence[int]:
         """Places in `output_ids` of the C tokens that are trained."""
-        if self.trained is None:
-            return range(len(self.output_ids))
+        if self.trained is None or self.masked:
+            return range(0 if self.masked else len(self.output_ids))
         return [place for place, trained in enumerate(self.trained) if trained]
 
     @property
     def trained_tokens(self) -> int:
-        """C."""
+        """C; 0 for a sample that is masked as a whole."""
+        return 0 if self.masked else self.sampled_tokens
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Length of what the policy wrote, whether it is trained or not."""
         return len(self.output_ids) if self.trained is None else sum(self.trained)
 
     def lag(self, step: int) -> int:
@@ -97,9 +110,14 @@ class Group:
         return rewards
 
     @property
+    def penalised_G(self) -> list[float]:
+        """Rewards with their penalties: what advantages compare."""
+        return [reward + sample.penalty for reward, sample in zip(self.rewards_G, self.samples, strict=True)]
+
+    @property
     def zero_variance(self) -> bool:
-        """All rewards are equal: the group teaches nothing."""
-        return len(set(self.rewards_G)) == 1
+        """All that advantages compare is equal: the group teaches nothing."""
+        return len(set(self.penalised_G)) == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +128,7 @@ class Sampling:
     max_tokens: int
     temperature: float
     top_p: float
+    top_k: int = 0
 
 
 @dataclass(frozen=True, slots=True)

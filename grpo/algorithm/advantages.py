@@ -1,4 +1,5 @@
 """Advantages of GRPO: how much better a completion is than its siblings. Plain Python on a few thousand numbers.
+A reward is meant with its penalty for length (`overlong.py`).
 
 `advantage = (reward - mean of the group) / (std + 1e-4)`, the std with N - 1 as in torch.std and TRL: of the group
 (DeepSeekMath, arXiv 2402.03300), of all rewards of the batch (TRL `scale_rewards="batch"`), or no division at all
@@ -22,10 +23,10 @@ def advantages(groups: Sequence[Group], std: Literal["group", "batch", "none"]) 
     There are B = P * G of them, fewer if rewards failed: a group is compared with what is left of it.
     `statistics.mean` sums exactly and rounds once: the mean of equal rewards is that reward, bit for bit.
     """
-    batch_std = spread([reward for group in groups for reward in group.rewards_G]) if std == "batch" else 0.0
+    batch_std = spread([reward for group in groups for reward in group.penalised_G]) if std == "batch" else 0.0
     batch: list[Sample] = []
     for group in groups:
-        rewards_G = group.rewards_G
+        rewards_G = group.penalised_G
         centre = mean(rewards_G) if rewards_G else 0.0
         scale = {"group": spread(rewards_G) + STD_FLOOR, "batch": batch_std + STD_FLOOR, "none": 1.0}[std]
         for sample, reward in zip(group.samples, rewards_G, strict=True):

@@ -36,8 +36,8 @@ def score_evaluation(groups: Sequence[Group], answer_of: AnswerOf = final_number
         scores[f"eval/maj@{n}"] = fmean(map(is_right, chosen))
     return scores | {
         "eval/reward": fmean(reward for group in groups for reward in group.rewards_G),
-        "eval/completion_tokens": fmean(sample.trained_tokens for sample in samples),
-        "eval/truncated_ratio": fmean(sample.finish_reason == "length" for sample in samples),
+        "eval/completion_tokens": fmean(sample.sampled_tokens for sample in samples),
+        "eval/truncated_ratio": fmean(sample.truncated for sample in samples),
     }
 
 

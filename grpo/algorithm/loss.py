@@ -27,6 +27,8 @@ LOG_RATIO_LIMIT = 20.0
 class Normaliser:
     """Size of the global minibatch: trained tokens and sequences of all ranks, the skipped ones included.
 
+    A sequence without a trained token is none: masking it must not make the others count for less.
+
     `max_tokens` is the longest completion that could have been sampled.
     """
 

@@ -110,6 +110,8 @@ FolderOrBucket = Annotated[Place, AfterValidator(_folder_or_bucket)]
 """A folder to write to, or s3://bucket/prefix."""
 HttpUrl = Annotated[Line, AfterValidator(_http)]
 """http or https, without a password."""
+StopText = Annotated[str, Field(min_length=1, max_length=200)]
+"""A text that ends a completion."""
 Pattern = Annotated[str, Field(min_length=1, max_length=LONGEST_PATH), AfterValidator(_pattern)]
 """A regular expression with one group."""
 Commit = Annotated[str, *_form("[0-9a-f]{40}", "a commit: 40 hex digits in lower case, no branch and no tag")]

@@ -19,6 +19,7 @@ from grpo.config.fields import (
     RayLabel,
     RunName,
     Seconds,
+    StopText,
     Temperature,
     Tokens,
     Variable,
@@ -106,6 +107,12 @@ class Rollout(Section):
     """Sampling temperature of the rollouts; the trainer applies it too. vLLM would sample below 0.01 as at 0.01."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus of the rollouts; only 1 trains, as the trainer's logprobs are over the whole vocabulary."""
+    top_k: int = Field(0, ge=0, le=10_000_000)
+    """Likeliest tokens that a rollout samples from; 0: all. Anything else is refused: the trainer means all tokens."""
+    stop: tuple[StopText, ...] = Field((), max_length=16)
+    """Texts that end a completion, with the token that completes one, which stays; the reason is then "stop"."""
+    skip_special_tokens: bool = False
+    """Leave all special tokens out of the text that rewards see, not only those that end or pad a completion."""
     tensor_parallel: int = Field(1, ge=1, le=1024)
     """GPUs of an engine."""
     gpus_per_engine: Gpus | None = None
@@ -116,6 +123,15 @@ class Rollout(Section):
     """KV cache of an engine on the CPU, in GiB."""
     enforce_eager: bool = False
     """Run vLLM without CUDA graphs and compilation: starts sooner, samples slower."""
+
+
+class Overlong(Section):
+    """DAPO's soft overlong punishment, added to the reward for the advantage only: accuracy stays what it is."""
+
+    buffer: Positive
+    """Last tokens before rollout.max_tokens over which the penalty grows from 0 to its full value."""
+    penalty: float = Field(1.0, gt=0, le=1e6)
+    """What a completion of max_tokens loses."""
 
 
 class Algorithm(Section):
@@ -133,6 +149,10 @@ class Algorithm(Section):
     """Weight of the policy's entropy, in nats a token, that the loss rewards; 0 computes no gradient of it."""
     advantage_std: Literal["group", "batch", "none"] = "group"
     """What the centred rewards are divided by: the group's, the batch's or no standard deviation."""
+    mask_truncated: bool = False
+    """Leave completions that max_tokens has cut out of the loss; they still count in their group's mean and std."""
+    overlong: Overlong | None = None
+    """Soft penalty for completions that come near rollout.max_tokens; null: none."""
 
 
 class Train(Section):
@@ -303,6 +323,16 @@ class Config(Section):
             raise ValueError(
                 f"a prompt needs room before its completion: rollout.max_tokens = {self.rollout.max_tokens} must be "
                 f"below model.max_length = {self.model.max_length}; raise model.max_length"
+            )
+        if self.rollout.top_k:
+            raise ValueError(
+                f"trainer and sampler must mean the same distribution, but with rollout.top_k = {self.rollout.top_k} "
+                "the sampler's leaves tokens out; use rollout.top_k: 0, and rollout.temperature for less variety"
+            )
+        if self.algorithm.overlong and self.algorithm.overlong.buffer > self.rollout.max_tokens:
+            raise ValueError(
+                f"the penalty grows over the last tokens of a completion: algorithm.overlong.buffer = "
+                f"{self.algorithm.overlong.buffer} must be at most rollout.max_tokens = {self.rollout.max_tokens}"
             )
         if self.train.tokens_per_micro_batch < self.model.max_length:
             raise ValueError(

@@ -187,6 +187,9 @@ def sample_row(group: Group) -> dict[str, object]:
         "answer": group.prompt.answer,
         "completions": [sample.text for sample in group.samples],
         "rewards": group.rewards_G,
+        **(
+            {"penalties": [sample.penalty for sample in group.samples]} if any(s.penalty for s in group.samples) else {}
+        ),
         "finish_reasons": [sample.finish_reason for sample in group.samples],
         "versions": [sample.oldest_version for sample in group.samples],
     }

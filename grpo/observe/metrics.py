@@ -88,6 +88,7 @@ CATALOGUE: tuple[Metric, ...] = (
     _histogram("grpo_completion_tokens", "tokens", "Length of the completions.", TOKENS),
     _gauge("grpo_completion_tokens_mean", "tokens", "Mean completion length of the last step.", "completion/tokens"),
     _gauge("grpo_completion_truncated_ratio", "share", "Completions cut in the last step.", "completion/truncated"),
+    _gauge("grpo_overlong_penalty_mean", "", "Mean penalty for length (at most 0).", "completion/overlong_penalty"),
     Metric("grpo_completion_truncated_total", "counter", "completions", "Completions cut by max_tokens."),
     Metric("grpo_rollout_tokens_total", "counter", "tokens", "Tokens by kind; each prompt once.", ("kind",), BY_KIND),
     _histogram("grpo_sample_staleness_steps", "steps", "Weight versions between trainer and sample.", STEPS),
@@ -137,13 +138,14 @@ def summarize(groups: Sequence[Group], step: int) -> Stats:
     """The keys that follow from a step's scored groups."""
     rewards_B = [reward for group in groups for reward in group.rewards_G]
     samples = [sample for group in groups for sample in group.samples]
-    lengths_B = [sample.trained_tokens for sample in samples]
+    lengths_B = [sample.sampled_tokens for sample in samples]
     return {
         "reward/mean": fmean(rewards_B),
         "reward/std": pstdev(rewards_B),
         "reward/zero_variance": fmean(group.zero_variance for group in groups),
         "completion/tokens": fmean(lengths_B),
-        "completion/truncated": fmean(sample.finish_reason == "length" for sample in samples),
+        "completion/truncated": fmean(sample.truncated for sample in samples),
+        "completion/overlong_penalty": fmean(sample.penalty for sample in samples),
         "rollout/prompt_tokens": float(sum(len(group.prompt.token_ids) for group in groups)),
         "rollout/completion_tokens": float(sum(lengths_B)),
         "rollout/staleness": fmean(sample.lag(step) for sample in samples),

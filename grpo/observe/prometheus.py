@@ -123,9 +123,9 @@ class PrometheusMetrics:
         for sample in (sample for group in groups for sample in group.samples):
             assert sample.reward is not None, f"sample {sample.index} of {sample.prompt_id} is not scored yet"
             self._observe("grpo_reward", sample.reward)
-            self._observe("grpo_completion_tokens", sample.trained_tokens)
+            self._observe("grpo_completion_tokens", sample.sampled_tokens)
             self._observe("grpo_sample_staleness_steps", sample.lag(step))
-            self._add("grpo_completion_truncated_total", sample.finish_reason == "length")
+            self._add("grpo_completion_truncated_total", sample.truncated)
 
     def phase_started(self, phase: str) -> None:
         """The run is in this phase until `phase_ended`."""

@@ -38,7 +38,7 @@ def engine_args(config: Config, device: str) -> AsyncEngineArgs:
         worker_extension_cls="grpo.rollout.receiver.Receiver",
         logprobs_mode="processed_logprobs",  # of the distribution that was sampled from: after temperature and top_p
         enable_prefix_caching=True,
-        skip_tokenizer_init=True,  # prompts come as ids, and whole completions are decoded at once
+        skip_tokenizer_init=not rollout.stop,  # prompts come as ids; only who looks for text needs it there
         gpu_memory_utilization=rollout.memory_utilization,
         enforce_eager=rollout.enforce_eager,
         disable_log_stats=True,
@@ -78,17 +78,22 @@ def stat_loggers(metrics: ModuleType | None) -> list[StatLoggerFactory]:
     return [telemetry.tell(metrics)]
 
 
-def sampling_params(sampling: Sampling, seed: int, stop_ids: list[int]) -> SamplingParams:
-    """Parameters of the request that draws one sample."""
+def sampling_params(sampling: Sampling, seed: int, stop_ids: list[int], stop: Sequence[str] = ()) -> SamplingParams:
+    """Parameters of the request that draws one sample; it ends with the token that completes a `stop` text."""
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
+        top_k=sampling.top_k,
         seed=seed,
+        stop=list(stop),
+        include_stop_str_in_output=bool(stop),  # whole tokens are kept, so their text is
         stop_token_ids=stop_ids,
         logprobs=0,  # the sampled token's alone
         flat_logprobs=True,
-        detokenize=False,
+        detokenize=bool(stop),
+        skip_special_tokens=False,  # a stop text may be one
+        spaces_between_special_tokens=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 

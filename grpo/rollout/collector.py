@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from grpo.algorithm.advantages import advantages
 from grpo.algorithm.evaluation import score_evaluation
+from grpo.algorithm.overlong import masked, penalised
 from grpo.config import Config
 from grpo.errors import WeightSyncError
 from grpo.interfaces import Batch, PromptStream, Recorder, Rewards, Rollouts, Weights
@@ -44,7 +45,8 @@ class InlineCollector:
         with record.phase("reward"), self.stop.abortable():
             groups = self.rewards.score(groups)
         with record.phase("advantage"):
-            samples = advantages(groups, std=config.algorithm.advantage_std)
+            groups = penalised(groups, config)
+            samples = masked(advantages(groups, config.algorithm.advantage_std), config.algorithm.mask_truncated)
         return Batch(groups, samples, self.rewards.failures())
 
     def evaluate(self, step: int) -> tuple[Groups, Stats]:
@@ -77,7 +79,7 @@ def check_versions(groups: Groups, version: int) -> None:
 def train_sampling(config: Config) -> Sampling:
     """How the prompts of a step are sampled."""
     rollout = config.rollout
-    return Sampling(rollout.samples_per_prompt, rollout.max_tokens, rollout.temperature, rollout.top_p)
+    return Sampling(rollout.samples_per_prompt, rollout.max_tokens, rollout.temperature, rollout.top_p, rollout.top_k)
 
 
 def eval_sampling(config: Config) -> Sampling:

@@ -13,7 +13,7 @@ from grpo.config import Config
 from grpo.data.tokenizer import load_tokenizer
 from grpo.errors import WeightSyncError
 from grpo.rollout.core import EngineCore
-from grpo.rollout.samples import check_prompt, make_samples
+from grpo.rollout.samples import Words, check_prompt, make_samples
 from grpo.types import Group, Manifest, Prompt, Sampling, TensorRecord
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class RolloutEngine(EngineCore):
         await super().start()
         self.tokenizer = load_tokenizer(self.config)
         self.stop_ids = self.build.stop_ids(self.tokenizer, self.llm.model_config)
+        self.words = Words(self.tokenizer, self.stop_ids, self.config.rollout.skip_special_tokens)
         self.vocab_size = int(self.llm.model_config.get_vocab_size())
         self.cache_probe_prompt = self.build.cache_probe_prompt(self.llm.vllm_config)
         self.slots = asyncio.Semaphore(self.build.sample_slots(self.llm.vllm_config))
@@ -57,13 +58,15 @@ class RolloutEngine(EngineCore):
         drawn = count if sampling.temperature > 0 else 1  # greedy samples are all the same
         async with self.deadline("rollout", self.config.deadlines.rollout):
             calls = [
-                self._draw(prompt, self.build.sampling_params(sampling, seed + number, self.stop_ids))
+                self._draw(
+                    prompt, self.build.sampling_params(sampling, seed + number, self.stop_ids, self.config.rollout.stop)
+                )
                 for prompt, seed in requests
                 for number in range(drawn)
             ]
             outputs = await asyncio.gather(*calls)
         return [
-            Group(prompt, make_samples(prompt, outputs[row * drawn : (row + 1) * drawn], count, self.tokenizer))
+            Group(prompt, make_samples(prompt, outputs[row * drawn : (row + 1) * drawn], count, self.words))
             for row, (prompt, _) in enumerate(requests)
         ]
 

@@ -28,13 +28,43 @@ def check_prompt(name: str, token_ids: Sequence[int], longest: int, vocab_size: 
         )
 
 
-def make_samples(prompt: Prompt, outputs: "Sequence[RequestOutput]", count: int, tokenizer: Any) -> tuple[Sample, ...]:
+class Words:
+    """From the tokens of completions to their text, as rewards see it: all that the model wrote.
+
+    Left out are only the tokens that end a completion or fill it up (`stop_ids` and the pad token), or all special ones
+    where `skip_special` says so. Decoding goes on from the last token of the prompt: some tokenizers drop the space
+    before the first word of a text, and a completion is not the beginning of one.
+    """
+
+    def __init__(self, tokenizer: Any, stop_ids: Sequence[int], skip_special: bool) -> None:
+        self.tokenizer, self.skip_special = tokenizer, skip_special
+        self.silent = {*stop_ids, tokenizer.pad_token_id}
+
+    def texts(self, prompt_ids: Sequence[int], outputs: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each output behind the same prompt."""
+        before = list(prompt_ids[-1:])
+        rows = [[token for token in output if token not in self.silent] for output in outputs]
+        start, *whole = self._decode([before, *([*before, *row] for row in rows)])
+        alone = self._decode(rows) if not all(text.startswith(start) for text in whole) else []
+        return alone or [text[len(start) :] for text in whole]
+
+    def _decode(self, rows: list[list[int]]) -> list[str]:
+        texts: list[str] = self.tokenizer.batch_decode(
+            rows,
+            skip_special_tokens=self.skip_special,
+            clean_up_tokenization_spaces=False,  # it would change what was written, such as " ." to "."
+            spaces_between_special_tokens=False,
+        )
+        return texts
+
+
+def make_samples(prompt: Prompt, outputs: "Sequence[RequestOutput]", count: int, words: Words) -> tuple[Sample, ...]:
     """`count` samples of one prompt from vLLM's answers, in order; a greedy one is repeated.
 
     Raises: ClusterError if the engine ended a sample for a reason of its own.
     """
     made = [output.outputs[0] for output in outputs] * (count // len(outputs))
-    texts = tokenizer.batch_decode([list(item.token_ids) for item in made], skip_special_tokens=True)
+    texts = words.texts(prompt.token_ids, [item.token_ids for item in made])
     return tuple(make_sample(prompt, index, made[index], texts[index]) for index in range(count))
 
 

@@ -147,7 +147,8 @@ class PolicyTrainer:
     def _accumulate(self, batch: Sequence[Sample], minibatch: Minibatch, step: int, first: bool) -> Stats:
         """Forward and backward of all micro-batches; before the step's first update the samples must fit."""
         tokens = sum(batch[row].trained_tokens for row in minibatch.rows)
-        normaliser = Normaliser(tokens, len(minibatch.rows), self.config.rollout.max_tokens)
+        sequences = sum(batch[row].trained_tokens > 0 for row in minibatch.rows)
+        normaliser = Normaliser(tokens, sequences, self.config.rollout.max_tokens)
         mine = minibatch.micro_batches[self.rank]
         stats: Stats = {}
         outputs = []

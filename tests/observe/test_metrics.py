@@ -64,6 +64,7 @@ def test_summarize():
         "reward/zero_variance": 0.5,
         "completion/tokens": 10.5,
         "completion/truncated": 0.25,
+        "completion/overlong_penalty": 0.0,
         "rollout/prompt_tokens": 10.0,
         "rollout/completion_tokens": 42.0,
         "rollout/staleness": 1.0,  # two samples of version 4, as fresh as can be, two of version 2

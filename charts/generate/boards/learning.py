@@ -109,12 +109,13 @@ COMPLETIONS = [
     ),
     lines(
         "Cut completions",
-        "Share of completions that end at rollout.max_tokens: of the last step, and of all since the start.",
+        "Share of completions that end at rollout.max_tokens: last step, and all; mean penalty for length.",
         "percentunit",
         {
             "last step {{run}}": "max by (run) (grpo_completion_truncated_ratio{<run>})",
             "all {{run}}": "sum by (run) (grpo_completion_truncated_total{<run>})"
             " / (sum by (run) (grpo_completion_tokens_count{<run>}) > 0)",
+            "mean penalty {{run}}": "-max by (run) (grpo_overlong_penalty_mean{<run>})",
         },
         low=0,
         alerts=["GrpoTruncation"],
