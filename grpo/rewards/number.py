@@ -54,7 +54,7 @@ _PUNCTUATION = str.maketrans(
 
 _DOLLAR = r"\\?\$"
 _OPENING = (
-    rf"(?:[\s*_`:=(\[{{\"'“”‘’]|{_DOLLAR}|\\[(\[,;:! ]|\\(?:boxed|displaystyle|(?:text|math)(?:bf|rm|it|sf|tt)?)\b ?"
+    rf"(?:[\s*_`:=(\[{{\"'“”‘’«]|{_DOLLAR}|\\[(\[,;:! ]|\\(?:boxed|displaystyle|(?:text|math)(?:bf|rm|it|sf|tt)?)\b ?"
     r"|(?:USD|EUR|GBP|INR|CNY|RMB|JPY|CHF|Rs\.?|(?:US|CA|AU|NZ|HK|NT|[ACRS])(?=\\?\$))(?![^\W\d_]))*+"
 )
 _SKIPPED = re.compile(_OPENING)
@@ -74,7 +74,7 @@ _ASIDE = re.compile(rf"{_SPACE}*+[\"'*_`)\]}}$]*+(?P<word>{_WORD}|$)")
 _PIECE = re.compile(
     rf"(?P<space>{_SPACE}++)"
     r"|(?P<tag></\w|<\||<(?:[a-z_]{2,20}|s) ?/?>|\[/?[A-Z]{2,})"
-    r"|(?P<close>(?:\\[)\]]|\\right\)|[)\]}`\"]|'(?!\w)|[*_]++(?![\w(\\])|\|(?=\s*+$|\s*+\|))++)"
+    r"|(?P<close>(?:\\[)\]]|\\(?:checkmark|(?:black)?square|hfill)\b|[»]|\\right\)|[)\]}`\"]|'(?!\w)|[*_]++(?![\w(\\])|\|(?=\s*+$|\s*+\|))++)"
     rf"|(?P<sign>\\?%|{_DOLLAR}|(?:\^ ?(?:\{{ ?\\circ ?\}}|\\circ\b)|°|\\degree\b)"
     r"(?: ?\\(?:text|mathrm)\{ ?[CFK]\}| ?[CFK]\b)?)"
     r"|(?P<text>\\(?:text|mathrm|mbox|textit|textrm|textbf|operatorname) ?"
@@ -144,7 +144,7 @@ def _allowed(line: str, place: int, inner: bool = False) -> bool:
         if kind == "equal":
             return any(char.isdigit() for char in piece.group())
         if kind == "bracket":
-            return spaced and (words > 0 or _is_aside(line, place))
+            return spaced and (words > 0 or _is_aside(line, place, numbers=True))
         if kind == "mark":
             return _ends(line, piece, words > 0 or before in ("*", "_", '"', "'"), spaced)
         if kind == "power" and not (words and not spaced):
@@ -167,7 +167,7 @@ def _allowed(line: str, place: int, inner: bool = False) -> bool:
 def _ends(line: str, piece: re.Match[str], behind_word: bool, spaced: bool) -> bool:
     """Whether a punctuation mark ends the answer: the end, another sentence or an explanation follows."""
     marks, place = piece.group(), piece.end()
-    if "!" in marks and not behind_word:  # a factorial
+    if ("!" in marks or ".." in marks or "…" in marks) and not behind_word:  # a factorial, more digits, more numbers
         return False
     if "-" in marks and not spaced:
         return False
@@ -181,8 +181,8 @@ def _ends(line: str, piece: re.Match[str], behind_word: bool, spaced: bool) -> b
     return (rest[0].isspace() or rest[0] >= NOT_LATIN) and _is_aside(line, place)
 
 
-def _is_aside(line: str, place: int) -> bool:
-    """Whether an explanation begins there, and not a second answer."""
+def _is_aside(line: str, place: int, numbers: bool = False) -> bool:
+    """Whether an explanation begins there, and not a second answer. `numbers`: it may say the number in words."""
     found = _ASIDE.match(line, place)
     word = found["word"] if found else "x"
     if any(map(str.isnumeric, word)):
@@ -190,7 +190,7 @@ def _is_aside(line: str, place: int) -> bool:
     folded = word.casefold()
     if found and (not word or word == "I" or word[0] >= NOT_LATIN):
         return folded not in NOT_BEHIND
-    return len(word) > 1 and not (folded in NOT_BEHIND or folded in NUMBER_WORDS or is_scale(folded))
+    return len(word) > 1 and not (folded in NOT_BEHIND or (folded in NUMBER_WORDS and not numbers) or is_scale(folded))
 
 
 def _is_unit(word: str, words: int, spaced: bool, joined: bool, rest: str, inner: bool) -> bool:

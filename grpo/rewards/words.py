@@ -12,7 +12,7 @@ UNITS = _words(
     "am pm AM PM mph kmh kph rpm bpm fps dpi px pt pts Hz kHz MHz GHz V mV kV A mA W kW MW GW Wh kWh J kJ MJ cal kcal",
     "N",
     "Pa kPa C F K B KB MB GB TB kB ha acre sq cu USD EUR GBP CNY RMB INR JPY usd eur Rs rs cts ct p.m a.m ppm mol",
-    "pcs pc pkg ea bps nm dB Ω € £ ¥",
+    "th st nd rd kr zł pcs pc pkg ea bps nm dB Ω € £ ¥",
 )
 """Short words that are known as units; longer words are taken for units without a list."""
 SHORT = _words(

@@ -9,6 +9,10 @@ from hypothesis import strategies as st
 from grpo.rewards.number import LONGEST_TAIL, parse_number
 
 NOT_PLAIN = [
+    "5...",
+    "0.333...",
+    "1, 2, 3, ...",
+    "3.14\u2026",
     "2\\pi",
     "[5,\\infty)",
     "[5, \\infty)",
@@ -96,6 +100,11 @@ NOT_PLAIN = [
     "7 of 9",
 ]
 PLAIN = {
+    "5 (five)": "5",
+    "«5»": "5",
+    "5th": "5",
+    "5 kr": "5",
+    "5 \\checkmark": "5",
     "1\\ 000": "1000",
     "1\\,000": "1000",
     "1{,}000": "1000",
