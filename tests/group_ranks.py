@@ -31,7 +31,7 @@ def serve(pipe: Connection) -> None:
     process_group.BUCKET_BYTES = 1
     while True:
         port, place, pause = pipe.recv()
-        end = process_group.GroupTransport("gloo", "cpu", "127.0.0.1", port, place, 3, GROUP_SECONDS)
+        end = process_group.GroupTransport("gloo", "cpu", "127.0.0.1", port, place, 3, "secret", GROUP_SECONDS)
         try:
             pipe.send(len(end.send(0, tensors(pause, pipe)) if place == 0 else list(end.receive())))
         except ClusterError as error:

@@ -41,8 +41,8 @@ class Stack:
         if self.sender is not None:
             self.sender.close()
         url = f"tcp://127.0.0.1:{free_port()}"
-        joining = self.engine.begin("join_transfer", url, 1, 2)
-        self.sender = make_transport(self.config, "cpu", url, rank=0, world_size=2)
+        joining = self.engine.begin("join_transfer", url, 1, 2, "secret")
+        self.sender = make_transport(self.config, "cpu", url, 0, 2, "secret")
         joining.result()
 
     def tensors(self) -> list[tuple[str, Any]]:

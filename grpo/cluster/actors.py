@@ -46,7 +46,7 @@ class VLLMActor:
         return await self.engine.generate(list(requests), sampling)
 
     async def join_transfer(self, transfer: Transfer, place: int) -> None:
-        await self.engine.join_transfer(transfer.url, place, transfer.size)
+        await self.engine.join_transfer(transfer.url, place, transfer.size, transfer.secret)
 
     async def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> list[Manifest]:
         return await self.engine.receive_weights(version, records)
@@ -117,7 +117,7 @@ class PolicyModelActor:
 
         if self.transport:  # to engines of which one was lost
             self.transport.close()
-        self.transport = make_transport(self.config, self.device, transfer.url, rank=0, world_size=transfer.size)
+        self.transport = make_transport(self.config, self.device, transfer.url, 0, transfer.size, transfer.secret)
 
     def send_weights(self, version: int) -> Manifest | None:
         """Sends every tensor; None on the ranks that only help to gather. A collective under ZeRO-3."""

@@ -1,6 +1,7 @@
 """Weight syncs between workers: who sends, who receives, and what a loss in the middle of one means."""
 
 import hashlib
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -79,7 +80,8 @@ class WeightSync:
         self._exchange([announced, allowed])
         self._exchange([offered])
         self.records, self.tolerance = announced.result, allowed.result
-        transfer = Transfer(offered.result, 1 + sum(engine.receivers for engine in engines))
+        size = 1 + sum(engine.receivers for engine in engines)
+        transfer = Transfer(offered.result, size, secrets.token_hex(32))
         joins, place = [sender.open_transfer(transfer)], 1
         for engine in engines:
             joins.append(engine.join_transfer(transfer, place))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from grpo.errors import GrpoError
@@ -33,14 +33,17 @@ class Place(NamedTuple):
     """Processes that the kernel had killed there by then for want of memory."""
 
 
-class Transfer(NamedTuple):
+@dataclass(frozen=True)
+class Transfer:
     """Where weights change hands: the sender is place 0 of `size`, each receiver of an engine has a place after it.
 
-    `url` says how they travel: tcp://host:port is a process group that meets there.
+    `url` says how they travel: tcp://host:port is a process group that meets there. Only who knows the `secret`, which
+    is made for this transfer alone and handed on by Ray, takes part.
     """
 
     url: str
     size: int
+    secret: str = field(repr=False)
 
 
 class Worker(Protocol):

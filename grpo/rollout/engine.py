@@ -79,12 +79,12 @@ class RolloutEngine(EngineCore):
         flat: Any = output.prompt_logprobs
         return [flat.logprobs[start] for start in flat.start_indices[1:]]
 
-    async def join_transfer(self, url: str, rank_offset: int, world_size: int) -> None:
+    async def join_transfer(self, url: str, rank_offset: int, world_size: int, secret: str) -> None:
         """Every worker leaves its transfer group and joins another; the first as rank `rank_offset`.
 
         Raises: ClusterError.
         """
-        arguments = (self.config.model_dump_json(), url, rank_offset, world_size)
+        arguments = (self.config.model_dump_json(), url, rank_offset, world_size, secret)
         async with self.alone():
             await self.on_workers("join_transfer", *arguments)
 

@@ -31,7 +31,7 @@ class Receiver:
     def ping(self) -> None:
         """Does nothing: its answer shows that the worker still takes calls between two steps."""
 
-    def join_transfer(self, config: str, url: str, rank_offset: int, world_size: int) -> None:
+    def join_transfer(self, config: str, url: str, rank_offset: int, world_size: int, secret: str) -> None:
         """Joins a transfer group as rank `rank_offset` plus this worker's rank, leaving the one before.
 
         `config` is the run's, as JSON.
@@ -43,7 +43,8 @@ class Receiver:
         with (
             unpinned_nccl_env()
         ):  # NCCL settings that vLLM makes for its own groups would make the trainer wait for ever
-            self.transport = make_transport(parsed, self.device.type, url, rank_offset + self.rank, world_size)
+            rank = rank_offset + self.rank
+            self.transport = make_transport(parsed, self.device.type, url, rank, world_size, secret)
 
     def receive_tensors(self, expected: list[tuple[str, list[int], str]]) -> tuple[list[PlainRecord], list[str]]:
         """Loads what the trainer sends. `expected` is [[name, shape, dtype], ...] as the trainer announced it.

@@ -13,9 +13,11 @@ not wait for their deadline. Whoever is left forms a new group.
 """
 
 import contextlib
+import hmac
 import json
 import secrets
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -25,11 +27,13 @@ from torch import Tensor, distributed
 from torch.distributed import distributed_c10d as c10d
 
 from grpo.config import Config
-from grpo.errors import ClusterError, WeightSyncError
+from grpo.errors import ClusterError, GrpoError, WeightSyncError
 from grpo.run.failures import Kind, look
 from grpo.run.faults import fault_point
 from grpo.types import TensorRecord
 from grpo.weights.digest import record
+from grpo.weights.rendezvous import PROOF, Gate, join, left, prove
+from grpo.weights.shared_store import SharedStore
 
 BUCKET_BYTES = 64 * 1024 * 1024  # small enough for packing, travel and loading to overlap
 OWN_FAULTS = {Kind.MEMORY, Kind.DISK, Kind.LIMIT, Kind.LAYOUT}  # not the other end's
@@ -52,22 +56,28 @@ class GroupTransport:
     """
 
     def __init__(
-        self, backend: str, device: str, host: str, port: int, rank: int, world_size: int, seconds: float
+        self, backend: str, device: str, host: str, port: int, rank: int, world_size: int, secret: str, seconds: float
     ) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
         self.wire = self.device if backend == "nccl" else torch.device("cpu")
         self.timeout = timedelta(seconds=seconds)
         self.where = f"weight transfer group at {host}:{port} (rank {rank} of {world_size}, {backend})"
+        self.group: Any = None
         try:
-            self.group: Any = _join(backend, host, port, rank, world_size, self.timeout)
-        except RuntimeError as error:
+            with _met(host, port, rank, world_size, secret, seconds) as store:
+                self.group = _form(backend, store, host, port, rank, world_size, self.timeout)
+                self._prove_members(rank, world_size, secret)
+        except (RuntimeError, OSError) as error:
+            self.close()
             if look(error).kind in OWN_FAULTS:
                 raise
             raise ClusterError(
                 f"all ranks must join the {self.where} within deadlines.sync = {seconds:g} s, but: {error}; "
                 "check that trainer and engine nodes reach each other"
             ) from error
-        self._prove_that_it_moves_data(rank, world_size)
+        except GrpoError:
+            self.close()
+            raise
 
     def send(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> tuple[TensorRecord, ...]:
         try:
@@ -147,16 +157,30 @@ class GroupTransport:
                 f"the {self.where} broke off: {error}; the other end died or took longer than deadlines.sync"
             ) from error
 
-    def _prove_that_it_moves_data(self, rank: int, world_size: int) -> None:
-        """Rank 0's random number must reach every rank, and every rank's copy must come back."""
-        nonce = secrets.randbelow(1 << 30) + 1 if rank == 0 else 0
-        seen = self._broadcast(torch.tensor([nonce], device=self.wire))
-        total = seen.clone()
-        self._wait(lambda: self.group.allreduce([total], c10d.AllreduceOptions()))
-        if int(seen) == 0 or int(total) != int(seen) * world_size:
+    def _prove_members(self, rank: int, world_size: int, secret: str) -> None:
+        """Before any weight is sent: rank 0's number reaches every rank, and each one's proof of it comes back.
+
+        It goes the way of the weights, so that nobody sits on that way who does not know the secret: gloo itself takes
+        whoever is the first to connect.
+        """
+        nonce = secrets.token_bytes(PROOF) if rank == 0 else bytes(PROOF)
+        seen = bytes(self._broadcast(_bytes(nonce, self.wire)).tolist())
+        wanted = [prove(secret, "group", seen, str(place).encode()) for place in range(world_size)]
+        blank = bytes(PROOF)
+        said = _bytes(b"".join(proof if place == rank else blank for place, proof in enumerate(wanted)), self.wire)
+        self._wait(lambda: self.group.allreduce([said], c10d.AllreduceOptions()))
+        found = bytes(said.tolist())
+        rows = [found[PROOF * place : PROOF * (place + 1)] for place in range(world_size)]
+        if seen == blank or all(row == blank for place, row in enumerate(rows) if place != rank):
             raise WeightSyncError(
-                f"a number that rank 0 sends must reach all ranks of the {self.where}, but this rank saw {int(seen)} "
-                f"and the sum over all ranks was {int(total)}; check NCCL or set sync.transport to gloo"
+                f"a number that rank 0 sends must reach all ranks of the {self.where} and their answers come back, but "
+                "nothing has moved; check NCCL or set sync.transport to gloo"
+            )
+        wrong = [place for place in range(world_size) if not hmac.compare_digest(rows[place], wanted[place])]
+        if wrong:
+            raise ClusterError(
+                f"every rank of the {self.where} must prove that it is of this run, but {wrong} did not; somebody else "
+                "has joined: close the port range of the nodes to others (a NetworkPolicy)"
             )
 
 
@@ -164,10 +188,33 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _join(backend: str, host: str, port: int, rank: int, world_size: int, timeout: timedelta) -> Any:
+def _bytes(data: bytes, device: torch.device) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
+
+
+@contextlib.contextmanager
+def _met(host: str, port: int, rank: int, world_size: int, secret: str, seconds: float) -> Iterator[distributed.Store]:
+    """A store that all ranks share, for as long as their group needs to form. Raises OSError."""
+    deadline = time.monotonic() + seconds
+    if rank == 0:
+        with Gate(host, port, world_size, secret) as gate:
+            members = gate.wait(deadline)
+    else:
+        members = [join(host, port, rank, secret, deadline)]
+    store: Any = distributed.HashStore()  # its stubs know no bytes
+    store.set_timeout(timedelta(seconds=left(deadline)))
+    shared = SharedStore(store, members, deadline)
+    try:
+        yield store
+    finally:
+        shared.close()
+
+
+def _form(
+    backend: str, store: distributed.Store, host: str, port: int, rank: int, world_size: int, timeout: timedelta
+) -> Any:
     """A process group beside the global one: trainer ranks and workers have their own already."""
     groups: Any = c10d  # the stubs leave out the constructors used here
-    store = distributed.TCPStore(host, port, world_size, is_master=rank == 0, timeout=timeout)
     if backend == "nccl":
         options = groups.ProcessGroupNCCL.Options()
         options._timeout = timeout

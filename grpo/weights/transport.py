@@ -35,28 +35,29 @@ class Transport(Protocol):
         ...
 
 
-def process_group(config: Config, device: str, address: str, rank: int, world_size: int) -> Transport:
+def process_group(config: Config, device: str, address: str, rank: int, world_size: int, secret: str) -> Transport:
     """A process group that meets at host:port. Raises: ClusterError if not all ranks join in time."""
     from grpo.weights.process_group import GroupTransport, choose_backend
 
     host, _, port = address.rpartition(":")
     backend = choose_backend(config, device)
-    return GroupTransport(backend, device, host, int(port), rank, world_size, seconds=config.deadlines.sync)
+    return GroupTransport(backend, device, host, int(port), rank, world_size, secret, seconds=config.deadlines.sync)
 
 
-TRANSPORTS: dict[str, Callable[[Config, str, str, int, int], Transport]] = {"tcp": process_group}
+TRANSPORTS: dict[str, Callable[[Config, str, str, int, int, str], Transport]] = {"tcp": process_group}
 """By the scheme of a transfer's url."""
 
 
-def make_transport(config: Config, device: str, url: str, rank: int, world_size: int) -> Transport:
+def make_transport(config: Config, device: str, url: str, rank: int, world_size: int, secret: str) -> Transport:
     """Joins a transfer: rank 0 is the trainer's rank 0, the other ranks are engine workers. `device`: "cpu" or "cuda".
 
-    Blocks until all ranks have joined and a random number has travelled between them. Raises: ClusterError if they do
-    not join within `deadlines.sync`; WeightSyncError if the transfer moves no data, or for a url of an unknown kind.
+    Blocks until all ranks have joined and each has proved to the others that it knows the `secret` of this transfer.
+    Raises: ClusterError if they do not within `deadlines.sync`; WeightSyncError if the transfer moves no data, or for a
+    url of an unknown kind.
     """
     scheme, _, address = url.partition("://")
     if scheme not in TRANSPORTS:
         raise WeightSyncError(
             f"weights travel by {', '.join(TRANSPORTS)}, but the trainer offers {url}; use the same grpo everywhere"
         )
-    return TRANSPORTS[scheme](config, device, address, rank, world_size)
+    return TRANSPORTS[scheme](config, device, address, rank, world_size, secret)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from tests.group_ranks import GROUP_SECONDS, TENSORS, GroupRank
 from tests.ranks import free_port
 
 
+def here(port: int) -> tuple[str, str, str, int]:
+    return "gloo", "cpu", "127.0.0.1", port
+
+
 def open_group(
     world_size: int, kind: type[GroupTransport] = GroupTransport, seconds: float = 20
 ) -> list[GroupTransport]:
@@ -25,9 +30,7 @@ def open_group(
     port = free_port()
     with ThreadPoolExecutor(world_size) as pool:
         made: list[Future[GroupTransport]] = [
-            pool.submit(
-                kind if rank == 0 else GroupTransport, "gloo", "cpu", "127.0.0.1", port, rank, world_size, seconds
-            )
+            pool.submit(kind if rank == 0 else GroupTransport, *here(port), rank, world_size, "secret", seconds)
             for rank in range(world_size)
         ]
         return [future.result() for future in made]
@@ -145,7 +148,7 @@ def test_a_receiver_that_is_gone_is_an_error_of_the_sender() -> None:
 
 
 def test_a_rank_that_never_joins_is_an_error() -> None:
-    error = within(60, lambda: GroupTransport("gloo", "cpu", "127.0.0.1", free_port(), 0, 2, seconds=1))
+    error = within(60, lambda: GroupTransport("gloo", "cpu", "127.0.0.1", free_port(), 0, 2, "secret", seconds=1))
     assert isinstance(error, ClusterError) and "must join" in str(error)
 
 
@@ -233,14 +236,17 @@ class Silent:
 
     allreduce = broadcast
 
+    def abort(self) -> None: ...
+
     def wait(self, *_: object) -> None: ...
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_group_that_moves_no_data_is_refused_on_both_ends(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
-    monkeypatch.setattr(process_group, "_join", lambda *_: Silent())
+    monkeypatch.setattr(process_group, "_met", lambda *_: nullcontext())
+    monkeypatch.setattr(process_group, "_form", lambda *_: Silent())
     with pytest.raises(WeightSyncError, match="must reach all ranks .* set sync.transport to gloo"):
-        GroupTransport("nccl", "cpu", "127.0.0.1", 1, rank, 2, seconds=1)
+        GroupTransport("nccl", "cpu", "127.0.0.1", 1, rank, 2, "secret", seconds=1)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ def test_the_scheme_of_the_url_chooses_the_way(monkeypatch: pytest.MonkeyPatch) 
     asked: list[Any] = []
     monkeypatch.setitem(TRANSPORTS, "pigeon", lambda *args: asked.append(args))  # type: ignore[arg-type,return-value]
     config = make_config()
-    make_transport(config, "cpu", "pigeon://roof:3", rank=1, world_size=4)
-    assert asked == [(config, "cpu", "roof:3", 1, 4)]
+    make_transport(config, "cpu", "pigeon://roof:3", rank=1, world_size=4, secret="s")
+    assert asked == [(config, "cpu", "roof:3", 1, 4, "s")]
 
 
 def test_an_unknown_way_is_refused() -> None:
     with pytest.raises(WeightSyncError, match="^weights travel by tcp, but the trainer offers owl://here"):
-        make_transport(make_config(), "cpu", "owl://here", rank=0, world_size=2)
+        make_transport(make_config(), "cpu", "owl://here", rank=0, world_size=2, secret="s")
