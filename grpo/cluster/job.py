@@ -38,6 +38,7 @@ from grpo.run.fatal import check_fatal, write_fatal
 from grpo.run.lease import Lease
 from grpo.run.memory import return_freed_memory
 from grpo.run.stopping import StopRequest
+from grpo.trainer.schedule import rate_change
 from grpo.types import Stats
 
 W = TypeVar("W", bound=Worker)
@@ -107,6 +108,8 @@ def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lea
         with RunRecorder(config, attempt=lease.attempt, decode=rendering.decode) as record:
             for name, reason in checkpoints.skipped:
                 record.damaged(name, reason)
+            if newest and (change := rate_change(newest.config, config, newest.step)):
+                record.say(change)
             skipped = loaded.skipped + held_out.skipped
             record.say(f"data: {len(loaded.prompts)} prompts, {len(held_out.prompts)} held out, {skipped} rows skipped")
             for note in (*loaded.notes, *held_out.notes):
