@@ -167,7 +167,7 @@ class Train(Section):
     learning_rate: float = Field(1e-6, gt=0, le=1)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after the warm-up; linear and cosine reach 0 behind step run.steps, changed or not."""
+    """Course of the learning rate after the warm-up; linear and cosine reach 0 behind run.steps, also a new one."""
     warmup_steps: int = Field(0, ge=0, le=1_000_000_000)
     """GRPO steps over which the learning rate rises from 0; at most run.steps."""
     weight_decay: float = Field(0.0, ge=0, le=1)

@@ -13,6 +13,7 @@
     errors/         tracebacks of what failed in actors, as text
     FATAL.json      why the run cannot be resumed (grpo/run/fatal.py)
     report.html     written by `grpo report`
+    trackers.json   the run's ids at W&B and MLflow
 
 A row of metrics.jsonl: {"event": "step", "step": 3, "time": 1790000000.1, "reward/mean": 0.5, "phase/rollout": 1.2, …}.
 `event` is start, step, eval, weight_sync, checkpoint, recovery or end; times are in seconds; a number that is not
@@ -30,14 +31,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from tensorboard.summary import Writer
-
 from grpo.config import Config
 from grpo.config.load import dump_config
 from grpo.errors import CheckpointError, ConfigError
-from grpo.files import NotAFile, open_append, open_regular, read_regular, remove_tree
-from grpo.observe.metrics import lookup
-from grpo.run.layout import CHECKPOINTS, CONFIG, METRICS, SAMPLES, SUPERSEDED, TENSORBOARD
+from grpo.files import NotAFile, open_append, open_regular, read_regular
+from grpo.run.layout import CHECKPOINTS, CONFIG, METRICS, SAMPLES, SUPERSEDED
 from grpo.store import MOST_READ, open_store
 from grpo.types import Group, Stats
 
@@ -79,8 +77,6 @@ class RunFolder:
         with ExitStack() as stack:
             self._metrics = stack.enter_context(_appended(self.run_dir / METRICS))
             self._samples = stack.enter_context(_appended(self.run_dir / SAMPLES))
-            self._tensorboard = Writer(str(self.run_dir / TENSORBOARD))
-            stack.callback(self._tensorboard.close)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -106,11 +102,7 @@ class RunFolder:
             for name, content in ((METRICS, metrics + "".join(own).encode()), (SAMPLES, b"".join(kept))):
                 self._set_aside(name, content)
                 _replace(self.run_dir / name, content)
-            remove_tree(self.run_dir / TENSORBOARD)
             self._open()
-            for row in read_rows(self.run_dir / METRICS):
-                self._add_scalars(int(number(row, "step")), numbers_of(row))
-            self._tensorboard.flush()
 
     def _set_aside(self, name: str, content: bytes) -> None:
         """Keeps the lines of a file that its new content does not have."""
@@ -125,19 +117,12 @@ class RunFolder:
             _replace(folder / f"{stem}-{number:04d}.{suffix}", b"\n".join(lost) + b"\n")
 
     def write_row(self, event: str, step: int, row: Stats, **text: str) -> str:
-        """One row of metrics.jsonl, and its numbers as TensorBoard scalars; returns the line."""
+        """One row of metrics.jsonl; returns the line."""
         numbers = {key: value if math.isfinite(value) else None for key, value in row.items()}
         with _writing(self.run_dir):
             line = _line({"event": event, "step": step, "time": round(time.time(), 3), **text, **numbers})
             self._metrics.write(line)
-            self._add_scalars(step, row)
-            self._tensorboard.flush()
         return line
-
-    def _add_scalars(self, step: int, row: Mapping[str, float | None]) -> None:
-        for key, value in row.items():
-            number = math.nan if value is None else value
-            self._tensorboard.add_scalar(key, number, step, description=lookup(key)[0].help)
 
     def write_samples(self, event: str, step: int, groups: Sequence[Group]) -> None:
         """The first `metrics.completions_per_step` groups, one row of samples.jsonl each."""

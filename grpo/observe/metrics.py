@@ -74,6 +74,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("grpo_attempt", "gauge", "starts", "How often the run was started, this start included."),
     Metric("grpo_deadline_seconds", "gauge", "seconds", "Longest wait by phase (deadlines.*).", ("phase",)),
     Metric("grpo_workers", "gauge", "actors", "By role; state is expected, ready or lost.", ("role", "state")),
+    Metric("grpo_tracker_failures_total", "counter", "calls", "Calls of a tracker that failed.", ("tracker",)),
     Metric("grpo_recoveries_total", "counter", "replacements", "Lost actors replaced, by role.", ("role",)),
     _histogram("grpo_recovery_seconds", "seconds", "From a loss noticed to its end.", SECONDS, "recovery/seconds"),
     # Rewards and rollouts

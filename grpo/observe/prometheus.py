@@ -34,6 +34,7 @@ class PrometheusMetrics:
             ("grpo_recoveries_total", "rollout"),
             ("grpo_recoveries_total", "trainer"),
             ("grpo_completion_truncated_total",),
+            *(("grpo_tracker_failures_total", name) for name in ("TensorBoard", "W&B", "MLflow")),
         ):
             self._add(name, 0, *labels)
 
@@ -113,6 +114,10 @@ class PrometheusMetrics:
         """What a role had lost was replaced, `seconds` after that was noticed."""
         self._add("grpo_recoveries_total", 1, role)
         self.record({"recovery/seconds": seconds})
+
+    def tracker_failed(self, tracker: str) -> None:
+        """A service or file that is told the rows has failed once more."""
+        self._add("grpo_tracker_failures_total", 1, tracker)
 
     def checkpoint_skipped(self) -> None:
         """One more checkpoint was damaged and passed over."""

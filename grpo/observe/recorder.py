@@ -20,7 +20,7 @@ from grpo.observe.metrics import summarize
 from grpo.observe.progress import RunProgress
 from grpo.observe.prometheus import PrometheusMetrics
 from grpo.observe.server import serving
-from grpo.observe.trackers import Tracker, close_tracker, wanted_trackers
+from grpo.observe.tracking import Tracking
 from grpo.run.faults import fault_point, phase_point
 from grpo.run.layout import METRICS
 from grpo.types import Group, Groups, Stats
@@ -54,7 +54,7 @@ class RunRecorder:
         self._prometheus.start(config, attempt)
         self._attempt = attempt
         self._decode = decode
-        self._trackers: list[Tracker] = []
+        self._tracking = Tracking(config, self.run_dir, self.say, self._prometheus.tracker_failed)
         self._own: list[str] = []
         """Rows of this start that no checkpoint holds yet and that outlive going back to one."""
         self._row: Stats = {}
@@ -66,9 +66,8 @@ class RunRecorder:
         with ExitStack() as stack:
             prepare_folder(self.run_dir, self.config.run.resume)
             self._serve(stack)
-            for opener in wanted_trackers(self.config):
-                self._trackers.append(opener(self.config, self.run_dir))
-                stack.push(close_tracker(self._trackers[-1]))
+            stack.push(lambda kind, error, trace: self._tracking.close(ok=kind is None))
+            self._tracking.open()
             self._folder = RunFolder(self.run_dir, self.config, self._decode)
             stack.callback(self._folder.close)
             stack.callback(self.progress.close)
@@ -160,7 +159,9 @@ class RunRecorder:
         self.progress.rewind(step)
         if step:
             self.say(f"resumes from the checkpoint of step {step}")
-        steps = [row for row in read_rows(self.run_dir / METRICS) if row["event"] == "step"]
+        rows = list(read_rows(self.run_dir / METRICS))
+        self._tracking.rewind((int(number(row, "step")), numbers_of(row)) for row in rows)
+        steps = [row for row in rows if row["event"] == "step"]
         for row in steps[-1:]:
             self._prometheus.restore(numbers_of(row), step, number(row, "time"))
         fault_point("resume.restored", step)
@@ -216,8 +217,7 @@ class RunRecorder:
             self._prometheus.record({"step": self._step, "time": time.time()})
         self._prometheus.record(row)
         self._folder.write_row(event, self._step, row, **text)
-        for tracker in self._trackers:
-            tracker.log(self._step, row)
+        self._tracking.log(self._step, row)
         if event == "step":
             self.progress.step_done(self._step, row)
 

@@ -1,25 +1,42 @@
-"""Weights & Biases and MLflow through their own libraries, imported only when the configuration asks for them."""
+"""Weights & Biases and MLflow through their own libraries, imported only when the configuration asks for them.
+
+Both go on with one run however often ours is started: the ids are kept in its folder. A row is never dropped because
+the service has seen a later step, as after a recovery: W&B gets the step as an axis of its own.
+"""
 
 import importlib
-import logging
+import json
 import math
-from collections.abc import Callable
+import re
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import Protocol
+from types import ModuleType
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from grpo.config import Config
 from grpo.config.diff import flatten
 from grpo.errors import ConfigError
+from grpo.files import NotAFile, read_regular
+from grpo.run.layout import TRACKERS
+from grpo.store import open_store
 from grpo.types import Stats
+
+LONGEST_PARAM, MOST_PARAMS = 500, 100  # characters, and parameters at a time, that every MLflow store takes
 
 
 class Tracker(Protocol):
-    """A service that is told every row of a run."""
+    """A service, or files, that are told every row of a run. It may raise anything: `tracking` says and counts it."""
+
+    name: str
 
     def log(self, step: int, row: Stats) -> None:
         """Takes the numbers of one row; it must not wait for the service."""
+
+    def rewind(self, rows: Iterable[tuple[int, Mapping[str, float | None]]]) -> None:
+        """The run goes back to these rows; steps behind them will come again."""
 
     def close(self, ok: bool) -> None:
         """Sends what is left and says whether the run has succeeded."""
@@ -28,80 +45,111 @@ class Tracker(Protocol):
 class WandbTracker:
     """One W&B run; its own client sends in the background and never stops the training."""
 
+    name: str = "W&B"
+
     def __init__(self, config: Config, run_dir: Path) -> None:
         wandb = _import("wandb", "metrics.wandb_project", "wandb")
-        try:
-            self._run = wandb.init(
-                project=config.metrics.wandb_project,
-                name=config.run.name,
-                dir=str(run_dir),
-                config=config.model_dump(mode="json"),
-            )
-        except wandb.errors.Error as error:
-            raise ConfigError(
-                f"metrics.wandb_project: W&B must accept the run, but says: {error}; log in with `wandb login`, set "
-                "WANDB_MODE=offline, or set it to null"
-            ) from error
+        known = kept_ids(run_dir).get("wandb")
+        self._run: Any = wandb.init(
+            project=config.metrics.wandb_project,
+            name=config.run.name,
+            dir=str(run_dir),
+            config=config.model_dump(mode="json"),
+            id=known,
+            resume="allow" if known else None,
+        )
+        keep_id(run_dir, "wandb", self._run.id)
+        # W&B's own step only grows, and what comes with a lower one is dropped.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, row: Stats) -> None:
-        self._run.log(row, step=step)
+        self._run.log({**row, "step": step})
+
+    def rewind(self, rows: Iterable[tuple[int, Mapping[str, float | None]]]) -> None:
+        """Nothing: steps that are made again are shown again."""
 
     def close(self, ok: bool) -> None:
         self._run.finish(exit_code=0 if ok else 1)
 
 
 class MlflowTracker:
-    """One MLflow run in the experiment "grpo"; numbers are sent in the background."""
+    """One MLflow run in the experiment "grpo"; numbers are sent in the background.
+
+    Its client and not `mlflow.log_metrics`, whose idea of the run at hand differs from thread to thread.
+    """
+
+    name: str = "MLflow"
 
     def __init__(self, config: Config, run_dir: Path) -> None:
-        uri = config.metrics.mlflow_uri
-        if urlsplit(uri or "").password:
-            raise ConfigError(
-                "metrics.mlflow_uri: the configuration is written to the run's folder and must hold no password, but "
-                "the URI has one; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
-            )
-        self._mlflow = _import("mlflow", "metrics.mlflow_uri", "mlflow-skinny")
-        try:
-            self._mlflow.set_tracking_uri(uri)
-            self._mlflow.set_experiment("grpo")
-            self._mlflow.start_run(run_name=config.run.name)
-            self._mlflow.log_params(flatten(config.model_dump(mode="json")))
-        except self._mlflow.exceptions.MlflowException as error:
-            raise ConfigError(
-                f"metrics.mlflow_uri: MLflow must accept the run at {uri}, but says: {error}; correct the URI or "
-                "set it to null"
-            ) from error
+        mlflow = _import("mlflow", "metrics.mlflow_uri", "mlflow-skinny")
+        self._entities: Any = importlib.import_module("mlflow.entities")
+        self._client: Any = mlflow.MlflowClient(tracking_uri=config.metrics.mlflow_uri)
+        self._sent: deque[Any] = deque(maxlen=100)
+        known = kept_ids(run_dir).get("mlflow")
+        if known:
+            self._id = known
+            self._client.update_run(known, status="RUNNING")
+            return
+        experiment = self._client.get_experiment_by_name("grpo")
+        home = experiment.experiment_id if experiment else self._client.create_experiment("grpo")
+        self._id = self._client.create_run(home, run_name=config.run.name).info.run_id
+        params = flatten(config.model_dump(mode="json")).items()
+        made = [self._entities.Param(key, str(value)[:LONGEST_PARAM]) for key, value in params]
+        for first in range(0, len(made), MOST_PARAMS):
+            self._client.log_batch(self._id, params=made[first : first + MOST_PARAMS])
+        keep_id(run_dir, "mlflow", self._id)
 
     def log(self, step: int, row: Stats) -> None:
+        now = int(time.time() * 1000)
         # MLflow allows no "@" in a name, and its stores differ about numbers that are not finite.
         named = {key.replace("@", "_at_"): value for key, value in row.items() if math.isfinite(value)}
-        self._mlflow.log_metrics(named, step=step, synchronous=False)
+        made = [self._entities.Metric(key, value, now, step) for key, value in named.items()]
+        self._sent.append(self._client.log_batch(self._id, metrics=made, synchronous=False))
+
+    def rewind(self, rows: Iterable[tuple[int, Mapping[str, float | None]]]) -> None:
+        """Nothing: steps that are made again are kept beside those before."""
 
     def close(self, ok: bool) -> None:
-        try:
-            self._mlflow.end_run("FINISHED" if ok else "FAILED")
-        except self._mlflow.exceptions.MlflowException as error:
-            # The training is done and its numbers are in the run's folder: a lost server must not make it a failure.
-            logging.getLogger(__name__).warning("MLflow did not hear of the end of the run: %s", error)
+        for operation in self._sent:
+            operation.wait()
+        self._client.set_terminated(self._id, "FINISHED" if ok else "FAILED")
 
 
-def wanted_trackers(config: Config) -> list[Callable[[Config, Path], Tracker]]:
-    """The trackers that the configuration asks for. Making one raises ConfigError if it cannot work."""
-    wanted: list[Callable[[Config, Path], Tracker]] = []
-    if config.metrics.wandb_project is not None:
-        wanted.append(WandbTracker)
-    if config.metrics.mlflow_uri is not None:
-        wanted.append(MlflowTracker)
+Service = tuple[str, str, type[WandbTracker] | type[MlflowTracker]]
+"""Key of the configuration, name in TRACKERS, class."""
+
+
+def wanted_services(config: Config) -> list[Service]:
+    """What the configuration asks for. Raises ConfigError for a password in it."""
+    metrics = config.metrics
+    if urlsplit(metrics.mlflow_uri or "").password:
+        raise ConfigError(
+            "metrics.mlflow_uri: the configuration is written to the run's folder and must hold no password, but "
+            "the URI has one; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+        )
+    wanted: list[Service] = []
+    if metrics.wandb_project is not None:
+        wanted.append(("metrics.wandb_project", "wandb", WandbTracker))
+    if metrics.mlflow_uri is not None:
+        wanted.append(("metrics.mlflow_uri", "mlflow", MlflowTracker))
     return wanted
 
 
-def close_tracker(tracker: Tracker) -> Callable[..., None]:
-    """An exit function, as ExitStack takes it, that tells the tracker whether the run has succeeded."""
+def kept_ids(run_dir: Path) -> dict[str, str]:
+    """Ids of this run at the services, by their names; those that a damaged file does not say are begun anew."""
+    try:
+        found = json.loads(read_regular(run_dir / TRACKERS, 1 << 16))
+    except (FileNotFoundError, NotAFile, ValueError, RecursionError):
+        return {}
+    ids = found.items() if isinstance(found, dict) else ()
+    return {name: text for name, text in ids if isinstance(text, str) and re.fullmatch("[A-Za-z0-9_-]{1,64}", text)}
 
-    def close(kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        tracker.close(ok=kind is None)
 
-    return close
+def keep_id(run_dir: Path, name: str, value: str) -> None:
+    """Raises CheckpointError."""
+    ids = kept_ids(run_dir) | {name: value}
+    open_store(str(run_dir)).write(TRACKERS, json.dumps(ids, indent=1).encode())
 
 
 def _import(package: str, key: str, distribution: str) -> ModuleType:

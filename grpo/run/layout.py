@@ -2,6 +2,6 @@
 
 CONFIG, METRICS, SAMPLES, TENSORBOARD = "config.yaml", "metrics.jsonl", "samples.jsonl", "tensorboard"
 CHECKPOINTS, SUPERSEDED = "checkpoints", "superseded"
-REPORT = "report.html"
+REPORT, TRACKERS = "report.html", "trackers.json"
 REWARD_CACHE = "rewards.jsonl"
 LOGS = "logs"

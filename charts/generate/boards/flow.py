@@ -107,12 +107,13 @@ WEIGHTS = [
         alerts=["GrpoCheckpointStale"],
     ),
     lines(
-        "Checkpoints in trouble",
-        "Saves that failed and damaged checkpoints that were passed over, since the start of the controller.",
+        "Records in trouble",
+        "Saves that failed, damaged checkpoints passed over, calls of a tracker that failed; since the controller's start.",
         "none",
         {
             "failed {{run}}": "sum by (run) (grpo_checkpoint_failures_total{<run>})",
             "damaged {{run}}": "sum by (run) (grpo_checkpoint_skipped_total{<run>})",
+            "{{tracker}} {{run}}": "sum by (run, tracker) (grpo_tracker_failures_total{<run>}) > 0",
         },
         low=0,
         alerts=["GrpoCheckpointFailing"],
