@@ -54,7 +54,9 @@ def checkpoint_dir(run_dir: Path) -> str | None:
     """`checkpoint.dir` of the run. Nothing else of its configuration counts here, least of all what it would start."""
     section = read(run_dir / CONFIG).get("checkpoint")
     directory = section.get("dir") if isinstance(section, dict) else None
-    return str(directory) if directory else None
+    if directory is not None and not isinstance(directory, str):
+        raise ConfigError(f"{run_dir / CONFIG}: checkpoint.dir must be text, but is none; correct it")
+    return directory or None
 
 
 def find_checkpoint(store: Store, step: int | None = None) -> str:

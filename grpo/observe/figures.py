@@ -10,7 +10,7 @@ from typing import TypedDict
 
 import plotly.graph_objects as go
 
-from grpo.observe.folder import Row, number
+from grpo.observe.folder import Row, finite, number
 from grpo.observe.metrics import PHASES
 
 # Readable on a light and on a dark page.
@@ -97,8 +97,8 @@ def figures(rows: Sequence[Row]) -> Iterator[Drawn]:
 
 def series(rows: Iterable[Row], key: str) -> tuple[list[int], list[float]]:
     """Steps and values of a key, where it has a value."""
-    points = [(int(number(row, "step")), value) for row in rows if isinstance(value := row.get(key), int | float)]
-    return [step for step, _ in points], [float(value) for _, value in points]
+    points = [(int(number(row, "step")), value) for row in rows if (value := finite(row.get(key))) is not None]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def line_figure(plot: Plot, rows: Sequence[Row]) -> go.Figure | None:

@@ -52,6 +52,7 @@ def prepare_folder(run_dir: Path, resume: str) -> None:
         )
 
 
+LARGEST = 1e300
 MOST_SAMPLES = 1 << 34
 MOST_LINE = 1 << 28
 """Bytes of samples.jsonl and of one row: what is longer was not written by a run."""
@@ -186,6 +187,13 @@ def number(row: Row, key: str) -> float:
     if not isinstance(value, int | float):
         raise CheckpointError(f"a row must have a number as its {key}, but has {value!r}; take the row out")
     return value
+
+
+def finite(value: object) -> float | None:
+    """A number as a float; None for all else, also for one that is not finite or that no plot could hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST < value < LARGEST:
+        return None
+    return float(value)
 
 
 def numbers_of(row: Row) -> dict[str, float | None]:

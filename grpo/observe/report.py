@@ -1,5 +1,6 @@
 """A run folder -> one self-contained HTML page: summary, plots, example completions, configuration."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,15 +10,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from grpo.config.text import clean
-from grpo.config.yaml import parse
+from grpo.config.yaml import MOST_CHARACTERS, parse
 from grpo.errors import CheckpointError
+from grpo.files import read_regular
 from grpo.observe.figures import figures, series
-from grpo.observe.folder import Row, number, read_rows
+from grpo.observe.folder import Row, finite, read_rows
 from grpo.observe.progress import clock
 from grpo.run.layout import CONFIG, METRICS, REPORT, SAMPLES
 
 GROUPS_SHOWN = 3
 COMPLETIONS_SHOWN = 4
+LAST_SECOND = 253_402_300_800
+"""Of the year 9999, behind which Python knows no date."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -25,7 +29,7 @@ def write_report(run_dir: Path) -> Path:
 
     Raises CheckpointError if the folder holds no run or a file of it is damaged.
     """
-    if not (run_dir / METRICS).is_file():
+    if not os.path.isfile(run_dir / METRICS):
         raise CheckpointError(f"a run's folder must hold {METRICS}, but {run_dir} does not; give the run.dir of a run")
     rows = list(read_rows(run_dir / METRICS))
     config_text = _read(run_dir / CONFIG)
@@ -67,26 +71,40 @@ def summarize_run(rows: Sequence[Row], config: Mapping[str, object]) -> dict[str
     run, model = _section(config, "run"), _section(config, "model")
     tokens = sum(series(steps, "rollout/completion_tokens")[1])
     seconds = sum(series(steps, "step/seconds")[1])
-    wall = number(rows[-1], "time") - number(rows[0], "time") if rows else 0.0
+    times = [time for row in rows if (time := finite(row.get("time"))) is not None]
+    wall = max(times[-1] - times[0], 0.0) if times else 0.0
     return {
-        "name": run.get("name", "run"),
-        "outcome": end.get("outcome"),
-        "message": end.get("message", ""),
+        "name": _text(run.get("name"), "run"),
+        "outcome": _text(end.get("outcome"), ""),
+        "message": _text(end.get("message"), ""),
         "steps": len(steps),
-        "planned": run.get("steps"),
+        "planned": _text(run.get("steps"), ""),
         "accuracy": _first_and_last(rows, "eval/accuracy"),
         "reward": _first_and_last(rows, "reward/mean"),
         "wall": clock(wall),
-        "speed": tokens / seconds if seconds else None,
+        "speed": finite(tokens / seconds) if seconds > 0 else None,
         "facts": {
-            "Model": model.get("path", "unknown"),
-            "Started": f"{datetime.fromtimestamp(number(start, 'time'), UTC):%Y-%m-%d %H:%M} UTC"
-            if start
-            else "unknown",
-            "Program": f"grpo {start.get('version', '')}",
-            "Command": start.get("command", "unknown"),
+            "Model": _text(model.get("path"), "unknown"),
+            "Started": _date(start.get("time")),
+            "Program": f"grpo {_text(start.get('version'), '')}",
+            "Command": _text(start.get("command"), "unknown"),
         },
     }
+
+
+def _text(value: object, default: str) -> str:
+    """A plain value in words; nothing else is written out, as a few anchors of YAML may mean gigabytes."""
+    try:
+        return str(value) if isinstance(value, str | int | float) else default
+    except ValueError:  # more digits than Python prints
+        return default
+
+
+def _date(value: object) -> str:
+    seconds = finite(value)
+    if seconds is None or not 0 <= seconds < LAST_SECOND:
+        return "unknown"
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def examples(path: Path) -> Iterable[dict[str, object]]:
@@ -94,7 +112,7 @@ def examples(path: Path) -> Iterable[dict[str, object]]:
     for event, title in (("eval", "Held-out prompts"), ("step", "Training prompts")):
         first: list[Row] = []
         last: list[Row] = []
-        for row in (row for row in read_rows(path) if row["event"] == event):
+        for row in (_checked(row, path) for row in read_rows(path) if row["event"] == event):
             if not first or row["step"] == first[0]["step"]:
                 first.append(row)
             if last and row["step"] != last[0]["step"]:
@@ -113,8 +131,34 @@ def _first_and_last(rows: Sequence[Row], key: str) -> tuple[float, float | None]
     return (values[0], values[-1] if len(values) > 1 else None) if values else None
 
 
+def _checked(row: Row, path: Path) -> Row:
+    """A row of samples.jsonl that can be shown. Raises CheckpointError."""
+    lists = [row.get(key) for key in ("completions", "rewards", "finish_reasons")]
+    texts, rewards, reasons = (items if isinstance(items, list) else None for items in lists)
+    if (
+        texts is None
+        or rewards is None
+        or reasons is None
+        or not len(texts) == len(rewards) == len(reasons)
+        or not all(isinstance(text, str) for text in texts)
+        or not all(finite(reward) is not None for reward in rewards)
+        or not isinstance(row.get("prompt_id"), str)
+        or not {"question", "answer"} <= set(row)
+    ):
+        raise CheckpointError(
+            f"{path}: a row of step {row['step']} must have a prompt_id, its question and answer, and for each "
+            "completion a reward and a finish_reason, but has not; take it out"
+        )
+    return row
+
+
 def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    try:
+        return read_regular(path, MOST_CHARACTERS * 4).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise CheckpointError(f"{path}: must be the run's configuration, but: {error}; take it away") from error
 
 
 def _section(config: Mapping[str, object], name: str) -> Mapping[str, object]:
@@ -125,7 +169,7 @@ def _section(config: Mapping[str, object], name: str) -> Mapping[str, object]:
 def _parse(text: str) -> dict[str, object]:
     """The configuration as far as it was written; the report of a run killed at its start has none."""
     try:
-        config = parse(text)
+        config = parse(text) if len(text) <= MOST_CHARACTERS else {}
     except yaml.YAMLError:
         return {}
     return config if isinstance(config, dict) else {}
