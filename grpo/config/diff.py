@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from grpo.config.schema import Config, Model
 from grpo.errors import ConfigError
 
+MOST_CHANGES, LONGEST_CHANGE = 40, 400
 FREE = {
     "run.dir",
     "run.resume",
@@ -44,11 +45,14 @@ def check_config_diff(old: Mapping[str, object], config: Config) -> None:
         if key not in now or before[key] != now[key]
     ]
     if changes:
-        keys = ", ".join(change.partition(":")[0] for change in changes)
+        keys = ", ".join(change.partition(":")[0] for change in changes[:MOST_CHANGES])
+        rest = len(changes) - MOST_CHANGES
+        shown = changes[:MOST_CHANGES] + [f"and {rest} more"] * (rest > 0)
+        allow = "" if rest > 0 else f" allow them with 'run.allow_drift=[{keys}]',"
         raise ConfigError(
             "a run is resumed with the configuration that it was begun with, but these keys differ:\n  "
-            + "\n  ".join(changes)
-            + f"\nset them back, allow them with 'run.allow_drift=[{keys}]', or choose another run.dir"
+            + "\n  ".join(change[:LONGEST_CHANGE] + "..." * (len(change) > LONGEST_CHANGE) for change in shown)
+            + f"\nset them back,{allow} or choose another run.dir"
         )
 
 

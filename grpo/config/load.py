@@ -5,8 +5,10 @@ directory, as on any command line, not to the file.
 """
 
 import difflib
+import re
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args, get_origin
 
@@ -17,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from grpo.config import paths
 from grpo.config.schema import Config
-from grpo.config.yaml import dump, parse, read
+from grpo.config.yaml import MOST_NESTED, dump, parse, read
 from grpo.errors import ConfigError
 
 _SHORT = reprlib.Repr()
@@ -43,13 +45,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     items are numbered from 0: "rewards.0.weight=0.5". Raises ConfigError with one line for each problem.
     """
     tree = read(path)
-    problems = [problem for override in overrides if (problem := _override(tree, override))]
+    problems: list[Problem] = [problem for override in overrides if (problem := _override(tree, override))]
     # `train:` with nothing below it (all its keys commented out) means the defaults.
     tree = {key: value for key, value in tree.items() if value is not None or key not in Config.model_fields}
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        problems += [line for details in error.errors(include_url=False) if (line := _problem(details))]
+        found = error.errors(include_url=False)
+        problems += [partial(_problem, details) for details in found if not _is_echo(details)]
         raise _all_of(problems) from None
     problems += [*_unknown_keys_allowed(config), *paths.problems(config)]
     if problems:
@@ -57,18 +60,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def _all_of(problems: list[str]) -> ConfigError:
+Problem = str | Callable[[], str]
+"""A line, or what makes it: only those that are shown are worth the search for a key that was meant."""
+
+
+def _all_of(problems: list[Problem]) -> ConfigError:
     """One error of all problems, or of the first MOST_PROBLEMS and the number of the rest."""
     rest = len(problems) - MOST_PROBLEMS
-    return ConfigError("\n".join(problems[:MOST_PROBLEMS] + [f"and {rest} more problems"] * (rest > 0)))
+    lines = [problem if isinstance(problem, str) else problem() for problem in problems[:MOST_PROBLEMS]]
+    return ConfigError("\n".join(lines + [f"and {rest} more problems"] * (rest > 0)))
 
 
-def _unknown_keys_allowed(config: Config) -> Iterator[str]:
+def _unknown_keys_allowed(config: Config) -> Iterator[Problem]:
     """A key that does not exist would allow nothing."""
     for place, key in enumerate(config.run.allow_drift):
         path = tuple(key.split("."))
         if _field(path) is None:
-            yield f"run.allow_drift.{place} = {_show(key)}: unknown key; {_suggest(path)}"
+            yield partial(_unknown, f"run.allow_drift.{place} = {_show(key)}", path)
+
+
+def _unknown(what: str, path: Path_) -> str:
+    return f"{what}: unknown key; {_suggest(path)}"
+
+
+def _is_echo(details: ErrorDetails) -> bool:
+    """Whether pydantic says once more, of a list, that one of its items was wrong."""
+    return details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]
 
 
 def config_schema() -> dict[str, object]:
@@ -87,10 +104,12 @@ def _override(tree: dict[object, object], override: str) -> str | None:
     keys = name.strip().split(".")
     if not equals or not all(keys):
         return f"{_show(override)}: an override must read key=value, for example train.learning_rate=2e-6"
+    if len(keys) > MOST_NESTED:
+        return f"{_show(override)}: a key has at most {MOST_NESTED} parts; see `grpo config schema`"
     here: object = tree
     for depth, key in enumerate(keys):
         if isinstance(here, list):
-            if not (key.isdecimal() and int(key) <= len(here)):
+            if not (re.fullmatch("[0-9]{1,9}", key) and int(key) <= len(here)):
                 name = _dotted(keys[:depth])
                 return f"{_show(override)}: {name} has {len(here)} items, numbered from 0; {_show(key)} is not one"
             here.extend([None] * (int(key) == len(here)))
@@ -129,15 +148,16 @@ def _empty(keys: list[str]) -> object:
     return {}
 
 
-def _problem(details: ErrorDetails) -> str | None:
+def _problem(details: ErrorDetails) -> str:
     """One line: the path, the value, what it must be, what the key is."""
     kind, path, value = details["type"], details["loc"], details["input"]
     if kind == "extra_forbidden":
         while isinstance(value, dict) and len(value) == 1:
             path, value = (*path, *value), next(iter(value.values()))
-        return f"{_dotted(path)} = {_show(value)}: unknown key; {_suggest(path)}"
-    if kind == "too_short" and len(value) >= details["ctx"]["min_length"]:
-        return None  # pydantic's echo of an item that was wrong
+        return _unknown(f"{_dotted(path)} = {_show(value)}", path)
+    if kind == "string_unicode":
+        section = _dotted(path) or "the configuration"
+        return f"{section}: a key must be whole Unicode text, but {_show(value)} has half a surrogate pair; remove it"
     if not path:
         return str(details["ctx"]["error"])  # a combination of keys; the text names them
     field = _field(path)

@@ -16,6 +16,10 @@ from grpo.files import open_regular
 
 MOST_CHARACTERS = 256 * 1024
 """A longer file is no configuration; PyYAML would need minutes for some."""
+MOST_NODES = 200_000
+"""Values, counted as often as aliases (*name) repeat them: a few lines of aliases of aliases mean gigabytes."""
+MOST_DIGITS = 4300
+"""Of a whole number, in whatever base: Python prints no longer ones."""
 MOST_NESTED = 40
 """Lists and mappings inside each other, counted: PyYAML calls itself for each, and must never come to Python's end."""
 
@@ -28,10 +32,16 @@ _FLOAT = re.compile(
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
 _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS * 3 / 4 and text[:2] in ("0o", "0x"):
+        raise ValueError("more digits than Python prints")
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
 SCALARS: dict[str, Scalar] = {
     "null": (_NULL, ["~", "n", "N", ""], lambda text: None),
     "bool": (_BOOL, list("tTfF"), lambda text: text.lower() == "true"),
-    "int": (_INTEGER, list("-+0123456789"), lambda text: int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))),
+    "int": (_INTEGER, list("-+0123456789"), _whole),
     "float": (_FLOAT, list("-+.0123456789"), lambda text: float(re.sub(r"\.(?=[iInN])", "", text))),
 }
 """By kind: how it is written, with what it can begin, what it is. The first that fits counts; all else is text."""
@@ -46,6 +56,10 @@ class Loader(yaml.BaseLoader):
 
     nested = 0
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.sizes: dict[int, tuple[int, int]] = {}  # of each node: values in it, levels
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """One node and all in it."""
         self.nested += 1
@@ -54,7 +68,19 @@ class Loader(yaml.BaseLoader):
             raise yaml.MarkedYAMLError(problem=f"more than {MOST_NESTED} levels inside each other", problem_mark=mark)
         node = super().compose_node(parent, index)
         self.nested -= 1
+        if node is not None and id(node) not in self.sizes:
+            self.sizes[id(node)] = self._size(node)
         return node
+
+    def _size(self, node: yaml.Node) -> tuple[int, int]:
+        """With aliases written out. An alias of what it is in itself is the one child that has no size yet."""
+        below = [] if isinstance(node, yaml.ScalarNode) else list(node.value)
+        below = [part for pair in below for part in pair] if isinstance(node, yaml.MappingNode) else below
+        sizes = [self.sizes.get(id(child), (MOST_NODES, 0)) for child in below]
+        count, levels = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+        if count > MOST_NODES or levels > MOST_NESTED:
+            raise _refused("aliases (*) that repeat too much, or themselves; write the values out", node)
+        return count, levels
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         """PyYAML itself would keep the last of two equal keys.
