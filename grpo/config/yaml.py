@@ -66,9 +66,10 @@ class Loader(yaml.BaseLoader):
         if self.nested > MOST_NESTED:
             mark = self.get_mark()
             raise yaml.MarkedYAMLError(problem=f"more than {MOST_NESTED} levels inside each other", problem_mark=mark)
+        alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
         self.nested -= 1
-        if node is not None and id(node) not in self.sizes:
+        if node is not None and not alias:
             self.sizes[id(node)] = self._size(node)
         return node
 

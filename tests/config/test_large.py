@@ -119,7 +119,7 @@ def test_a_plain_alias_is_read(tmp_path):
         ("foo: 0x" + "f" * 200_000, "cannot be read as int"),
         ("foo: " + DIGITS, "cannot be read as int"),
         ("run: {steps: .nan}", "must be a finite number"),
-        ("1: 2\n1.5: 2\nnull: 3", "unknown key"),
+        ("1: 2\n1.5: 2\nnull: 3", "a key must be text"),
         ("run: {}\nrun: {}", "there twice"),
         ("run: {<<: {steps: 1}}", "merge keys"),
         ("? [a]\n: 1", "a key must be text"),

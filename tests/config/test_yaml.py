@@ -90,10 +90,14 @@ def test_as_deep_as_may_be() -> None:
     assert parse(f"[{', '.join(['[[1]]'] * MOST_NESTED)}]") == [[[1]]] * MOST_NESTED
 
 
-def test_aliases_are_the_same_value_and_do_not_grow() -> None:
-    laughs = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 1000))
-    read = parse(laughs)
-    assert read["a999"][0] is read["a998"]
+def test_aliases_are_the_same_value_and_bounded_as_if_written_out() -> None:
+    def laughs(count: int) -> str:
+        return "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, count))
+
+    read = parse(laughs(12))
+    assert read["a11"][0] is read["a10"]
+    with pytest.raises(yaml.MarkedYAMLError, match="repeat too much"):
+        parse(laughs(1000))
 
 
 def test_depth_is_bounded_whatever_the_size() -> None:

@@ -108,7 +108,7 @@ WEIGHTS = [
     ),
     lines(
         "Records in trouble",
-        "Saves that failed, damaged checkpoints passed over, calls of a tracker that failed; since the controller's start.",
+        "Saves that failed, damaged checkpoints passed over, calls of a tracker that failed, since the start.",
         "none",
         {
             "failed {{run}}": "sum by (run) (grpo_checkpoint_failures_total{<run>})",
