@@ -118,7 +118,8 @@ def test_real_mounts_are_seen():
 
 def test_nothing_else_in_the_house_deletes_folders():
     """`shutil.rmtree` knows no mounts; exempt are private folders of ours, and a process without this module."""
-    own = {"files.py", "run/watchdog.py", "rollout/core.py", "rewards/sandbox/supervisor.py"}
+    sandbox = {"rewards/sandbox/supervisor.py", "rewards/sandbox/usage.py"}
+    own = {"files.py", "run/watchdog.py", "rollout/core.py"} | sandbox
     top = Path(files.__file__).parent
     found = {path.relative_to(top).as_posix() for path in top.rglob("*.py") if "rmtree(" in path.read_text()}
     assert found <= own

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from grpo.errors import ConfigError
+from grpo.files import remove_tree
 
 PREFIX = "grpo."
 LONGEST = 39
@@ -48,7 +49,8 @@ class PrivateFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_tree(self.path)
         os.close(self._lock)
 
     @property
@@ -103,7 +105,8 @@ def unusable(place: str) -> str:
     except OSError as error:
         return f"{place}: no sockets ({error.strerror})"
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_tree(folder)
 
 
 def check(run_dir: str, places: Sequence[str] = PLACES) -> str:
@@ -150,7 +153,7 @@ def remove_stale(place: str) -> None:
             lock = os.open(os.path.join(path, LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: its owner lives
-                shutil.rmtree(path)
+                remove_tree(path)
             finally:
                 os.close(lock)
 

@@ -51,7 +51,7 @@ REFUSED = {
     "twice as numbers": ("1: 0\n0x1: 0", 2, "the key '0x1' is there twice, first in line 1"),
     "merge": ("a: &a {x: 1}\nb:\n  <<: *a", 3, "merge keys (<<) are not read; write the keys out"),
     "list as key": ("x: 0\n? [a, b]\n: 1", 2, "a key must be text"),
-    "itself": ("a:\n- &b\n  - *b", 2, "recursive"),
+    "itself": ("a:\n- &b\n  - *b", 2, "themselves"),
     "empty int": ('a: 0\nb: !!int ""', 2, "the value '' cannot be read as int"),
     "sexagesimal": ("a: !!float 1:30", 1, "cannot be read as float"),
     "digits": (f"a: 1\nb: {'9' * 5000}", 2, "cannot be read as int"),
