@@ -49,8 +49,12 @@ class WatchedMultiprocExecutor(MultiprocExecutor):
 
 
 def end_with_parent() -> None:
-    """Lets a watchdog end this process, and what it starts, with the process that is named in the environment."""
+    """Lets a watchdog end this process, and what it starts, with the process that is named in the environment.
+
+    From here on what fails in this process is noted.
+    """
     start_watchdog(int(os.environ[PARENT]), os.environ[SOCKETS])
+    listen()  # again: a core sets up its log anew, which takes handlers away
 
 
 @contextlib.contextmanager
