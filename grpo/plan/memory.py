@@ -15,7 +15,7 @@ from grpo.plan.placement import crowded, grouped
 
 GIB = 2**30
 FP32 = 4
-HEAD_CHUNK = 1024  # completion positions whose logits the trainer holds at once, as in trainer/model.py
+HEAD_CHUNK = 1024  # completion positions whose logits the trainer holds at once, as in trainer/head.py
 MASTER = 12  # bytes a parameter in a checkpoint beside the weights: fp32 weights and AdamW's two moments
 SAVED_AT_ONCE = 2 * GIB  # of them, that a rank copies to the host while it saves, as in trainer/state.py
 PROCESS = {"controller": 1.0 * GIB, "rollout": 1.5 * GIB, "trainer": 1.25 * GIB}  # with Ray's own in its pod

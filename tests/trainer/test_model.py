@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from grpo.errors import ConfigError
+from grpo.trainer import attention, head
 from grpo.trainer import model as policy_module
-from grpo.trainer.model import dense_attention, make_policy
+from grpo.trainer.attention import dense_attention
+from grpo.trainer.model import make_policy
 from grpo.trainer.packing import pack
 from tests.models import random_samples, tiny_model
 
@@ -32,7 +34,7 @@ def row_logprobs(model, samples, temperature=TEMPERATURE):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_packed_equals_row_by_row_with_gradients(kind, tied, checkpointing, chunk, monkeypatch):
-    monkeypatch.setattr(policy_module, "CHUNK", chunk)
+    monkeypatch.setattr(head, "CHUNK", chunk)
     samples = random_samples(7)
     model = tiny_model(kind, tied, attn_implementation="eager")
     expected_C, expected_entropy_C = row_logprobs(model, samples)
@@ -54,7 +56,7 @@ def test_packed_equals_row_by_row_with_gradients(kind, tied, checkpointing, chun
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_entropy_has_its_gradient_where_it_is_asked_for(tied, chunk, monkeypatch):
     """Against autograd through all logits, row by row."""
-    monkeypatch.setattr(policy_module, "CHUNK", chunk)
+    monkeypatch.setattr(head, "CHUNK", chunk)
     samples = random_samples(7)
     model = tiny_model(tied=tied, attn_implementation="eager")
     expected_C, expected_entropy_C = row_logprobs(model, samples)
@@ -87,7 +89,7 @@ def test_gradients_of_the_head_against_finite_differences(seed, temperature):
             (tensor + step * move).requires_grad_(gradient)
             for tensor, move in zip((hidden_CD, weight_VD), moves, strict=True)
         ]
-        logprobs_C, entropy_C = policy_module._Logprobs.apply(*inputs, targets_C, temperature, True)
+        logprobs_C, entropy_C = head._Logprobs.apply(*inputs, targets_C, temperature, True)
         return (logprobs_C * mix_C + entropy_C * bonus_C).sum(), inputs
 
     total, inputs = value(0.0, gradient=True)
@@ -135,7 +137,7 @@ def test_the_layout_for_the_varlen_kernel_gives_the_same(monkeypatch):
     expected_C = policy(batch)[0]
     make_layout = policy_module.make_layout
     monkeypatch.setattr(policy_module, "make_layout", lambda batch, flash: make_layout(batch, flash=True))
-    monkeypatch.setattr(policy_module, "varlen_attn", row_by_row_kernel)
+    monkeypatch.setattr(attention, "varlen_attn", row_by_row_kernel)
     torch.testing.assert_close(policy(batch)[0], expected_C, atol=1e-5, rtol=0)
 
 
