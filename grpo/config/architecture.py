@@ -131,6 +131,8 @@ def _kind_problems(raw: Mapping[str, Any]) -> Iterator[str]:
         yield f"its architecture {short(name)} is code in the checkpoint (auto_map), which is never run; {out}"
     elif name not in SUPPORTED:
         yield f"its architecture {short(name)} is not among those whose packed forward is proven; {out}"
+    if name == "llama4_text" and raw.get("attn_temperature_tuning", True):
+        yield f"its architecture {name} scales queries by place in the whole batch (attn_temperature_tuning); {out}"
     classes = [str(each) for each in raw.get("architectures") or ()]
     if classes and not any(each.endswith(("ForCausalLM", "LMHeadModel")) for each in classes):
         yield f"it is a {short(', '.join(classes))}, and a policy is a causal language model; {out}"

@@ -1,51 +1,91 @@
 """Attention inside each row of a packed batch, registered with transformers under the name ATTENTION.
 
-It lays the rows out, so no T x T mask is built: linear layers see each token once, attention sees whole rows.
+Rows are laid out for it, so no T x T mask is built: linear layers see each token once, attention sees whole rows. What
+a model asks for beside plain causal attention (windows, chunks, soft caps, sinks) is computed by blocks of queries;
+what is not known here is an error and never left out. The layout is that of the forward pass under way (`attending`).
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cached_property
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from grpo.errors import ConfigError
+from grpo.trainer.kernels import DENSE_LENGTH, FLASH_SIZES, blockwise_attention, dense_attention, varlen_attention
+from grpo.trainer.masks import MaskFunction, RowMask, row_mask
 from grpo.trainer.packing import PackedBatch
 
 ATTENTION = "grpo_packed"
-DENSE_LENGTH = 512
-"""Longest row whose attention scores are held as a whole (bf16 on the CPU)."""
+HARMLESS = frozenset(
+    {
+        "cache_position",
+        "cu_seq_lens_k",
+        "cu_seq_lens_q",
+        "layer_idx",
+        "max_length_k",
+        "max_length_q",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "past_key_values",
+        "position_ids",
+        "use_cache",
+    }
+)
+"""Arguments that models hand through to attention and that change nothing about its result."""
 
 
-@dataclass(frozen=True, slots=True)
 class Layout:
     """How attention lays packed tokens out as whole rows and takes its results back.
 
-    `gather_E` are the tokens of the rows behind each other (`flash`) or in a [rows, max_length] grid, right-padded with
-    any token; `select_T` is where each packed token stands there.
+    `rows` has the rows behind each other, for the varlen kernel (`flash`: it may be used); `grid` is
+    [rows, max_length], right-padded with any token. Each has the tokens to gather, and where each packed token stands
+    among them.
     """
 
-    flash: bool
-    cu_seqlens_R1: torch.Tensor
-    max_length: int
-    gather_E: torch.Tensor
-    select_T: torch.Tensor
+    def __init__(self, batch: PackedBatch, flash: bool) -> None:
+        self.flash, self.rows = flash, (batch.expand_E, batch.select_T)
+        self.cu_seqlens_R1, self.max_length = batch.cu_seqlens_R1, batch.max_length
+        self.calls = 0
+        """How often a layer has attended by it."""
+
+    @cached_property
+    def grid(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Made when a layer first wants it."""
+        expand_E, select_T = self.rows
+        starts_R1, ends_R1 = self.cu_seqlens_R1[:-1, None].long(), self.cu_seqlens_R1[1:, None].long()
+        places_RL = starts_R1 + torch.arange(self.max_length, device=starts_R1.device)
+        inside_RL = places_RL < ends_R1
+        gather_E = torch.where(inside_RL, expand_E[places_RL.clamp(max=len(expand_E) - 1)], 0).flatten()
+        return gather_E, inside_RL.flatten().nonzero()[:, 0][select_T]
 
 
-def make_layout(batch: PackedBatch, flash: bool) -> Layout:
-    """The varlen kernel takes rows behind each other, SDPA a grid."""
-    bounds, length = batch.cu_seqlens_R1, batch.max_length
-    if flash:
-        return Layout(True, bounds, length, batch.expand_E, batch.select_T)
-    starts_R1, ends_R1 = bounds[:-1, None].long(), bounds[1:, None].long()
-    places_RL = starts_R1 + torch.arange(length, device=bounds.device)
-    inside_RL = places_RL < ends_R1
-    gather_E = torch.where(inside_RL, batch.expand_E[places_RL.clamp(max=len(batch.expand_E) - 1)], 0).flatten()
-    select_T = inside_RL.flatten().nonzero()[:, 0][batch.select_T]
-    return Layout(False, bounds, length, gather_E, select_T)
+_LAYOUT: ContextVar[Layout] = ContextVar("layout")
+
+
+@contextmanager
+def attending(layout: Layout) -> Iterator[None]:
+    """Forward passes inside attend by this layout."""
+    token = _LAYOUT.set(layout)
+    try:
+        yield
+    finally:
+        _LAYOUT.reset(token)
+
+
+def current_layout() -> Layout:
+    """That of the forward pass under way."""
+    return _LAYOUT.get()
+
+
+def packed_mask(*, mask_function: MaskFunction, device: torch.device, **_: object) -> RowMask:
+    """Stands where transformers makes a model's mask: keeps what the model asks for, by places in a row."""
+    return row_mask(mask_function, current_layout().max_length, device)
 
 
 def packed_attention(
@@ -53,60 +93,81 @@ def packed_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: RowMask | None,
     *,
-    layout: Layout,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **others: object,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each row: [1, heads, T, head_dim] in, [1, T, heads, head_dim] out.
+    """Causal attention inside each row: [1, heads, T, head_dim] in, [1, T, heads, value_dim] out.
 
     A shared prompt's keys and values are seen by all its rows; its own output is computed in each and taken from one.
     In the grid, causal attention never looks at the padding behind a row, and what the padding computes is dropped, so
-    this is exact.
+    this is exact. Raises ConfigError for what it does not know.
     """
-    length = layout.max_length
-    if sliding_window is not None and length > sliding_window:
-        raise ConfigError(
-            f"rows must fit the model's sliding window: {length} tokens > {sliding_window}; lower model.max_length"
-        )
-    heads = query.shape[1]
-    query, key, value = (t[0].transpose(0, 1).index_select(0, layout.gather_E) for t in (query, key, value))
-    if layout.flash:
-        bounds = {"cu_seq_q": layout.cu_seqlens_R1, "cu_seq_k": layout.cu_seqlens_R1, "max_q": length, "max_k": length}
-        # repeated here: how the kernel is told of grouped heads differs between torch releases
-        key, value = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (key, value))
-        attend: Any = varlen_attn
-        output = attend(query, key, value, **bounds, scale=scaling, window_size=(-1, 0))
+    layout = current_layout()
+    layout.calls += 1
+    mask = _asked(
+        module, attention_mask, layout.max_length, sliding_window, is_causal, {"dropout": dropout or None} | others
+    )
+    simple = softcap is None and s_aux is None
+    sizes = query.shape[-1], value.shape[-1]
+    flash = layout.flash and simple and mask.seen_LL is None and sizes[0] == sizes[1] and sizes[0] in FLASH_SIZES
+    gather_E, select_T = layout.rows if flash else layout.grid
+    query, key, value = (t[0].transpose(0, 1).index_select(0, gather_E) for t in (query, key, value))
+    if flash:
+        output = varlen_attention(query, key, value, layout.cu_seqlens_R1, layout.max_length, scaling, mask.window)
     else:
-        grouped = heads != key.shape[1]
-        query, key, value = (t.unflatten(0, (-1, length)).transpose(1, 2) for t in (query, key, value))
-        if query.dtype == torch.bfloat16 and query.device.type == "cpu" and length <= DENSE_LENGTH:
+        query, key, value = (t.unflatten(0, (-1, layout.max_length)).transpose(1, 2) for t in (query, key, value))
+        if not (simple and mask.plain(layout.max_length)):
+            output = blockwise_attention(query, key, value, scaling, mask, softcap, s_aux)
+        elif query.dtype == torch.bfloat16 and query.device.type == "cpu" and layout.max_length <= DENSE_LENGTH:
             output = dense_attention(query, key, value, scaling)
         else:
+            grouped = query.shape[1] != key.shape[1]
             output = F.scaled_dot_product_attention(
                 query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped
             )
         output = output.transpose(1, 2).flatten(0, 1)
-    return output.index_select(0, layout.select_T)[None], None
+    return output.index_select(0, select_T)[None], None
 
 
-def dense_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """Causal attention of R rows by matrix products: [R, heads, L, head_dim] in and out.
-
-    With its backward pass 3 times as fast as torch's fused bf16 kernel for the CPU, but it holds the L x L scores.
-    """
-    rows, heads, length, size = query.shape
-    groups = heads // key.shape[1]
-    future_LL = torch.full((length, length), float("-inf"), dtype=query.dtype).triu(1)
-    scores = torch.baddbmm(
-        future_LL.repeat(groups, 1),
-        query.reshape(-1, groups * length, size),
-        key.reshape(-1, length, size).transpose(1, 2),
-        alpha=scaling or size**-0.5,
-    )
-    return (scores.softmax(-1) @ value.reshape(-1, length, size)).view(rows, heads, length, size)
+def _asked(
+    module: nn.Module,
+    mask: RowMask | None,
+    length: int,
+    window: int | None,
+    is_causal: bool | None,
+    others: dict[str, object],
+) -> RowMask:
+    """What a layer asks of attention. Raises ConfigError if that is not known, or not causal."""
+    name = type(module).__name__
+    unknown = sorted(key for key, given in others.items() if given is not None and key not in HARMLESS)
+    if unknown:
+        raise ConfigError(
+            f"every argument of attention must be known to the packed forward, but {name} hands over "
+            f"{', '.join(unknown)}; choose a model of a type in docs/models.md"
+        )
+    if mask is not None and not isinstance(mask, RowMask):
+        raise ConfigError(
+            f"the packed forward makes the mask itself, but {name} brings one of its own; choose a model of a type in "
+            "docs/models.md"
+        )
+    if mask is None:
+        if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+            raise ConfigError(f"attention must be causal, but that of {name} is not; choose another model")
+        return RowMask(window)
+    if window is not None and window < length and mask.window != window:
+        raise ConfigError(
+            f"a layer's window and its mask must agree, but {name} has a window of {window} tokens and a mask of "
+            f"{'another kind' if mask.window is None else mask.window}; lower model.max_length to {window}"
+        )
+    return mask
 
 
 AttentionInterface.register(ATTENTION, packed_attention)
+AttentionMaskInterface.register(ATTENTION, packed_mask)

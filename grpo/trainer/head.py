@@ -4,29 +4,83 @@ It runs in chunks, in a function that recomputes the logits in the backward pass
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from grpo.errors import ConfigError
+
 CHUNK = 1024
 """Completion positions whose logits exist at once."""
+DIVIDED = frozenset({"granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "minicpm3"})
+"""Models whose logits are divided by `logits_scaling`; hyperclovax multiplies."""
+
+SOFTCAPPED = frozenset({"gemma2", "gemma3_text", "gemma4_text", "nanochat", "vaultgemma"})
+"""Models with a soft cap on their logits, `final_logit_softcapping`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shaping:
+    """What becomes of a model's logits before the softmax: times `scale`, then `softcap * tanh(logits / softcap)`."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits as the model gives them out."""
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def backward(self, grad: torch.Tensor, shaped: torch.Tensor) -> torch.Tensor:
+        """The gradient of the logits from that of the shaped ones."""
+        if self.softcap is not None:
+            grad = grad * (1 - (shaped / self.softcap).square())
+        return grad if self.scale == 1.0 else grad * self.scale
+
+
+def shaping_of(config: Any) -> Shaping:
+    """By the names that models have for it. Raises ConfigError for one that is known with other models only."""
+    kind, scale = config.model_type, 1.0
+    scaling, factor = getattr(config, "logits_scaling", None), getattr(config, "logit_scale", None)
+    if scaling is not None and kind in DIVIDED:
+        scale = 1.0 / float(scaling)
+    elif scaling is not None and kind == "hyperclovax":
+        scale = float(scaling)
+    elif factor is not None and kind.startswith("cohere"):
+        scale = float(factor)
+    elif scaling not in (None, 1, 1.0) or factor not in (None, 1, 1.0):
+        raise ConfigError(
+            f"how {kind} scales its logits is not known (logits_scaling {scaling}, logit_scale {factor}); choose a "
+            "model of a type in docs/models.md"
+        )
+    softcap = getattr(config, "final_logit_softcapping", None)
+    if softcap is not None and kind not in SOFTCAPPED:
+        raise ConfigError(
+            f"whether {kind} caps its logits is not known (final_logit_softcapping {softcap}); choose a model of a "
+            "type in docs/models.md"
+        )
+    return Shaping(scale, softcap)
 
 
 class LogprobHead(nn.Linear):
-    """lm_head that returns logprobs of given tokens, not logits. It shares the weight of the layer it replaces."""
+    """lm_head that returns logprobs of given tokens, not logits. It shares the weights of the layer it replaces."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, shaping: Shaping) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
-        self.weight = linear.weight
+        self.weight, self.bias, self.shaping = linear.weight, linear.bias, shaping
 
     def forward(  # type: ignore[override]
         self, hidden_CD: torch.Tensor, targets_C: torch.Tensor, temperature: float, entropy_gradient: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """fp32 `(logprobs_C, entropy_C)` of `targets_C` under softmax(hidden @ weight.T / temperature)."""
+        """fp32 `(logprobs_C, entropy_C)` of `targets_C` under softmax(logits / temperature)."""
         apply: Any = _Logprobs.apply
-        logprobs_C, entropy_C = apply(hidden_CD, self.weight, targets_C, temperature, entropy_gradient)
+        logprobs_C, entropy_C = apply(
+            hidden_CD, self.weight, self.bias, targets_C, temperature, entropy_gradient, self.shaping
+        )
         return logprobs_C, entropy_C
 
 
@@ -42,32 +96,36 @@ class _Logprobs(torch.autograd.Function):
         ctx: Any,
         hidden_CD: torch.Tensor,
         weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
         targets_C: torch.Tensor,
         temperature: float,
         entropy_gradient: bool,
+        shaping: Shaping,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.temperature, ctx.entropy_gradient = temperature, entropy_gradient
+        ctx.temperature, ctx.entropy_gradient, ctx.shaping = temperature, entropy_gradient, shaping
         logprobs, entropies = [], []
         for hidden, targets in _chunks(hidden_CD, targets_C):
-            log_probs_cV = _log_softmax(hidden, weight_VD, temperature)
+            log_probs_cV = _log_softmax(shaping(_logits(hidden, weight_VD, bias_V)), temperature)
             logprobs.append(log_probs_cV.gather(1, targets[:, None])[:, 0])
             entropies.append(-(log_probs_cV.exp() * log_probs_cV).sum(1))
         entropy_C = torch.cat(entropies)
-        ctx.save_for_backward(hidden_CD, weight_VD, targets_C, entropy_C)
+        ctx.save_for_backward(hidden_CD, weight_VD, bias_V, targets_C, entropy_C)
         if not entropy_gradient:
             ctx.mark_non_differentiable(entropy_C)
         return torch.cat(logprobs), entropy_C
 
     @staticmethod
     def backward(ctx: Any, grad_C: torch.Tensor, grad_entropy_C: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_CD, weight_VD, targets_C, entropy_C = ctx.saved_tensors
+        hidden_CD, weight_VD, bias_V, targets_C, entropy_C = ctx.saved_tensors
         grad_hidden_CD = torch.empty_like(hidden_CD)
         # fp32 whatever the weight's precision: many chunks add up here
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         entropies_CC = (entropy_C, grad_entropy_C) if ctx.entropy_gradient else (grad_C, grad_C)
         tensors = _chunks(hidden_CD, grad_hidden_CD, targets_C, grad_C, *entropies_CC)
         for hidden, grad_hidden, targets, grad, entropy, grad_entropy in tensors:
-            log_probs_cV = _log_softmax(hidden, weight_VD, ctx.temperature)
+            shaped_cV = ctx.shaping(_logits(hidden, weight_VD, bias_V))
+            log_probs_cV = _log_softmax(shaped_cV, ctx.temperature)
             bonus_cV = None
             if ctx.entropy_gradient:
                 bonus_cV = (log_probs_cV + entropy[:, None]).mul_(log_probs_cV.exp()).mul_(-grad_entropy[:, None])
@@ -75,10 +133,14 @@ class _Logprobs(torch.autograd.Function):
             grad_logits_cV.scatter_add_(1, targets[:, None], grad[:, None])
             if bonus_cV is not None:
                 grad_logits_cV += bonus_cV
-            grad_logits = grad_logits_cV.div_(ctx.temperature).to(hidden.dtype)
+            grad_logits = ctx.shaping.backward(grad_logits_cV.div_(ctx.temperature), shaped_cV).to(hidden.dtype)
+            del shaped_cV
             torch.mm(grad_logits, weight_VD, out=grad_hidden)
             grad_weight_VD += grad_logits.T @ hidden
-        return grad_hidden_CD, grad_weight_VD.to(weight_VD.dtype), None, None, None
+            if grad_bias_V is not None:
+                grad_bias_V += grad_logits.sum(0, dtype=torch.float32)
+        grad_bias = None if bias_V is None or grad_bias_V is None else grad_bias_V.to(bias_V.dtype)
+        return grad_hidden_CD, grad_weight_VD.to(weight_VD.dtype), grad_bias, None, None, None, None
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -86,6 +148,9 @@ def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     return zip(*(torch.split(tensor, CHUNK) for tensor in tensors), strict=True)
 
 
-def _log_softmax(hidden_cD: torch.Tensor, weight_VD: torch.Tensor, temperature: float) -> torch.Tensor:
-    logits_cV = F.linear(hidden_cD, weight_VD).float()
+def _logits(hidden_cD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None) -> torch.Tensor:
+    return F.linear(hidden_cD, weight_VD, bias_V).float()
+
+
+def _log_softmax(logits_cV: torch.Tensor, temperature: float) -> torch.Tensor:
     return F.log_softmax(logits_cV if temperature == 1.0 else logits_cV / temperature, dim=1)

@@ -1,20 +1,27 @@
 """The policy: a transformers causal LM that scores packed rows without padding and without the T x V logits.
 
 Rows lie behind each other in a batch of one, a prompt of several rows once. Positions restart at each row, attention
-stays inside the rows (`attention.py`), and the head runs on completion positions only (`head.py`). The result is that of
-the rows one by one, gradients included.
+stays inside the rows (`attention.py`), and the head runs on completion positions only (`head.py`). The result is that
+of the rows one by one, gradients included.
 """
 
+import re
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo.errors import ConfigError
-from grpo.trainer.attention import ATTENTION, make_layout
-from grpo.trainer.head import LogprobHead
+from grpo.trainer.attention import ATTENTION, Layout, attending, current_layout
+from grpo.trainer.head import LogprobHead, shaping_of
 from grpo.trainer.packing import PackedBatch
+
+WAY_OUT = "choose a model of a type in docs/models.md"
+STATEFUL = re.compile(r"Conv1d|Mamba|SSM|Recurrent|DeltaNet|LightningAttention|Rwkv|LSTM|GRU")
+"""Names of layers that carry something from one token to the next."""
 
 
 class Policy(nn.Module):
@@ -29,17 +36,26 @@ class Policy(nn.Module):
 
     def forward(self, batch: PackedBatch, temperature: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns fp32 `(logprobs_C, entropy_C)` in nats of the scored tokens; `temperature` replaces the policy's."""
-        weight = self.causal_lm.lm_head.weight
-        hidden = self.causal_lm.base_model(
-            input_ids=batch.input_ids_T[None],
-            position_ids=batch.position_ids_T[None],
-            use_cache=False,
-            layout=make_layout(batch, flash=weight.is_cuda and weight.dtype == torch.bfloat16),
-        ).last_hidden_state
+        # Also in training: dropout, a router's jitter or skipped layers would make the ratio to the sampler noise.
+        self.causal_lm.eval()
+        head = self.causal_lm.get_output_embeddings()
+        flash = head.weight.is_cuda and head.weight.dtype == torch.bfloat16
+        layout = Layout(batch, flash)
+        with attending(layout):
+            hidden = base_of(self.causal_lm)(
+                input_ids=batch.input_ids_T[None],
+                attention_mask=torch.ones_like(batch.input_ids_T)[None],  # no padding; rows are seen to in attention
+                position_ids=batch.position_ids_T[None],
+                use_cache=False,
+            ).last_hidden_state
+        layers = self.causal_lm.config.get_text_config().num_hidden_layers
+        if layout.calls < layers:
+            raise ConfigError(
+                f"every layer must attend through the packed forward, but {type(self.causal_lm).__name__} has {layers} "
+                f"layers, {layout.calls} with attention: the others may carry a state from row to row; {WAY_OUT}"
+            )
         temperature = self.temperature if temperature is None else temperature
-        logprobs_C, entropy_C = self.causal_lm.lm_head(
-            hidden[0, batch.predict_C], batch.targets_C, temperature, self.entropy_gradient
-        )
+        logprobs_C, entropy_C = head(hidden[0, batch.predict_C], batch.targets_C, temperature, self.entropy_gradient)
         return logprobs_C, entropy_C
 
 
@@ -50,27 +66,69 @@ def load_policy(path: str, revision: str | None, dtype: torch.dtype, temperature
 
 
 def make_policy(causal_lm: Any, temperature: float, checkpointing: bool = False) -> Policy:
-    """Wraps a model: own attention and head, no dropout (the sampler has none, so the ratio would be noise)."""
-    _check_supported(causal_lm)
+    """Wraps a model: own attention and head. Raises ConfigError for one that cannot have them."""
+    name, head, base = type(causal_lm).__name__, causal_lm.get_output_embeddings(), base_of(causal_lm)
+    between = [
+        path
+        for path, module in causal_lm.named_children()
+        if module not in (head, base) and any(True for _ in module.parameters())
+    ]
+    if type(head) is not nn.Linear or base is causal_lm or between:
+        raise ConfigError(
+            f"the policy's logits must be hidden states times a matrix: {name} has {between or head}; {WAY_OUT}"
+        )
+    stateful = {type(module).__name__ for module in causal_lm.modules() if STATEFUL.search(type(module).__name__)}
+    if stateful:
+        raise ConfigError(
+            f"packed rows must not see each other: {name} carries a state from token to token "
+            f"({', '.join(sorted(stateful))}); {WAY_OUT}"
+        )
     causal_lm.set_attn_implementation(ATTENTION)
-    causal_lm.set_output_embeddings(LogprobHead(causal_lm.get_output_embeddings()))
-    for module in causal_lm.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    if causal_lm.config._attn_implementation != ATTENTION:
+        raise ConfigError(
+            f"attention must go through transformers' attention interface, but that of {name} does not; {WAY_OUT}"
+        )
+    causal_lm.set_output_embeddings(LogprobHead(head, shaping_of(causal_lm.config.get_text_config())))
     if checkpointing:
-        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_layers(causal_lm)
     return Policy(causal_lm, temperature)
 
 
-def _check_supported(causal_lm: Any) -> None:
-    config, head = causal_lm.config.get_text_config(), causal_lm.get_output_embeddings()
-    scaling = {
-        name: getattr(config, name)
-        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")
-        if getattr(config, name, None) not in (None, 1, 1.0)
-    }
-    if scaling or type(head) is not nn.Linear or head.bias is not None or not hasattr(causal_lm, "lm_head"):
+def base_of(causal_lm: Any) -> Any:
+    """The model without its head, whatever its name."""
+    if causal_lm.base_model is not causal_lm:
+        return causal_lm.base_model
+    inner = [module for module in causal_lm.children() if isinstance(module, PreTrainedModel)]
+    return inner[0] if len(inner) == 1 else causal_lm
+
+
+def recompute_layers(causal_lm: Any) -> None:
+    """Lets every layer keep its input alone and compute again in the backward pass.
+
+    transformers does it in training mode only, and with that mode come dropout and other noise.
+    """
+    layers = [module for module in causal_lm.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
         raise ConfigError(
-            f"the policy's logits must be hidden states times lm_head.weight: {type(causal_lm).__name__} has "
-            f"{scaling or head}; choose a Llama- or Qwen-like model in model.path"
+            f"train.gradient_checkpointing: {type(causal_lm).__name__} has no layers that can be computed again; "
+            "set it to false"
         )
+    for layer in layers:
+        kind = type(layer)
+        layer.__class__ = type(kind.__name__, (kind,), {"__call__": _recomputed, "__module__": kind.__module__})
+
+
+def _recomputed(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stands for a layer's `__call__`, hooks included.
+
+    Reentrant: only so are weights that ZeRO stage 3 has cut whole again when their gradient is made. All that can have
+    a gradient must be positional for it.
+    """
+    layout, names = current_layout(), list(kwargs)
+
+    def call(*given: Any) -> Any:
+        named = dict(zip(names, given[len(args) :], strict=True))
+        with attending(layout):  # the backward pass has none of its own
+            return nn.Module.__call__(layer, *given[: len(args)], **named)
+
+    return checkpoint(call, *args, *kwargs.values(), use_reentrant=True, preserve_rng_state=False)

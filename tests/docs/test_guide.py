@@ -47,7 +47,8 @@ def test_values_in_it_are_the_charts(block: str) -> None:
 
 def test_it_names_every_check_of_preflight(tmp_path: Path) -> None:
     places = {"run": {"dir": str(tmp_path / "run")}, "checkpoint": {"dir": str(tmp_path / "checkpoints")}}
-    model = {"model": {"path": "examples/quickstart/model"}, "data": {"source": "arithmetic"}}
+    model = {"model": {"path": "examples/quickstart/model", "max_length": 512}, "data": {"source": "arithmetic"}}
+    model["rollout"] = {"max_tokens": 256}
     first_cells = re.findall(r"^\| (.+?) \|", TEXT, flags=re.MULTILINE)
     told = {name for cell in first_cells for name in cell.split(", ")}
     names = {check.name for check in cluster.preflight(Config.model_validate(model | places))}

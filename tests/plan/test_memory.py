@@ -29,9 +29,9 @@ def test_known_models(tmp_path: Path, model: dict[str, Any], parameters: int, kv
 
 
 def test_the_head_is_planned_for_the_chunk_that_the_policy_uses() -> None:
-    from grpo.trainer import model as policy
+    from grpo.trainer import head
 
-    assert HEAD_CHUNK == policy.CHUNK
+    assert HEAD_CHUNK == head.CHUNK
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ def assert_same_after_adam(found: dict[str, Any], expected: dict[str, Any], grad
 def test_gradient_and_weights_for_any_ranks_micro_batches_and_stage(world_size, folder):
     variants = [{"zero_stage": stage, "tokens_per_micro_batch": 24} for stage in STAGES]
     variants.append({"zero_stage": 1, "tokens_per_micro_batch": 4096})
+    variants += [variants[stage] | {"gradient_checkpointing": True} for stage in (1, 3)]
     configs = [settings(folder, train=variant) for variant in variants]
     answers = run_ranks(world_size, train_once, free_port(), [(config, ROWS) for config in configs])
     gradients, weights, loss = plain(folder, ROWS)
