@@ -34,12 +34,9 @@ def load_generation_config(config: Config) -> "GenerationConfig | None":
 
 
 def _exists(path: str, revision: str | None) -> bool:
+    """A hub model's file is looked at once it is in the cache; whoever downloads it meets what it says."""
     if not is_hub_model(path):
         return Path(path, FILE).exists()
-    from huggingface_hub import file_exists, try_to_load_from_cache
-    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(path, FILE, revision=revision)
-    return isinstance(cached, str) or (
-        cached is None and not HF_HUB_OFFLINE and file_exists(path, FILE, revision=revision)
-    )
+    return isinstance(try_to_load_from_cache(path, FILE, revision=revision), str)

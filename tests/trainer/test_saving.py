@@ -182,3 +182,10 @@ def test_engines_get_the_tensors_that_a_checkpoint_holds(made: Any, tmp_path: Pa
     announced = [(record.name, record.shape) for record in weights.records()]
     assert announced == [(name, tuple(tensor.shape)) for name, tensor in sent.items()]
     assert [record.name for record in weights.param_records()] == [name for name, _ in model.named_parameters()]
+
+
+def test_a_hub_models_settings_are_read_from_the_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a machine without a network: nobody is asked whether there is such a file."""
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    config = Config.model_validate({"model": {"path": "owner/tiny", "revision": "a" * 40}})
+    assert load_generation_config(config) is None
