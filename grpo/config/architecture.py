@@ -21,6 +21,8 @@ SCALED_ALREADY = ("default", "llama3", "longrope", "su", "yarn")
 """Kinds of RoPE whose `factor` is in the longest row already, as vLLM reads it; gemma3's is too."""
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes that vLLM's attention for the CPU has."""
+UNSYNCED = ("gpt_oss", "mimo_v2_flash")
+"""Architectures whose sinks or experts vLLM loads without the loaders that a reload of weights wraps."""
 FLOATS = ("float32", "bfloat16", "float16")
 
 
@@ -127,6 +129,8 @@ def _kind_problems(raw: Mapping[str, Any]) -> Iterator[str]:
         return
     if name in REFUSED:
         yield f"its architecture {name} {REFUSED[name]}; {out}"
+    elif name in UNSYNCED:
+        yield f"its architecture {name} takes no new weights while vLLM runs: its loader writes past a reload; {out}"
     elif name not in SUPPORTED and raw.get("auto_map"):
         yield f"its architecture {short(name)} is code in the checkpoint (auto_map), which is never run; {out}"
     elif name not in SUPPORTED:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from grpo.config import Config
-from grpo.config.architecture import check_model_config, describe, refusal
+from grpo.config.architecture import UNSYNCED, check_model_config, describe, refusal
 from grpo.config.model_types import REFUSED, SUPPORTED
 from grpo.errors import ConfigError
 
@@ -127,3 +127,11 @@ def test_it_is_read_from_the_models_folder(tmp_path: Path) -> None:
 
 def test_an_architecture_is_supported_or_refused() -> None:
     assert not SUPPORTED & set(REFUSED)
+
+
+@pytest.mark.parametrize("name", UNSYNCED)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_model_whose_engine_takes_no_new_weights_is_refused_by_name(name: str, device: str) -> None:
+    """The trainer computes it; found at the first sync otherwise, a minute after the start."""
+    assert name in SUPPORTED
+    assert f"its architecture {name} takes no new weights" in str(refused({"model_type": name}, device=device))
