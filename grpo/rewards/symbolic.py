@@ -13,6 +13,7 @@ from grpo.rewards.formula import answers, number, reference, spelled
 
 MOST_ANSWERS = 16
 _JOINED = re.compile(r"\\(?:text|mathrm|mbox)\s?\{\s*(?:,?\s*(?:or|and))\s*\}|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])|;")
+_THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")
 _NAMED = re.compile(r"^\s*[A-Za-z](?:_\{?\w+\}?)?\s*=\s*(?=[^=])")
 _MEMBER = re.compile(r"^\s*[A-Za-z]\s*\\in(?![a-z])\s*")
 _SET, _TUPLE = re.compile(r"\\\{"), re.compile(r"[(\[]")
@@ -91,10 +92,10 @@ def understood(text: str) -> list[object]:
 def several(text: str) -> list[str]:
     """The answers that commas, "or" and "and" outside of brackets separate, and both of a plus or minus."""
     items, depth, begin = [], 0, 0
-    text = _JOINED.sub(",", text.replace("{,}", ""))
+    text = _JOINED.sub(", ", text.replace("{,}", ""))
     for place, char in enumerate(text):
         depth += (char in "([{") - (char in ")]}")
-        if char == "," and depth == 0 and not text[place + 1 : place + 4].isdigit():
+        if char == "," and depth == 0 and not _THOUSANDS.match(text, place - 1):
             items.append(text[begin:place])
             begin = place + 1
     items.append(text[begin:])
