@@ -85,7 +85,7 @@ class RewardProcess:
         os.set_blocking(self._requests, False)
         settings = {
             "functions": self.functions,
-            "path": [entry or os.getcwd() for entry in sys.path],  # it finds the same modules as this process
+            "path": module_path(),
             "readable": [str(Path(path).expanduser().resolve()) for path in reward_code.readable],
             "scratch": self.scratch,
             "memory_bytes": int(reward_code.memory_gib * 2**30),
@@ -239,6 +239,12 @@ def clean_environment(scratch: str) -> dict[str, str]:
     """All that the keeper gets; the worker adds `reward_code.environment`. The seed makes all go through sets alike."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
     return kept | {"HOME": scratch, "TMPDIR": scratch, "PYTHONHASHSEED": "0"}
+
+
+def module_path() -> list[str]:
+    """Where the worker looks for modules: as this process, and in PYTHONPATH, which this one may not heed."""
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return [os.path.abspath(entry) for entry in [*sys.path, *filter(None, named)]]
 
 
 def printable(text: str, longest: int) -> str:

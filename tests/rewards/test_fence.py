@@ -255,6 +255,16 @@ def test_files_beside_the_reward_replace_no_module_of_python_or_ours(folder, mon
 
 
 @needs_landlock
+def test_modules_are_found_in_pythonpath_though_this_process_heeds_it_not(folder, monkeypatch):
+    other = folder.parent / "other"
+    other.mkdir()
+    (other / "mine.py").write_text("def f(p, c, a): return float(len(c))\n")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}/missing:{os.path.relpath(other)}")
+    assert str(other) not in sys.path
+    assert rewards_of(configured("mine:f"), grouped(["a", "bb"])) == [[1.0, 2.0]]
+
+
+@needs_landlock
 def test_a_closed_file_is_named_with_the_key_that_opens_it(folder):
     (folder / "words.txt").write_text("four")
     (folder / "mine.py").write_text("def f(p, c, a): return float(len(open('words.txt').read()))\n")
