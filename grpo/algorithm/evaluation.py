@@ -1,6 +1,6 @@
 """Scores of held-out prompts: pass@1, pass@k, maj@k. A sample is right when its reward is at least 1.0."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from math import comb
 from statistics import fmean
 
@@ -12,14 +12,16 @@ RIGHT = 1.0
 """Reward from which on a sample counts as right; with several rewards choose weights that give this to a right one."""
 
 
-def score_evaluation(groups: Sequence[Group], answer_of: AnswerOf = final_number) -> Stats:
+def score_evaluation(
+    groups: Sequence[Group], answer_of: AnswerOf = final_number, by_source: Mapping[str, AnswerOf] | None = None
+) -> Stats:
     """Mean scores over the P prompts. Empty for no groups.
 
     `eval/accuracy` is pass@1, the share of right samples; `eval/pass@k` for k = 2, 4, 8, … <= n; `eval/maj@n` if n > 1;
     `eval/reward` and `eval/completion_tokens` are means, `eval/truncated_ratio` is the share cut off at max_tokens.
     n is the number of samples of the largest group. A prompt that lost samples, as their reward failed, counts with
     those that are left, and for pass@k only if it has k. `answer_of` says how samples vote (`answers_of` of the run's
-    rewards).
+    rewards), `by_source` those of one source.
     """
     samples = [sample for group in groups for sample in group.samples]
     if not samples:
@@ -32,7 +34,8 @@ def score_evaluation(groups: Sequence[Group], answer_of: AnswerOf = final_number
         scores[f"eval/pass@{k}"] = fmean(pass_at_k(size, right, k) for right, size in right_and_size_P if size >= k)
         k *= 2
     if n > 1:
-        chosen = [majority(group.samples, answer_of) for group in groups if group.samples]
+        votes = by_source or {}
+        chosen = [majority(g.samples, votes.get(g.prompt.source, answer_of)) for g in groups if g.samples]
         scores[f"eval/maj@{n}"] = fmean(map(is_right, chosen))
     return scores | {
         "eval/reward": fmean(reward for group in groups for reward in group.rewards_G),

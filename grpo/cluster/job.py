@@ -29,7 +29,7 @@ from grpo.interfaces import Components, Engine, Worker
 from grpo.observe.progress import RunProgress
 from grpo.observe.recorder import RunRecorder
 from grpo.plan.placement import gpus_of
-from grpo.rewards.built_in import answers_of
+from grpo.rewards.built_in import answers_by_source, answers_of
 from grpo.rewards.registry import RewardScorer
 from grpo.rollout.collector import InlineCollector, eval_sampling
 from grpo.run.advice import Where, typed
@@ -179,7 +179,7 @@ def evaluate(config: Config) -> Stats:
             fleet = Fleet(context, partial(made, cluster, config, Makers().engine))
             rollouts = FleetRollouts(context, fleet, partial(serve_as_loaded, context, fleet))
             groups = rewards.score(rollouts.generate(held_out, eval_sampling(config), step=0))
-            return score_evaluation(groups, answers_of(config.rewards))
+            return score_evaluation(groups, answers_of(config.rewards), answers_by_source(config))
 
 
 def serve_as_loaded(context: RunContext, fleet: Fleet) -> int:

@@ -303,7 +303,7 @@ class Config(Section):
         """Those of every source."""
         sources = [self.rewards_of(source.name) for source in self.data.sources] or [self.rewards]
         held_out = [self.rewards] if self.eval.prompts and self.eval.source else []
-        return tuple(dict.fromkeys(reward for rewards in [*sources, *held_out] for reward in rewards))
+        return tuple(reward for rewards in [*sources, *held_out] for reward in rewards)
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "Config":
@@ -319,6 +319,13 @@ class Config(Section):
                 f"each rank needs a row of each minibatch: rollout.prompts_per_step x samples_per_prompt = {rows}, "
                 f"train.minibatches x train.ranks = {shares}; lower train.minibatches"
             )
+        by_name: dict[str, RewardFunction] = {}
+        for reward in self.all_rewards:
+            first = by_name.setdefault(reward.name, reward)
+            if first.model_copy(update={"weight": reward.weight}) != reward:
+                raise ValueError(
+                    f"a reward is one thing for all data.sources, but {reward.name} is written in two ways; write one"
+                )
         if self.rollout.max_tokens >= self.model.max_length:
             raise ValueError(
                 f"a prompt needs room before its completion: rollout.max_tokens = {self.rollout.max_tokens} must be "

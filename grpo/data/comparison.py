@@ -29,7 +29,7 @@ def check_copies(prompts: Sequence[Prompt], contents: Sequence[bytes], config: C
                 "a chat template or a tokenizer that keeps what they say, or correct the rows"
             )
         copies.append(pair)
-        if _meaning(prompts[before], config) != _meaning(prompt, config):
+        if _differ(prompts[before], prompt, config):
             conflicts.append(pair)
     if copies:
         yield f"{section}: {len(copies)} of {len(prompts)} prompts are copies of others ({_some(copies)})"
@@ -68,8 +68,8 @@ def _some(texts: Sequence[str]) -> str:
     return ", ".join(texts[:SHOWN]) + ", ..." * (len(texts) > SHOWN)
 
 
-def _meaning(prompt: Prompt, config: Config) -> list[object]:
-    """What the rewards of the prompt read in its answer: all of the text for those that are not built in."""
-    names = dict.fromkeys(reward.name for reward in config.rewards_of(prompt.source))
-    answer = prompt.answer
-    return [READS[BUILT_IN[name].reads](answer) if name in BUILT_IN else answer.strip() for name in names]
+def _differ(one: Prompt, other: Prompt, config: Config) -> bool:
+    """Whether a reward of either reads something else in the two answers; one that is not built in reads the text."""
+    names = {reward.name for prompt in (one, other) for reward in config.rewards_of(prompt.source)}
+    reads = [READS[BUILT_IN[name].reads] if name in BUILT_IN else str.strip for name in names]
+    return one.answer != other.answer and any(read(one.answer) != read(other.answer) for read in reads)

@@ -54,6 +54,7 @@ BY_BOUND = {f"train/clip_{bound}": bound for bound in ("low", "high")}
 BY_FAILURE = {"reward/failures_*": "*"}
 BY_REQUEST = {"reward/requests": "sent", "reward/retries": "repeated", "reward/cached": "saved"}
 BY_PART = {"train/seconds_*": "*"}
+BY_SOURCE = {"reward/source/*": "*"}
 SCORES = ("accuracy", "pass@*", "maj@*", "reward", "completion_tokens", "truncated_ratio")
 BY_SCORE = {f"eval/{score}": score for score in SCORES}
 
@@ -80,6 +81,7 @@ CATALOGUE: tuple[Metric, ...] = (
     # Rewards and rollouts
     _histogram("grpo_reward", "", "Rewards of the samples.", REWARDS),
     _gauge("grpo_reward_mean", "", "Mean reward of the last step.", "reward/mean"),
+    Metric("grpo_reward_mean_by_source", "gauge", "", "Mean reward by source (data.sources).", ("source",), BY_SOURCE),
     _gauge("grpo_reward_stddev", "", "Standard deviation of the last step's rewards.", "reward/std"),
     _gauge("grpo_group_zero_variance_ratio", "share", "Groups of equal rewards: no signal.", "reward/zero_variance"),
     Metric("grpo_reward_failures_total", "counter", "calls", "Failed calls of reward code.", ("kind",), BY_FAILURE),
@@ -143,6 +145,7 @@ def summarize(groups: Sequence[Group], step: int) -> Stats:
     return {
         "reward/mean": fmean(rewards_B),
         "reward/std": pstdev(rewards_B),
+        **_by_source(groups),
         "reward/zero_variance": fmean(group.zero_variance for group in groups),
         "completion/tokens": fmean(lengths_B),
         "completion/truncated": fmean(sample.truncated for sample in samples),
@@ -151,3 +154,12 @@ def summarize(groups: Sequence[Group], step: int) -> Stats:
         "rollout/completion_tokens": float(sum(lengths_B)),
         "rollout/staleness": fmean(sample.lag(step) for sample in samples),
     }
+
+
+def _by_source(groups: Sequence[Group]) -> Stats:
+    """Mean rewards of the sources that have a name."""
+    rewards: dict[str, list[float]] = {}
+    for group in groups:
+        if group.prompt.source:
+            rewards.setdefault(group.prompt.source, []).extend(group.rewards_G)
+    return {f"reward/source/{name}": fmean(found) for name, found in rewards.items() if found}

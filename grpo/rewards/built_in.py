@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
-from grpo.config import RewardFunction
+from grpo.config import Config, RewardFunction
 from grpo.rewards.exact import answer_text, exact
 from grpo.rewards.formula import reference_text, vote
 from grpo.rewards.gsm8k import boxed, final_number, gsm8k, reference_number
@@ -69,6 +69,11 @@ def unreadable(name: str, answer: str) -> str:
     """What is said of a reference that this reward cannot read."""
     kind = BUILT_IN[name].reads
     return f"the reward {name} compares {kind}s, but this answer has none: {ascii(answer[-60:])}; {WAY_OUT[kind]}"
+
+
+def answers_by_source(config: Config) -> dict[str, AnswerOf]:
+    """`answers_of` the rewards of each of data.sources."""
+    return {source.name: answers_of(config.rewards_of(source.name)) for source in config.data.sources}
 
 
 def answers_of(rewards: Iterable[RewardFunction]) -> AnswerOf:

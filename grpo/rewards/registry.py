@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from grpo.config import Config
+from grpo.config import Config, RewardFunction
 from grpo.errors import ConfigError, DataError, RewardError, ServiceLost
 from grpo.rewards.built_in import BUILT_IN, answer_problem, unreadable
 from grpo.rewards.http import HttpRewards
@@ -16,8 +16,8 @@ from grpo.rewards.pool import Call, RewardPool
 from grpo.rewards.process import KINDS, SERVICE_KINDS, Failure
 from grpo.types import Group, Prompt, Sample, Stats
 
-Outcomes = dict[str, Sequence[float | Failure | None]]
-"""By name of the reward, of each sample in order. None: was not called, as too many had failed."""
+Outcomes = dict[str, list[float | Failure | None]]
+"""By name of the reward, of each sample whose source has it, in order. None: was not called, as too many had failed."""
 TRIED = 256
 Left = dict[str, Iterator[float | Failure | None]]
 
@@ -31,14 +31,22 @@ class Runner(Protocol):
 
 def check_reward_names(config: Config) -> None:
     """Raises ConfigError for a name that is neither built in nor of the form module:function. Imports nothing."""
-    for place, reward in enumerate(config.rewards):
+    for key, rewards in [
+        ("rewards", config.rewards),
+        *((f"data.sources.{place}.rewards", source.rewards) for place, source in enumerate(config.data.sources)),
+    ]:
+        _check_names(key, rewards)
+
+
+def _check_names(key: str, rewards: Sequence[RewardFunction]) -> None:
+    for place, reward in enumerate(rewards):
         module, colon, function = reward.function.partition(":")
         well_formed = colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))
         if reward.url is None and reward.function not in BUILT_IN and not well_formed:
             nearest = difflib.get_close_matches(reward.function, BUILT_IN, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise ConfigError(
-                f"rewards.{place}.function: a reward is {', '.join(map(repr, BUILT_IN))} or 'module:function', "
+                f"{key}.{place}.function: a reward is {', '.join(map(repr, BUILT_IN))} or 'module:function', "
                 f"got {reward.function!r}{hint}"
             )
 
@@ -56,8 +64,8 @@ class RewardScorer:
         """
         check_reward_names(config)
         self.config = config
-        services = {reward.name: reward for reward in config.rewards if reward.url is not None}
-        others = dict.fromkeys(reward.name for reward in config.rewards if reward.url is None)
+        services = {reward.name: reward for reward in config.all_rewards if reward.url is not None}
+        others = dict.fromkeys(reward.name for reward in config.all_rewards if reward.url is None)
         fenced = [name for name in others if name in BUILT_IN and BUILT_IN[name].worker]
         self.user_functions = [name for name in others if name not in BUILT_IN] + fenced
         self.readers = [name for name in fenced if BUILT_IN[name].readable]
@@ -71,7 +79,7 @@ class RewardScorer:
         self._first = ""
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
-        """The same groups with every sample's reward: the sum of weight x reward over `config.rewards`.
+        """The same groups with every sample's reward: the sum of weight x reward over the rewards of their source.
 
         A failed call is never a 0: its sample, or its group, is left out as `reward_code.on_failure` says, and so is
         a group of which fewer than two samples are left. Raises RewardError if that is not allowed, if more than
@@ -101,11 +109,12 @@ class RewardScorer:
         prompts = list(prompts)
         column = self.config.data.answer_column
         for prompt in prompts:
-            if problem := answer_problem(self.config.rewards, prompt.answer):
+            if problem := answer_problem(self.config.rewards_of(prompt.source), prompt.answer):
                 raise DataError(f"{prompt.id}: {column}: {problem}")
         tried = list({prompt.answer: prompt for prompt in prompts[:: max(1, len(prompts) // TRIED)]}.values())
         for place, name in enumerate(self.readers, start=len(self.user_functions)):
-            calls = [Call(place, prompt, Sample(prompt.id, 0, (), (), (), ((0, 0),), "stop", "")) for prompt in tried]
+            asked = [prompt for prompt in tried if self._uses(prompt, name)]
+            calls = [Call(place, prompt, Sample(prompt.id, 0, (), (), (), ((0, 0),), "stop", "")) for prompt in asked]
             for call, outcome in zip(calls, self.pool.run(calls, len(calls)) if self.pool else [], strict=True):
                 if outcome != 1.0:
                     what = f" (it {outcome.what})" if isinstance(outcome, Failure) else ""
@@ -142,7 +151,8 @@ class RewardScorer:
             Call(function, group.prompt, sample)
             for group in groups
             for sample in group.samples
-            for function in range(len(names))
+            for function, name in enumerate(names)
+            if self._uses(group.prompt, name)
         ]
         if not runner or not calls:
             return {name: [] for name in names}
@@ -162,7 +172,13 @@ class RewardScorer:
                 f"at most reward_code.max_failures = {reward_code.max_failures:g} of {len(calls)} calls of reward "
                 f"functions may fail in a step, but {len(failures)} of the first {done} did; {self._first}"
             )
-        return {name: outcomes[place :: len(names)] for place, name in enumerate(names)}
+        by_name: Outcomes = {name: [] for name in names}
+        for call, outcome in zip(calls, outcomes, strict=True):
+            by_name[names[call.function]].append(outcome)
+        return by_name
+
+    def _uses(self, prompt: Prompt, name: str) -> bool:
+        return any(reward.name == name for reward in self.config.rewards_of(prompt.source))
 
     def _summary(self, names: Sequence[str], calls: Sequence[Call], outcomes: Sequence[float | Failure | None]) -> str:
         """The first failure, and how many there were of each kind."""
@@ -196,9 +212,9 @@ class RewardScorer:
 
     def _reward(self, prompt: Prompt, sample: Sample, outcomes: Left) -> float | None:
         """The weighted sum, or None if a part of it failed."""
-        called = {name: next(left) for name, left in outcomes.items()}
+        called = {name: next(left) for name, left in outcomes.items() if self._uses(prompt, name)}
         total = 0.0
-        for reward in self.config.rewards:
+        for reward in self.config.rewards_of(prompt.source):
             function = BUILT_IN[reward.function].function if reward.name in BUILT_IN else None
             if function:
                 part: float | Failure | None = function(prompt.question, sample.text, prompt.answer)

@@ -12,7 +12,7 @@ from grpo.algorithm.overlong import masked, penalised
 from grpo.config import Config
 from grpo.errors import WeightSyncError
 from grpo.interfaces import Batch, PromptStream, Recorder, Rewards, Rollouts, Weights
-from grpo.rewards.built_in import answers_of
+from grpo.rewards.built_in import answers_by_source, answers_of
 from grpo.run.stopping import StopRequest
 from grpo.types import Groups, Prompt, Sampling, Stats
 
@@ -54,7 +54,7 @@ class InlineCollector:
         groups: Groups = self.rollouts.generate(self.held_out, eval_sampling(self.config), step)
         with self.stop.abortable():
             groups = self.rewards.score(groups)
-        return groups, score_evaluation(groups, answers_of(self.config.rewards))
+        return groups, score_evaluation(groups, answers_of(self.config.rewards), answers_by_source(self.config))
 
     def state(self) -> Mapping[str, object]:
         """Where the stream of prompts is."""

@@ -119,6 +119,7 @@ def full_step(metrics, step):
     groups = [make_group([1.0, 0.0], step)]
     scores = {"eval/accuracy": 0.5, "eval/pass@4": 0.6, "train/kl_reference": 0.1, "sync/self_test_diff": 0.0} | SYNC
     failed = {"train/skipped": 1.0, "reward/failures_timeout": 1.0, "reward/dropped_samples": 1.0}
+    failed["reward/source/math"] = 0.5
     failed |= {"reward/dropped_groups": 0.0, "reward/requests": 2.0, "reward/retries": 0.0, "reward/cached": 1.0}
     timed = {f"phase/{phase}": 0.5 for phase in PHASES} | {"step/seconds": 3.0, "step/tokens_per_second": 7.0}
     metrics.record(make_stats(step) | summarize(groups, step) | scores | failed | timed | {"step": step, "time": 1.8e9})

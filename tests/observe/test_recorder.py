@@ -1,13 +1,16 @@
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, RewardError
+from grpo.observe.folder import read_rows
 from grpo.observe.health import Health
 from grpo.observe.recorder import RunRecorder
+from grpo.observe.report import write_report
 from grpo.observe.server import serving
 from tests.observe.recorders import log_step, make_recorder, rewound, rows_of
 from tests.runs import make_config, make_group, make_stats, quiet_progress, write_run
@@ -275,3 +278,17 @@ def test_a_taken_port_is_refused_before_the_folder_is_used(tmp_path):
             pass
     with make_recorder(tmp_path / "b", metrics=taken):
         pass
+
+
+def test_samples_say_what_the_model_saw(tmp_path):
+    """The prompt is decoded from its ids, and a group of a named source says which."""
+    group = make_group([1.0, 0.0], 1)
+    named = replace(group, prompt=replace(group.prompt, source="sums"))
+    run = make_config()
+    made = RunRecorder(run, tmp_path / "run", quiet_progress(run), decode=lambda ids: f"<s>{len(ids)} tokens")
+    with made as recorder, recorder.step(1):
+        recorder.log_step(1, [group, named], make_stats(1))
+    plain, sourced = read_rows(tmp_path / "run/samples.jsonl")
+    assert plain["prompt"] == sourced["prompt"] == f"<s>{len(group.prompt.token_ids)} tokens"
+    assert "source" not in plain and sourced["source"] == "sums"
+    assert "What the model saw" in write_report(tmp_path / "run").read_text()

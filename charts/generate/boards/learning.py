@@ -11,6 +11,7 @@ LEARNING = [
             "mean {{run}}": "max by (run) (grpo_reward_mean{<run>})",
             "mean + σ {{run}}": "max by (run) (grpo_reward_mean{<run>} + grpo_reward_stddev{<run>})",
             "mean - σ {{run}}": "max by (run) (grpo_reward_mean{<run>} - grpo_reward_stddev{<run>})",
+            "{{source}} {{run}}": "max by (run, source) (grpo_reward_mean_by_source{<run>})",
         },
         width=12,
         alerts=["GrpoRewardCollapse"],

@@ -46,11 +46,16 @@ def model(site: Site) -> Check:
 def data(site: Site) -> list[Check]:
     """Every row as the run will read it, and one prompt as the model will see it; the hub's rows are not loaded."""
     config = site.config
-    if site.driver.model.problem:
-        return [Check("data", "warning", "not looked at without the model's tokenizer")]
+    unseen = Check("data", "warning", "not looked at without the model's tokenizer")
+    if site.driver.model.problem and is_hub_model(config.model.path):
+        return [unseen]  # it would be asked again and again
+    try:
+        tokenizer = load_tokenizer(config)
+    except GrpoError as error:
+        return [unseen if site.driver.model.problem else Check("data", "failed", str(error))]
     try:
         sources = [*train_sources(config), *eval_sources(config)]
-        rendering = Rendering(config, load_tokenizer(config))
+        rendering = Rendering(config, tokenizer)
         hub = [f"{place(one)} at {(one.revision or '')[:12]} on the hub" for one in sources if is_hub_data(one.path)]
         if hub:
             (ids,) = rendering.encode([EXAMPLE])
@@ -103,11 +108,12 @@ def services(config: Config) -> list[Check]:
 
 def reward_code(config: Config) -> list[Check]:
     """Imports the user's functions as the run will, behind the same fence."""
-    own = tuple(reward for reward in config.rewards if reward.url is None)
+    own = tuple(reward for reward in config.all_rewards if reward.url is None)
     one = config.reward_code.model_copy(update={"workers": 1})
+    plain = config.data.model_copy(update={"sources": ()})
     problems = []
     try:
-        with RewardScorer(config.model_copy(update={"rewards": own, "reward_code": one})) as scorer:
+        with RewardScorer(config.model_copy(update={"rewards": own, "reward_code": one, "data": plain})) as scorer:
             functions = scorer.user_functions
             if scorer.isolation:
                 problems.append(Problem("warning", "driver", "runs without a fence (reward_code.isolation: none)"))

@@ -54,10 +54,16 @@ def test_rows_of_the_hub_are_not_loaded_and_a_made_up_one_is_shown() -> None:
     assert prompt.status == "ok" and "of a made-up row" in prompt.text and "What is 1 + 1?" in prompt.text
 
 
-def test_without_the_model_no_row_is_looked_at() -> None:
+@pytest.mark.parametrize("path", [{"path": "owner/model", "revision": "a" * 40}, {"path": "./nowhere"}])
+def test_without_the_model_no_row_is_looked_at(path: dict[str, str]) -> None:
     broken = dataclasses.replace(facts().model, problem="gone")
-    (check,) = inputs.data(site(config(), {}, driver=facts(model=broken)))
-    assert check.status == "warning"
+    (check,) = inputs.data(site(config(model=path), {}, driver=facts(model=broken)))
+    assert (check.status, check.text) == ("warning", "not looked at without the model's tokenizer")
+
+
+def test_a_tokenizer_that_is_broken_where_the_model_seems_whole_fails(tmp_path: Path) -> None:
+    (failed,) = inputs.data(site(config(model={"path": str(tmp_path)}), {}))
+    assert failed.status == "failed" and "no tokenizer can be loaded" in failed.text
 
 
 @pytest.mark.parametrize(
