@@ -23,7 +23,7 @@ CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes that vLLM's attention for the CPU has."""
 UNSYNCED = ("gpt_oss", "mimo_v2_flash")
 """Architectures whose sinks or experts vLLM loads without the loaders that a reload of weights wraps."""
-FLOATS = ("float32", "bfloat16", "float16")
+FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def describe(raw: Mapping[str, Any]) -> Architecture:
     method = (quantised.get("quant_method") or "unknown method") if isinstance(quantised, Mapping) else quantised
     return Architecture(
         model_type=str(raw.get("model_type") or ""),
-        dtype=None if dtype is None else str(dtype).removeprefix("torch."),
+        dtype=None if dtype in (None, "auto") else str(dtype).removeprefix("torch."),
         positions=_positions(text),
         windows=_windows(text),
         quantised=str(method) if method else None,

@@ -32,6 +32,7 @@ _FLOAT = re.compile(
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
 _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 
+
 def _whole(text: str) -> int:
     if len(text) > MOST_DIGITS * 3 / 4 and text[:2] in ("0o", "0x"):
         raise ValueError("more digits than Python prints")
