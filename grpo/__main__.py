@@ -15,12 +15,15 @@ HARMLESS = {
 
 AGAIN = """import sys
 sys.path.insert(0, sys.argv.pop(1))
-import grpo
+import grpo.run.shell
 del sys.path[0]
+sys.path += grpo.run.shell.module_folders()
 import grpo.cli
 sys.argv[0] = "grpo"
 grpo.cli.main()"""
-"""Runs the command line of this very package, which may lie elsewhere than an installed one; nothing beside it."""
+"""Runs the command line of this very package, which may lie elsewhere than an installed one; nothing beside it.
+
+What PYTHONPATH names is searched last: packages are found there, and none takes the place of an installed one."""
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The command itself: an interpreter that neither the shell nor the working folder decides about."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -48,6 +49,20 @@ def test_nor_by_pythonpath(hostile: Path, path: str) -> None:
         (hostile / f"{name}.py").unlink()
     code, text = run(["-P", "-c", SCRIPT, "config", "schema"], hostile, PYTHONPATH=path.format(folder=hostile))
     assert code == 0 and text.startswith("{")
+
+
+def test_packages_of_pythonpath_are_found_behind_the_installed_ones(tmp_path: Path) -> None:
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "only_there.py").touch()
+    (modules / "yaml.py").touch()
+    program = "from grpo import __main__ as m; m.AGAIN = m.AGAIN.partition('import grpo.cli')[0] + " + repr(
+        "import only_there, yaml; print(only_there.__file__, yaml.__file__)"
+    )
+    code, text = run(["-P", "-c", f"{FOUND}{program}; m.main()"], tmp_path, PYTHONPATH=f"{modules}:.")
+    there, installed = text.split()
+    assert (code, there) == (0, str(modules / "only_there.py"))
+    assert installed == importlib.util.find_spec("yaml").origin
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from grpo.errors import ConfigError
 from grpo.files import remove_tree
+from grpo.run.shell import module_folders
 
 PREFIX = "grpo."
 LONGEST = 39
@@ -28,8 +29,10 @@ PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 
 FIRST = """import os, sys
 sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or '.') != {folder!r}]
+sys.path += {named!r}
 """
-"""What Python runs first in Ray's processes: the working folder is not searched for modules, whoever names it."""
+"""What Python runs first in Ray's processes: the working folder is not searched for modules, whoever names it, and
+what PYTHONPATH names is searched last."""
 
 
 class PrivateFolder:
@@ -42,9 +45,11 @@ class PrivateFolder:
         for place in self.places:
             remove_stale(place)
         self.path, self._lock = _make(self.places)
+        named = [os.path.abspath(entry) for entry in module_folders()]
         for name in ("modules", "h"):
             Path(self.path, name).mkdir()
-        Path(self.path, "modules", "sitecustomize.py").write_text(FIRST.format(folder=os.path.realpath(".")))
+        first = FIRST.format(folder=os.path.realpath("."), named=named)
+        Path(self.path, "modules", "sitecustomize.py").write_text(first)
         _temporary(Path(self.path, "tmp"))
         return self
 

@@ -62,6 +62,13 @@ def environment(environ: Mapping[str, str], passed: Sequence[str] = ()) -> dict[
     return kept | without_proxy(environ) | {"PYTHONUTF8": "1", "PYTHONSAFEPATH": "1"}
 
 
+def module_folders() -> list[str]:
+    """What PYTHONPATH names, but for the working folder: searched behind the installed packages."""
+    here = os.path.realpath(".")
+    named = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return [entry for entry in dict.fromkeys(named) if entry not in sys.path and os.path.realpath(entry) != here]
+
+
 def without_proxy(environ: Mapping[str, str]) -> dict[str, str]:
     """no_proxy, so that what is on this machine is never asked by way of a proxy."""
     said = [part for name in ("no_proxy", "NO_PROXY") for part in environ.get(name, "").split(",") if part.strip()]
@@ -80,7 +87,7 @@ def forget_ray(passed: Sequence[str] = ()) -> None:
 def ignored(passed: Sequence[str] = ()) -> list[str]:
     """What the shell of this process says without effect on a local Ray."""
     own = {name for name in withheld(os.environ, passed) if not (name.startswith("RAY_") and "ray" in sys.modules)}
-    return sorted(own | forgotten)
+    return sorted((own | forgotten) - {"PYTHONPATH"})  # see `module_folders`
 
 
 def prepare() -> None:
