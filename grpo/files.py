@@ -4,6 +4,7 @@ A pipe in the place of a file makes a plain `open` wait for ever, a sparse one f
 delete out of the folder.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -45,6 +46,15 @@ def read_regular(path: Name, most: int) -> bytes:
                 return bytes(content)
         raise NotAFile(errno.EFBIG, f"must be a file of at most {most} bytes, but is longer", os.fspath(path))
     return content
+
+
+def replace(scratch: Name, path: Name) -> None:
+    """Commits a file by rename: over a regular file, a link or nothing. Raises OSError; a device stays what it is."""
+    with contextlib.suppress(FileNotFoundError):
+        status = os.lstat(path)
+        if not stat.S_ISLNK(status.st_mode):
+            _check_kind(path, status)
+    os.replace(scratch, path)
 
 
 def _opened(path: Name, flags: int) -> int:

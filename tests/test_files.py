@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,19 @@ def test_nothing_else_in_the_house_deletes_folders():
     top = Path(files.__file__).parent
     found = {path.relative_to(top).as_posix() for path in top.rglob("*.py") if "rmtree(" in path.read_text()}
     assert found <= own
+
+
+def test_a_commit_by_rename_takes_the_place_of_files_and_links_but_of_nothing_else(tmp_path: Path) -> None:
+    target, link, pipe, new = (tmp_path / name for name in ("target", "link", "pipe", "new"))
+    target.write_text("old")
+    link.symlink_to(target)
+    os.mkfifo(pipe)
+    for place in (link, target, new):
+        (tmp_path / "scratch").write_text("made")
+        files.replace(tmp_path / "scratch", place)
+        assert place.read_text() == "made" and not place.is_symlink()
+    (tmp_path / "scratch").write_text("made")
+    for place in (pipe, tmp_path):
+        with pytest.raises(NotAFile):
+            files.replace(tmp_path / "scratch", place)
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)

@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from grpo.config.text import clean
 from grpo.config.yaml import MOST_CHARACTERS, parse
 from grpo.errors import CheckpointError
-from grpo.files import read_regular
+from grpo.files import read_regular, replace
 from grpo.observe.figures import figures, series
 from grpo.observe.folder import Row, finite, read_rows
 from grpo.observe.progress import clock
@@ -52,7 +52,7 @@ def write_report(run_dir: Path) -> Path:
         scratch.unlink(missing_ok=True)
         with scratch.open("x", encoding="utf-8", errors="replace") as file:  # "x" writes through no link
             file.write(page)
-        scratch.replace(path)
+        replace(scratch, path)
     except OSError as error:
         raise CheckpointError(f"the report must be written to {path}, but: {error}; free space there") from error
     return path

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from grpo.errors import CheckpointError
-from grpo.files import open_regular, read_regular, remove_tree
+from grpo.files import open_regular, read_regular, remove_tree, replace
 from grpo.store.base import MOST_READ, Named, clean_name, files_below, record_of, scratch_folder
 from grpo.types import FileRecord
 
@@ -36,7 +36,7 @@ class Volume(Named):
             _make_folders(path.parent)
             try:
                 _write_flushed(scratch, data, "wb")
-                os.replace(scratch, path)
+                replace(scratch, path)
             finally:
                 scratch.unlink(missing_ok=True)
             _flush_folder(path.parent)
@@ -99,7 +99,7 @@ class Volume(Named):
                     os.fsync(file.fileno())
                 records.append(record_of(path, name))
                 _make_folders((goal / name).parent)
-                os.replace(path, goal / name)
+                replace(path, goal / name)
             for inside in {(goal / record.name).parent for record in records}:
                 _flush_folder(inside)
         return tuple(records)
