@@ -49,10 +49,10 @@ def read_regular(path: Name, most: int) -> bytes:
 
 
 def replace(scratch: Name, path: Name) -> None:
-    """Commits a file by rename: over a regular file, a link or nothing. Raises OSError; a device stays what it is."""
+    """Commits a file by rename. Raises OSError, also where a device is: for root /dev/full would become a file."""
     with contextlib.suppress(FileNotFoundError):
         status = os.lstat(path)
-        if not stat.S_ISLNK(status.st_mode):
+        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
             _check_kind(path, status)
     os.replace(scratch, path)
 

@@ -126,17 +126,18 @@ def test_nothing_else_in_the_house_deletes_folders():
     assert found <= own
 
 
-def test_a_commit_by_rename_takes_the_place_of_files_and_links_but_of_nothing_else(tmp_path: Path) -> None:
+def test_a_commit_by_rename_takes_the_place_of_no_device(tmp_path: Path) -> None:
     target, link, pipe, new = (tmp_path / name for name in ("target", "link", "pipe", "new"))
     target.write_text("old")
-    link.symlink_to(target)
+    link.symlink_to("/dev/full")
     os.mkfifo(pipe)
-    for place in (link, target, new):
+    for place in (link, target, new, pipe):
         (tmp_path / "scratch").write_text("made")
         files.replace(tmp_path / "scratch", place)
         assert place.read_text() == "made" and not place.is_symlink()
     (tmp_path / "scratch").write_text("made")
-    for place in (pipe, tmp_path):
-        with pytest.raises(NotAFile):
-            files.replace(tmp_path / "scratch", place)
-    assert stat.S_ISFIFO(pipe.lstat().st_mode)
+    with pytest.raises(NotAFile, match="a device"):
+        files.replace(tmp_path / "scratch", "/dev/full")
+    with pytest.raises(OSError):
+        files.replace(tmp_path / "scratch", tmp_path)
+    assert stat.S_ISCHR(os.lstat("/dev/full").st_mode)
