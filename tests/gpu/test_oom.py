@@ -38,6 +38,7 @@ def configured(folder: Path, **sections: dict[str, object]) -> Config:
     base: dict[str, dict[str, object]] = {
         "model": {"path": str(folder), "dtype": "bfloat16", "max_length": 512},
         "run": {"dir": str(folder / "run")},
+        "rollout": {"max_tokens": 64},
         "train": {"tokens_per_micro_batch": 65536},
         "cluster": {"device": "cuda"},
     }
