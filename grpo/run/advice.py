@@ -33,6 +33,8 @@ REFUSALS = (
     ),
 )
 """What a library raises while it loads a model that it cannot take."""
+CACHE_TOO_SMALL = ("cache blocks", "available KV cache")
+"""How vLLM says that the KV cache has no room."""
 TAKEN_BY_OTHERS = "on startup is less than"
 """vLLM's words for memory that somebody else holds."""
 LOST: dict[str, type[EngineLost] | type[TrainerLost]] = {"rollout": EngineLost, "trainer": TrainerLost}
@@ -126,7 +128,9 @@ def _start(where: Where) -> str:
 
 def out_of_memory(failure: Failure, where: Where, head: str, behind: str) -> OutOfMemory:
     """Which memory, the numbers, and the keys that need less of it."""
-    on_gpu = re.search(r"CUDA|GPU|HIP|NCCL|device cuda|CUBLAS|CUDNN", failure.text) is not None
+    cache = any(text in failure.text for text in CACHE_TOO_SMALL)
+    named = re.search(r"CUDA|GPU|HIP|NCCL|device cuda|CUBLAS|CUDNN", failure.text) is not None
+    on_gpu = named or (cache and not where.on_cpu)
     numbers = failure.text if on_gpu or not failure.traceback else f"{failure.text} ({host_memory()})"
     place = " on its GPU" if on_gpu else ""
     made = OutOfMemory(f"{head} is out of memory{place}: {numbers}{behind}; {less_memory(failure.text, where)}")
@@ -140,7 +144,7 @@ def less_memory(text: str, where: Where) -> str:
     share = f"rollout.memory_utilization (now {rollout.memory_utilization:g})"
     cache = f"rollout.kv_cache_gib (now {rollout.kv_cache_gib:g})" if where.on_cpu else share
     length = f"model.max_length (now {model.max_length})"
-    if "cache blocks" in text or "available KV cache" in text:
+    if any(said in text for said in CACHE_TOO_SMALL):
         return f"raise {cache}, or lower {length}"
     if TAKEN_BY_OTHERS in text:
         return f"lower {share}, or end what else uses this memory"

@@ -87,7 +87,7 @@ def told(error: BaseException, at: Where) -> GrpoError:
         (
             ValueError("No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when"),
             where("rollout", "start"),
-            r"No available memory for the cache blocks\..*; raise rollout.memory_utilization \(now 0.9\), or lower",
+            r"on its GPU: .*for the cache blocks\.; .*; raise rollout.memory_utilization \(now 0.9\), or lower",
         ),
         (
             ValueError(TAKEN),

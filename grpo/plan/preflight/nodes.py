@@ -90,8 +90,13 @@ def versions(site: Site) -> Check:
 
     Ray itself turns away a node with another Ray or Python, mostly; grpo's own version nobody else compares.
     """
-    wanted = pins("gpu" if site.device == "cuda" else "cpu")
-    problems = [problem for node, facts in site.known() for problem in _on_node(site, node, facts, wanted)]
+    problems = []
+    try:
+        wanted = pins("gpu" if site.device == "cuda" else "cpu")
+    except metadata.PackageNotFoundError:
+        wanted = {}
+        problems.append(Problem("warning", "driver", "grpo is not installed as a package: what it needs is not known"))
+    problems += [problem for node, facts in site.known() for problem in _on_node(site, node, facts, wanted)]
     own = site.driver
     well = f"grpo {own.versions.get('grpo', '?')}, Ray {own.versions.get('ray', '?')}, Python {own.python} everywhere"
     for role, package in (("rollout", ENGINES[site.device]), ("trainer", "deepspeed"), ("trainer", "torch")):

