@@ -22,5 +22,10 @@ def test_importing_it_loads_nothing_heavy(module: str) -> None:
     assert loaded(f"import grpo.{module}").intersection(HEAVY) == set()
 
 
+@pytest.mark.parametrize("module", ["cluster", "cluster.preflight", "cluster.drain", "rewards.registry"])
+def test_the_driver_needs_nothing_that_only_the_workers_images_have(module: str) -> None:
+    assert loaded(f"import grpo.{module}").intersection({"torch", "vllm", "deepspeed"}) == set()
+
+
 def test_the_probe_sees_what_is_loaded() -> None:
     assert "plotly" in loaded("import plotly")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from grpo.algorithm.evaluation import score_evaluation
+from grpo.algorithm.schedule import rate_change
 from grpo.checkpoint import Checkpoints, Commit
 from grpo.cluster.actor_protocols import EngineActor, RankActor
 from grpo.cluster.actors import PolicyModelActor, VLLMActor
@@ -38,7 +39,6 @@ from grpo.run.fatal import check_fatal, write_fatal
 from grpo.run.lease import Lease
 from grpo.run.memory import return_freed_memory
 from grpo.run.stopping import StopRequest
-from grpo.trainer.schedule import rate_change
 from grpo.types import Stats
 
 W = TypeVar("W", bound=Worker)

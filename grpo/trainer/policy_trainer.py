@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from grpo.algorithm.loss import LossInputs, LossOutput, Normaliser, needs_of, policy_loss, statistics_of
+from grpo.algorithm.schedule import learning_rate
 from grpo.config import Config
 from grpo.config.architecture import check_model_config
 from grpo.config.snapshot import check_snapshot
@@ -30,7 +31,6 @@ from grpo.trainer.model import Policy, load_policy
 from grpo.trainer.packing import Minibatch, PackedBatch, Rows, pack, plan_minibatches, row_tokens
 from grpo.trainer.rehearsal import prove_on_rank_0, rehearse_update
 from grpo.trainer.saving import prepare_saving
-from grpo.trainer.schedule import learning_rate
 from grpo.trainer.state import StateFolder
 from grpo.trainer.statistics import reduce_outputs, summarise
 from grpo.trainer.validation import SkipBudget, check_mismatch, check_samples

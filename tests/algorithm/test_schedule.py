@@ -2,8 +2,8 @@
 
 import pytest
 
+from grpo.algorithm.schedule import learning_rate, rate_change
 from grpo.config import Config, Train
-from grpo.trainer.schedule import learning_rate, rate_change
 
 
 @pytest.mark.parametrize(
