@@ -71,7 +71,7 @@ def test_code_in_a_model_folder_does_not_run(evil_model: tuple[Path, Path]) -> N
     from grpo.trainer.model import load_policy
 
     folder, marker = evil_model
-    config = Config.model_validate({"model": {"path": str(folder)}})
+    config = Config.model_validate({"model": {"path": str(folder), "max_length": 256}, "rollout": {"max_tokens": 64}})
     attempts = (
         lambda: make_plan(config),
         lambda: load_tokenizer(config),
@@ -81,7 +81,7 @@ def test_code_in_a_model_folder_does_not_run(evil_model: tuple[Path, Path]) -> N
         try:
             attempt()
         except (GrpoError, ValueError, KeyError) as error:  # an unknown type of model cannot be loaded without its code
-            assert "custom code" in str(error) or "evil" in str(error)
+            assert any(word in str(error) for word in ("custom code", "evil", "auto_map"))
         assert not marker.exists() and not (folder / "MARKER").exists()
 
 
@@ -119,7 +119,8 @@ def violations(source: str) -> list[str]:
         if name.startswith("subprocess.") and ("shell" in options or not isinstance(call.args[0], ast.List | ast.Name)):
             found.append(f"calls {name} with a text or a shell")
         trusted = options.get("trust_remote_code")
-        if name.endswith("from_pretrained") and not is_false(trusted):
+        # settings of generation are numbers alone
+        if name.endswith("from_pretrained") and name != "GenerationConfig.from_pretrained" and not is_false(trusted):
             found.append(f"calls {name} without trust_remote_code=False")
         if trusted is not None and not is_false(trusted):
             found.append(f"calls {name} with trust_remote_code")

@@ -27,8 +27,9 @@ def prove_on_rank_0(policy: Policy, config: Config) -> Proof:
 
     def load(dtype: torch.dtype) -> torch.nn.Module:
         path, revision = config.model.path, config.model.revision
-        options = {"revision": revision, "dtype": dtype, "trust_remote_code": False}
-        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", **options)
+        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, dtype=dtype, attn_implementation="eager", trust_remote_code=False
+        )
         return model.to(device).eval()
 
     def wrap(plain: torch.nn.Module) -> Policy:

@@ -17,7 +17,8 @@ def test_processes_that_the_kernel_killed_are_counted_by_both_versions(tmp_path:
 
 
 def test_the_words() -> None:
-    assert re.fullmatch(r"this process holds \d+\.\d GiB, \d+\.\d GiB are free, the limit is \d+\.\d GiB", host_memory())
+    words = r"this process holds \d+\.\d GiB, \d+\.\d GiB are free, the limit is \d+\.\d GiB"
+    assert re.fullmatch(words, host_memory())
 
 
 READER = """
