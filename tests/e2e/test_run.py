@@ -31,7 +31,7 @@ def pair() -> Iterator[Pair]:
     spaces = next(first), next(second)
     started = time.time()
     # More steps than the profile, so that there is time to look; alerts and deadlines that do not wait for minutes.
-    changed = options({"run.steps": STEPS, "deadlines.health": 30, "deadlines.sync": 45})
+    changed = options({"run.steps": STEPS, "deadlines.health": 50, "deadlines.sync": 60})
     quick = ["--set", "monitoring.rules.thresholds.stepStalledSeconds=20,monitoring.podMonitor.interval=5s"]
     helm = install(spaces[0], *changed, *quick)
     # Ray waits half a minute for its own processes: on few cores two clusters do not start at the same moment.
