@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from grpo.checkpoint.commit import POLICY, checkpoints_url, committed, order, read_manifest
 from grpo.config.yaml import read
 from grpo.errors import CheckpointError, ConfigError
-from grpo.files import read_regular
 from grpo.run.layout import CONFIG
 from grpo.store import MOST_READ, Store, open_store, record_of
+from grpo.store.files import read_regular
 from grpo.types import FileRecord
 
 

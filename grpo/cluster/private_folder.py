@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from grpo.errors import ConfigError
-from grpo.files import remove_tree
 from grpo.run.shell import module_folders
+from grpo.store.files import remove_tree
 
 PREFIX = "grpo."
 LONGEST = 39

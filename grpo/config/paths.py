@@ -8,7 +8,7 @@ from pathlib import Path
 
 from grpo.config.data import DataRows
 from grpo.config.schema import Config
-from grpo.files import kind_of
+from grpo.store.files import kind_of
 
 ARITHMETIC = "arithmetic"
 DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from grpo.errors import ConfigError
-from grpo.files import open_regular
+from grpo.store.files import open_regular
 
 MOST_CHARACTERS = 256 * 1024
 """A longer file is no configuration; PyYAML would need minutes for some."""

@@ -34,9 +34,9 @@ from typing import IO
 from grpo.config import Config
 from grpo.config.load import dump_config
 from grpo.errors import CheckpointError, ConfigError
-from grpo.files import NotAFile, open_append, open_regular, read_regular
 from grpo.run.layout import CHECKPOINTS, CONFIG, METRICS, SAMPLES, SUPERSEDED
 from grpo.store import MOST_READ, open_store
+from grpo.store.files import NotAFile, open_append, open_regular, read_regular
 from grpo.types import Group, Stats
 
 

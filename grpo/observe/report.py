@@ -12,11 +12,11 @@ from plotly.offline import get_plotlyjs
 from grpo.config.text import clean
 from grpo.config.yaml import MOST_CHARACTERS, parse
 from grpo.errors import CheckpointError
-from grpo.files import read_regular, replace
 from grpo.observe.figures import figures, series
 from grpo.observe.folder import Row, finite, read_rows
 from grpo.observe.progress import clock
 from grpo.run.layout import CONFIG, METRICS, REPORT, SAMPLES
+from grpo.store.files import read_regular, replace
 
 GROUPS_SHOWN = 3
 COMPLETIONS_SHOWN = 4

@@ -13,8 +13,8 @@ from tensorboard.summary import Writer
 from tensorboard.summary import _output as library
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from grpo.files import remove_tree
 from grpo.observe.metrics import lookup
+from grpo.store.files import remove_tree
 
 
 class EventFile:

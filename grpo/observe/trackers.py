@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 from grpo.config import Config
 from grpo.config.diff import flatten
 from grpo.errors import ConfigError
-from grpo.files import NotAFile, read_regular
 from grpo.run.layout import TRACKERS
 from grpo.store import open_store
+from grpo.store.files import NotAFile, read_regular
 from grpo.types import Stats
 
 LONGEST_PARAM, MOST_PARAMS = 500, 100  # characters, and parameters at a time, that every MLflow store takes

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from grpo.files import read_regular
 from grpo.store import open_store
+from grpo.store.files import read_regular
 
 FOLDER = "attempts"
 RECORD = 2048

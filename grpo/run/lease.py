@@ -28,7 +28,6 @@ from pathlib import Path
 from types import TracebackType
 
 from grpo.errors import Fenced
-from grpo.files import read_regular
 from grpo.run.attempts import (
     FOLDER,
     RECORD,
@@ -43,6 +42,7 @@ from grpo.run.attempts import (
 from grpo.run.stopping import StopRequest
 from grpo.run.threads import start_lasting
 from grpo.store import open_store
+from grpo.store.files import read_regular
 
 BEATS = 3
 """Heartbeats within lease_seconds."""

@@ -21,7 +21,7 @@ from typing import IO, ClassVar, Protocol
 from safetensors import SafetensorError
 
 from grpo.errors import CheckpointError, GrpoError
-from grpo.files import NotAFile, open_regular, remove_tree
+from grpo.store.files import NotAFile, open_regular, remove_tree
 from grpo.types import FileRecord
 
 BLOCK = 4 << 20

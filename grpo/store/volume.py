@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from grpo.errors import CheckpointError
-from grpo.files import open_regular, read_regular, remove_tree, replace
 from grpo.store.base import MOST_READ, Named, clean_name, files_below, record_of, scratch_folder
+from grpo.store.files import open_regular, read_regular, remove_tree, replace
 from grpo.types import FileRecord
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from grpo import files
-from grpo.files import NotAFile, mounts_below, open_append, open_regular, read_regular, remove_tree
+from grpo.store import files
+from grpo.store.files import NotAFile, mounts_below, open_append, open_regular, read_regular, remove_tree
 
 
 def make_socket(path: Path) -> None:
