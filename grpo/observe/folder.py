@@ -6,7 +6,7 @@
                     what the model saw, control tokens included
     tensorboard/    the numbers of metrics.jsonl, under the same names
     checkpoints/    what a run resumes from, and its policies (grpo/checkpoint)
-    rewards.jsonl   replies of reward services, by digest of the request (grpo/rewards/http.py)
+    rewards.jsonl   replies of reward services, by digest of the request (grpo/rewards/replies.py)
     attempts/       one file for each start of the run (grpo/run/lease.py)
     superseded/     rows of steps that were lost after a checkpoint and made again
     stacks/         stacks of frozen actors, as text

@@ -5,21 +5,19 @@ A request that fails is a `Failure`, never a reward of 0; the registry decides w
 
 import asyncio
 import hashlib
-import json
 import os
 import ssl
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo.config import Config, RewardFunction
 from grpo.config.text import first_line
-from grpo.errors import CheckpointError, ConfigError, DeadlineExceeded, RewardError
+from grpo.errors import ConfigError, DeadlineExceeded, RewardError
 from grpo.rewards.judge import BadReply, address, read_reply, request_body, shown
 from grpo.rewards.pool import Call
 from grpo.rewards.process import Failure
-from grpo.run.layout import REWARD_CACHE
+from grpo.rewards.replies import ReplyCache
 
 if TYPE_CHECKING:
     import httpx
@@ -33,7 +31,7 @@ BUSY = {408, 425, 429, 500, 502, 503, 504, 529}
 
 
 class NoReply(Exception):
-    """Nothing that a second request could not mend; `wait` seconds are what the service asks for."""
+    """What a second request may mend; `wait` seconds are what the service asks for."""
 
     def __init__(self, kind: str, what: str, wait: float = 0.0) -> None:
         super().__init__(what)
@@ -42,42 +40,6 @@ class NoReply(Exception):
 
 class OutOfBudget(Exception):
     """`reward_http.max_requests` are spent."""
-
-
-class ReplyCache:
-    """Rewards by digest of the request, and the number of requests: a file of JSON lines that only grows.
-
-    Without a folder it lives as long as the process. The half line of a killed run is left out.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self.file = folder / REWARD_CACHE if folder else None
-        self.rewards: dict[str, float] = {}
-        self.requests = 0
-        if self.file and self.file.is_file():
-            for line in self.file.read_text(errors="replace").splitlines():
-                with suppress(ValueError, TypeError, AttributeError):
-                    row = json.loads(line)
-                    self.rewards |= {str(key): float(value) for key, value in row.get("rewards", {}).items()}
-                    self.requests = max(self.requests, int(row.get("requests", 0)))
-        self._kept = self.requests
-
-    def keep(self, rewards: dict[str, float]) -> None:
-        """Adds what was learned since. Raises CheckpointError for a folder that cannot be written."""
-        self.rewards |= rewards
-        if not self.file or self.requests == self._kept:
-            return
-        self._kept = self.requests
-        try:
-            with open(self.file, "a", encoding="utf-8") as file:
-                # a line begins where the half line of a killed run may have ended
-                file.write("\n" + json.dumps({"requests": self.requests, "rewards": rewards}))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise CheckpointError(
-                f"replies of reward services are kept in {self.file}, but: {first_line(error)}; free space"
-            ) from None
 
 
 class HttpRewards:
@@ -191,7 +153,7 @@ class HttpRewards:
         def wait(state: "RetryCallState") -> float:
             error = state.outcome.exception() if state.outcome else None
             asked_for = error.wait if isinstance(error, NoReply) else 0.0
-            return max(min(asked_for, self.config.deadlines.reward), spread(state))
+            return max(asked_for, spread(state))
 
         spread = wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
         try:

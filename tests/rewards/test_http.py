@@ -1,12 +1,13 @@
 """Rewards over the network, against a real HTTP server on this machine."""
 
 import json
+import os
 import threading
 
 import pytest
 
 from grpo.config import Config
-from grpo.errors import ConfigError, DeadlineExceeded, RewardError, ServiceLost
+from grpo.errors import CheckpointError, ConfigError, DeadlineExceeded, RewardError, ServiceLost
 from grpo.rewards import http
 from grpo.rewards.registry import RewardScorer
 from grpo.run.layout import REWARD_CACHE
@@ -159,6 +160,12 @@ def test_equal_requests_are_sent_once_and_a_later_start_knows_their_rewards(tmp_
         assert len(seen.requests) == 3
         scored(asking({"url": url}, cache=False), ["a", "a"], folder=tmp_path)
         assert len(seen.requests) == 5
+
+
+def test_a_pipe_in_the_place_of_the_replies_is_named_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / REWARD_CACHE)
+    with pytest.raises(CheckpointError, match="must be a regular file"):
+        RewardScorer(asking({"url": "http://localhost:1"}), tmp_path)
 
 
 def test_failures_are_not_kept(tmp_path):
