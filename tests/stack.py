@@ -98,7 +98,13 @@ def prompt(row: int, token_ids: tuple[int, ...] = PROMPT) -> Prompt:
 
 @contextmanager
 def open_stack(folder: Path, family: str, receiver: str | None = None) -> Iterator[Stack]:
-    model = make_model(folder, family, seed=0)
+    with joined(make_model(folder, family, seed=0), folder, receiver) as stack:
+        yield stack
+
+
+@contextmanager
+def joined(model: Any, folder: Path, receiver: str | None = None) -> Iterator[Stack]:
+    """An engine of the model that lies in the folder, and this process as its sender."""
     config = make_config(str(folder))
     stack = Stack(EngineProcess(config, receiver), model, config)
     try:

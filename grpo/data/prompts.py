@@ -200,8 +200,8 @@ def _report(name: str, problems: Mapping[int, Problem], rows: int) -> str:
 
 def _fingerprint(rows: Iterable[Row], rendering: Rendering, label: str) -> str:
     """12 hex digits that change with any row, the format, the system prompt or the chat template."""
-    digest = hashlib.sha256()
+    identity = hashlib.sha256()
     parts = ([*row[:3], *([row.messages] if row.messages else [])] for row in rows)
     for part in chain([rendering.identity() + ([label] if label else [])], parts):
-        digest.update(json.dumps(part).encode() + b"\n")
-    return digest.hexdigest()[:12]
+        identity.update(json.dumps(part).encode() + b"\n")
+    return identity.hexdigest()[:12]

@@ -21,7 +21,7 @@ from grpo.config.diff import flatten
 from grpo.errors import ConfigError
 from grpo.run.layout import TRACKERS
 from grpo.store import open_store
-from grpo.store.files import NotAFile, read_regular
+from grpo.store.files import NotAFile, json_object, read_regular
 from grpo.types import Stats
 
 LONGEST_PARAM, MOST_PARAMS = 500, 100  # characters, and parameters at a time, that every MLflow store takes
@@ -139,11 +139,11 @@ def wanted_services(config: Config) -> list[Service]:
 def kept_ids(run_dir: Path) -> dict[str, str]:
     """Ids of this run at the services, by their names; those that a damaged file does not say are begun anew."""
     try:
-        found = json.loads(read_regular(run_dir / TRACKERS, 1 << 16))
-    except (FileNotFoundError, NotAFile, ValueError, RecursionError):
+        ids = json_object(read_regular(run_dir / TRACKERS, 1 << 16))
+    except (FileNotFoundError, NotAFile):
         return {}
-    ids = found.items() if isinstance(found, dict) else ()
-    return {name: text for name, text in ids if isinstance(text, str) and re.fullmatch("[A-Za-z0-9_-]{1,64}", text)}
+    form = re.compile("[A-Za-z0-9_-]{1,64}")
+    return {name: text for name, text in ids.items() if isinstance(text, str) and form.fullmatch(text)}
 
 
 def keep_id(run_dir: Path, name: str, value: str) -> None:

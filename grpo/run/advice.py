@@ -21,17 +21,11 @@ PHASES = {
 }
 """Of the loop, by the verb that was called; all other verbs belong to a weight sync."""
 NAMES = {"rollout": "engine", "trainer": "trainer rank"}
-REFUSALS = (
-    *("OSError", "FileNotFoundError", "NotADirectoryError", "ValueError", "KeyError", "ImportError"),
-    *("ModuleNotFoundError", "NotImplementedError", "SafetensorError", "ValidationError", "JSONDecodeError"),
-    *(
-        "UnicodeDecodeError",
-        "HFValidationError",
-        "RepositoryNotFoundError",
-        "GatedRepoError",
-        "LocalEntryNotFoundError",
-    ),
-)
+REFUSALS = {
+    "OSError", "FileNotFoundError", "NotADirectoryError", "ValueError", "KeyError", "ImportError",
+    "ModuleNotFoundError", "NotImplementedError", "SafetensorError", "ValidationError", "JSONDecodeError",
+    "UnicodeDecodeError", "HFValidationError", "RepositoryNotFoundError", "GatedRepoError", "LocalEntryNotFoundError",
+}  # fmt: skip
 """What a library raises while it loads a model that it cannot take."""
 CACHE_TOO_SMALL = ("cache blocks", "available KV cache")
 """How vLLM says that the KV cache has no room."""

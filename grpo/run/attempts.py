@@ -1,7 +1,6 @@
 """The files of a run's starts, and whether the process behind one is still there; `lease` says what they are for."""
 
 import contextlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from grpo.store import open_store
-from grpo.store.files import read_regular
+from grpo.store.files import json_object, read_regular
 
 FOLDER = "attempts"
 RECORD = 2048
@@ -33,7 +32,7 @@ def holder_here(run_dir: Path) -> Holder | None:
     """The start that holds the folder, if it runs on this very machine (in this container)."""
     folder = run_dir / FOLDER
     attempt = newest_attempt(folder)
-    holder = holder_in(read_attempt(folder, attempt)) if attempt else {}
+    holder = json_object(read_attempt(folder, attempt)) if attempt else {}
     pid = holder.get("pid")
     if holder.get("ended") or holder.get("machine") != machine() or is_gone(holder) or not isinstance(pid, int):
         return None
@@ -64,15 +63,6 @@ def read_attempt(folder: Path, attempt: int) -> bytes:
 def attempt_name(attempt: int) -> str:
     """Of an attempt's file."""
     return f"{attempt:06d}.json"
-
-
-def holder_in(content: bytes) -> dict[str, object]:
-    """What an attempt's file says; nothing if it was cut off when its start was killed."""
-    try:
-        holder = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return holder if isinstance(holder, dict) else {}
 
 
 def machine() -> str:

@@ -15,6 +15,7 @@ from grpo.config import Config
 from grpo.config.diff import config_hash
 from grpo.errors import CheckpointError, ConfigError, DataError, GrpoError
 from grpo.store import open_store
+from grpo.store.files import json_object
 
 FATAL = "FATAL.json"
 FORGIVEN = (ConfigError, DataError)
@@ -52,7 +53,7 @@ def check_fatal(run_dir: Path, config: Config) -> None:
     store = open_store(str(run_dir))
     if not store.exists(FATAL):
         return
-    found = _parse(store.read(FATAL))
+    found = json_object(store.read(FATAL))  # a damaged one only saved time
     kind = _held(found)
     if kind and found.get("config_hash") == config_hash(config):
         raise kind(
@@ -68,12 +69,3 @@ def _held(found: Mapping[str, object]) -> type[GrpoError] | None:
     if not (isinstance(kind, type) and issubclass(kind, GrpoError) and kind.fatal):
         return None
     return kind if found.get("late") is True or not issubclass(kind, FORGIVEN) else None
-
-
-def _parse(content: bytes) -> dict[str, object]:
-    """Nothing for a file that is damaged: it only saves time."""
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

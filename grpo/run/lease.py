@@ -32,7 +32,6 @@ from grpo.run.attempts import (
     FOLDER,
     RECORD,
     attempt_name,
-    holder_in,
     is_gone,
     machine,
     newest_attempt,
@@ -42,7 +41,7 @@ from grpo.run.attempts import (
 from grpo.run.stopping import StopRequest
 from grpo.run.threads import start_lasting
 from grpo.store import open_store
-from grpo.store.files import read_regular
+from grpo.store.files import json_object, read_regular
 
 BEATS = 3
 """Heartbeats within lease_seconds."""
@@ -170,7 +169,7 @@ class Lease:
             if os.path.samestat(os.stat(self._path, follow_symlinks=False), os.fstat(self._file)):
                 return True
             # Not every network disk numbers its files for good.
-            return holder_in(read_regular(self._path, RECORD)).get("token") == self._token
+            return json_object(read_regular(self._path, RECORD)).get("token") == self._token
         except FileNotFoundError:
             return False
 
@@ -181,7 +180,7 @@ class Lease:
             if self._request:
                 self._request.check()
             content = read_attempt(self._folder, attempt)
-            holder = holder_in(content)
+            holder = json_object(content)
             if holder.get("ended") or is_gone(holder):
                 return
             if not patience and isinstance(grace := holder.get("stopping"), int | float):

@@ -6,6 +6,7 @@ delete out of the folder.
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -46,6 +47,15 @@ def read_regular(path: Name, most: int) -> bytes:
                 return bytes(content)
         raise NotAFile(errno.EFBIG, f"must be a file of at most {most} bytes, but is longer", os.fspath(path))
     return content
+
+
+def json_object(content: bytes) -> dict[str, object]:
+    """What a file says that may be cut off or damaged: nothing unless it is a JSON object."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def replace(scratch: Name, path: Name) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.engines import EOS, EngineProcess, make_tokenizer
-from tests.stack import PARITY, Stack, make_config
+from tests.engines import EOS, make_tokenizer
+from tests.stack import PARITY, Stack, joined
 
 SHAPE = {"vocab_size": 128, "initializer_range": 0.15, "eos_token_id": EOS, "bos_token_id": EOS, "pad_token_id": 0}
 LLAMA = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 32}
@@ -34,16 +34,9 @@ def stack(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     model = make(request.param).float().eval()
     model.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    config = make_config(str(tmp_path))
-    stack = Stack(EngineProcess(config), model, config)
     monkeypatch.setattr(Stack, "tensors", lambda self: list(LiveWeights(self.model).published()))
-    try:
-        stack.join()
+    with joined(model, tmp_path) as stack:
         yield stack
-    finally:
-        if stack.sender is not None:
-            stack.sender.close()
-        stack.engine.close()
 
 
 @pytest.mark.slow
