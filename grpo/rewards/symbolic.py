@@ -5,12 +5,14 @@ matrices, equations, units. Its own time limits are off; the worker's rules. Sev
 compared one by one, in any order. An error of the library is raised, so that it is a failed call and never a 0.
 """
 
+import logging
 import re
 
 from math_verify import LatexExtractionConfig, parse, verify
 
 from grpo.rewards.formula import answers, number, reference, spelled
 
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each start that its time limits are off
 MOST_ANSWERS = 16
 _JOINED = re.compile(r"\\(?:text|mathrm|mbox)\s?\{\s*(?:,?\s*(?:or|and))\s*\}|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])|;")
 _THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")
