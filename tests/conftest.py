@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -12,6 +13,9 @@ from tests.ranks import stop_server
 # change; everywhere else they are new ones.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("house")
+
+# nohup, which may have started the tests, turns SIGHUP off, and a run respects that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
