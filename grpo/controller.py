@@ -15,6 +15,7 @@ from grpo.checkpoint import Commit
 from grpo.config import Config
 from grpo.errors import Interrupted, InterruptedEarly, NoLearningSignal, TrainerLost
 from grpo.interfaces import Batch, Components
+from grpo.run.clock import due
 from grpo.types import Groups, Stats
 
 
@@ -181,9 +182,6 @@ class Controller:
         return steps
 
 
-def due(step: int, every: int) -> bool:
-    """Whether something that happens every `every` steps happens after this one; 0 means never."""
-    return every > 0 and step % every == 0
 
 
 def mean_reward(groups: Groups) -> float:

@@ -8,7 +8,7 @@ import pytest
 
 from grpo.checkpoint import Checkpoints
 from grpo.config import Config
-from grpo.controller import Controller, Progress, due
+from grpo.controller import Controller, Progress
 from grpo.errors import (
     ClusterError,
     Interrupted,
@@ -20,6 +20,7 @@ from grpo.errors import (
 )
 from grpo.interfaces import Components
 from grpo.rollout.collector import InlineCollector
+from grpo.run.clock import due
 from grpo.run.stopping import StopRequest
 from grpo.types import Sampling
 from tests.fakes import (

@@ -113,6 +113,10 @@ class Rollout(Section):
     """Texts that end a completion, with the token that completes one, which stays; the reason is then "stop"."""
     skip_special_tokens: bool = False
     """Leave all special tokens out of the text that rewards see, not only those that end or pad a completion."""
+    max_staleness: int = Field(0, ge=0, le=64)
+    """Batches that are sampled ahead of training, from weights that are so many versions older. 0: none."""
+    update: Literal["between_batches", "in_flight"] = "between_batches"
+    """When engines take new weights, if batches are sampled ahead. in_flight: in the middle of completions."""
     tensor_parallel: int = Field(1, ge=1, le=1024)
     """GPUs of an engine."""
     gpus_per_engine: Gpus | None = None
@@ -192,7 +196,7 @@ class Sync(Section):
     """How new weights reach the engines, and how that is proved."""
 
     every: Positive = 1
-    """Steps between two weight syncs; samples are then at most every - 1 versions old."""
+    """Steps between two weight syncs; samples are then up to every - 1 versions older."""
     transport: Literal["auto", "nccl", "gloo"] = "auto"
     """auto: nccl between GPUs; gloo on CPU and where roles share a GPU (gpus_per_* below 1), which NCCL refuses."""
     tolerance: float | None = Field(None, gt=0, le=100)
