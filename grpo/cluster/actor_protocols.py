@@ -103,6 +103,14 @@ class RankActor(Protocol):
         """Sends every tensor; None on the ranks that only help to gather them."""
         ...
 
+    def publish(self, version: int, oldest: int) -> float:
+        """Rank 0 keeps a copy of the weights as `version` and forgets those below `oldest`; bytes of all its copies."""
+        ...
+
+    def send_published(self, version: int) -> Manifest:
+        """Rank 0, beside the verbs that train: sends a version that it has published."""
+        ...
+
     def perturb(self, scale: float, seed: int) -> None:
         """Adds noise of `scale` times each tensor's root mean square, the same on all ranks, until `restore`."""
         ...

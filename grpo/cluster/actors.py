@@ -4,11 +4,14 @@ They fulfil `actor_protocols.py`. Heavy imports happen inside `start`, so that a
 driver imports nothing heavy.
 """
 
+import contextlib
 import os
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from grpo.config import Config
+from grpo.errors import DeadlineExceeded
 from grpo.interfaces import Place, Transfer
 from grpo.rollout.environment import COMPILED_SHAPES, SPIN_COUNT, usable_cores
 from grpo.run.memory import oom_kills
@@ -68,6 +71,7 @@ class PolicyModelActor:
     def __init__(self, config: Config, rank: int, device: str) -> None:
         self.config, self.rank, self.device = config, rank, device
         self.transport: Transport | None = None
+        self.turn = threading.Lock()  # of who sends
 
     def address(self) -> tuple[str, int]:
         """Host and a free port for the ranks' rendezvous."""
@@ -122,11 +126,32 @@ class PolicyModelActor:
     def send_weights(self, version: int) -> Manifest | None:
         """Sends every tensor; None on the ranks that only help to gather. A collective under ZeRO-3."""
         if self.rank == 0:
-            assert self.transport, "send_weights before open_transfer"
-            return Manifest(version, self.transport.send(version, self.trainer.iter_weights()))
+            with self._sending() as transport:
+                return Manifest(version, transport.send(version, self.trainer.iter_weights()))
         for _ in self.trainer.iter_weights():
             pass
         return None
+
+    def publish(self, version: int, oldest: int) -> float:
+        """Rank 0 keeps a copy of the weights; the others help to gather them."""
+        return float(self.trainer.publish(version, oldest))
+
+    def send_published(self, version: int) -> Manifest:
+        """Rank 0, in a thread beside the one that trains: sends a copy."""
+        with self._sending() as transport, self.trainer.published.sending(version) as tensors:
+            return Manifest(version, transport.send(version, tensors))
+
+    @contextlib.contextmanager
+    def _sending(self) -> Iterator[Transport]:
+        """The transfer, which has one sender at a time. Raises DeadlineExceeded."""
+        seconds = self.config.deadlines.sync
+        if not self.turn.acquire(timeout=seconds):
+            raise DeadlineExceeded(f"weights are sent one version at a time, but one takes longer than {seconds:g} s")
+        try:
+            assert self.transport, "nothing is sent before open_transfer"
+            yield self.transport
+        finally:
+            self.turn.release()
 
     def perturb(self, scale: float, seed: int) -> None:
         self.trainer.perturb(scale, seed)

@@ -15,7 +15,9 @@ from grpo.errors import GrpoError
 from grpo.interfaces import Call, Place, Transfer
 from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
 
-HEALTH = "health"  # concurrency group of a trainer rank, whose other verbs block their thread
+HEALTH, TRANSFER = "health", "transfer"
+BESIDE_TRAINING = {HEALTH: 1, TRANSFER: 1}
+"""Threads that a trainer rank has beside the one that its other verbs block, by concurrency group."""
 P = ParamSpec("P")
 R = TypeVar("R")
 RankVerb = Callable[Concatenate[RankActor, P], R]
@@ -178,6 +180,14 @@ class RayRank(RayWorker):
     def send_weights(self, version: int) -> Call[Manifest | None]:
         """Sends every tensor."""
         return self._call(RankActor.send_weights, version)
+
+    def publish(self, version: int, oldest: int) -> Call[float]:
+        """Keeps a copy of the weights."""
+        return self._call(RankActor.publish, version, oldest)
+
+    def send_published(self, version: int) -> Call[Manifest]:
+        """From a thread beside the one that trains."""
+        return Call(self, self._begin("send_published", version, concurrency_group=TRANSFER))
 
     def perturb(self, scale: float, seed: int) -> Call[None]:
         """Adds noise."""

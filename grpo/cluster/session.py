@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 
 from grpo.cluster import processes, ray_private
 from grpo.cluster.border import bordered
-from grpo.cluster.handles import HEALTH
+from grpo.cluster.handles import BESIDE_TRAINING
 from grpo.cluster.head import HeadHeartbeat
 from grpo.cluster.local_ray import LocalRay, leave_ray
 from grpo.cluster.nodes import ray_nodes
@@ -117,8 +117,8 @@ class Session:
         else:
             options["label_selector"] = {self.config.cluster.role_label: f"!in({OTHER_ROLE[role]})"}
         make: Any = ray.remote
-        if role == "trainer":  # its verbs block their thread, so signs of life need one of their own
-            make = make(concurrency_groups={HEALTH: 1})
+        if role == "trainer":
+            make = make(concurrency_groups=BESIDE_TRAINING)
         inside: type = bordered(actor_class, self.config, role, index, device)
         actor = make(inside).options(**options).remote(config, index, device)
         return actor, f"{CPUS} CPU, {gpus:g} GPU, no label {self.config.cluster.role_label}={OTHER_ROLE[role]}"

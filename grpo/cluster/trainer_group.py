@@ -67,6 +67,11 @@ class TrainerGroup:
         self.moved |= stats.get("train/grad_norm", 0.0) * stats.get("train/learning_rate", 0.0) > 0
         return stats
 
+    def publish(self, version: int, oldest: int) -> float:
+        """Rank 0 keeps a copy of the weights as `version`, none below `oldest`; bytes of all its copies."""
+        calls = [rank.publish(version, oldest) for rank in self.ranks]
+        return self.all(calls, self.config.deadlines.sync, "publish", finish_first=True)[0]
+
     def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
         """Every rank writes its share below `folder`."""
         calls = [rank.save(folder, step) for rank in self.ranks]

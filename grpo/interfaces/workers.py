@@ -124,7 +124,10 @@ class Engine(Sampler, WeightReceiver, Protocol):
 
 
 class TrainerRank(Worker, Protocol):
-    """One rank of the policy; every verb but those of the transfer is called on all ranks together."""
+    """One rank of the policy; every verb but those of the transfer is called on all ranks together.
+
+    `ping` and `send_published` have threads of their own beside the one of all other verbs.
+    """
 
     def address(self) -> Call[tuple[str, int]]:
         """Host and a free port for the ranks' rendezvous."""
@@ -168,6 +171,14 @@ class TrainerRank(Worker, Protocol):
 
     def send_weights(self, version: int) -> Call[Manifest | None]:
         """Sends every tensor; None on the ranks that only help to gather them."""
+        ...
+
+    def publish(self, version: int, oldest: int) -> Call[float]:
+        """Rank 0 keeps a copy of the weights as `version` and forgets those below `oldest`; bytes of all its copies."""
+        ...
+
+    def send_published(self, version: int) -> Call[Manifest]:
+        """Rank 0, beside the verbs that train: sends a version that it has published."""
         ...
 
     def perturb(self, scale: float, seed: int) -> Call[None]:

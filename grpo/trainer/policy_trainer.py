@@ -29,6 +29,7 @@ from grpo.trainer.limits import make_limits
 from grpo.trainer.malloc import keep_freed_memory
 from grpo.trainer.model import Policy, load_policy
 from grpo.trainer.packing import Minibatch, PackedBatch, Rows, pack, plan_minibatches, row_tokens
+from grpo.trainer.published import PublishedVersions
 from grpo.trainer.rehearsal import prove_on_rank_0, rehearse_update
 from grpo.trainer.saving import prepare_saving
 from grpo.trainer.state import StateFolder
@@ -70,6 +71,8 @@ class PolicyTrainer:
         self.engine = Engine(policy, config.train, world_size)
         self.weights = LiveWeights(policy.causal_lm)
         self.policy = policy
+        self.published = PublishedVersions(self.device)
+        self.stepped = False
         self.budget = SkipBudget(config.train.max_skipped_updates)
         self.clock: dict[str, float] = defaultdict(float)
         self.references: dict[int, torch.Tensor] = {}
@@ -110,6 +113,7 @@ class PolicyTrainer:
                 updates.append(update)
             else:
                 skipped += 1
+        self.stepped = True
         fault_point("train.stepped", step, self.rank)
         stats = summarise(updates, learning_rate(self.config.train, step, self.total_steps), skipped)
         stats |= {"tokens": tokens} | {f"seconds_{name}": seconds for name, seconds in self.clock.items()}
@@ -219,6 +223,15 @@ class PolicyTrainer:
     def iter_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Whole tensors on the training device; a collective at ZeRO stage 3. Use each before asking for the next."""
         return self.weights.published()
+
+    def publish(self, version: int, oldest: int) -> int:
+        """Rank 0 keeps a copy of the weights as `version`, none below `oldest`; bytes of all its copies."""
+        if self.rank == 0:
+            size = sum(record.nbytes for record in self.weight_records())
+            return self.published.publish(version, oldest, self.iter_weights(), size, self.stepped)
+        for _ in self.iter_weights():
+            pass
+        return 0
 
     def perturb(self, scale: float, seed: int) -> None:
         """Adds noise of `scale` times each tensor's root mean square to the live weights, until `restore`."""

@@ -137,6 +137,7 @@ class FakeRankActor:
         self.weights: Weights = {name: [number(name, place) for place in range(WIDTH)] for name in NAMES}
         self.moments: Weights = {name: [0] * WIDTH for name in NAMES}
         self.kept: Weights | None = None
+        self.published: dict[int, Weights] = {}
         self.links: list[socket.socket] = []
         self.peers: list[socket.socket] = []
 
@@ -210,16 +211,27 @@ class FakeRankActor:
         self.links = accept(meeting(transfer)[1], transfer.size - 1, self.config.deadlines.sync)
 
     def send_weights(self, version: int) -> Manifest | None:
+        return None if self.rank else self._send(version, self.weights)
+
+    def publish(self, version: int, oldest: int) -> float:
         if self.rank:
-            return None
+            return 0.0
+        self.published = {known: kept for known, kept in self.published.items() if known >= oldest}
+        self.published[version] = dict(self.weights)  # an update makes new lists
+        return 4.0 * WIDTH * len(NAMES) * len(self.published)
+
+    def send_published(self, version: int) -> Manifest:
+        return self._send(version, self.published[version])
+
+    def _send(self, version: int, weights: Weights) -> Manifest:
         for name in NAMES:
             try:
                 for link in self.links:
-                    link.sendall(json.dumps([name, self.weights[name]]).encode() + b"\n")
+                    link.sendall(json.dumps([name, weights[name]]).encode() + b"\n")
             except OSError as error:
                 raise ClusterError(f"the transfer broke off: {error}") from error
             fault_point("sync.tensor", version, self.rank)
-        return Manifest(version, self.records())
+        return Manifest(version, tuple(record(name, weights[name]) for name in NAMES))
 
     def perturb(self, scale: float, seed: int) -> None:
         assert self.kept is None, "the weights are perturbed already"

@@ -134,6 +134,7 @@ class LocalRank(LocalWorker):
         super().__init__("trainer", index, events)
         self.wire = wire
         self.weights = {"embed": "0", "head": "0"}
+        self.published: dict[int, Wire] = {}
 
     def address(self) -> Call[tuple[str, int]]:
         return self.does("address", lambda: ("host", 1))
@@ -169,13 +170,25 @@ class LocalRank(LocalWorker):
 
     def send_weights(self, version: int) -> Call[Manifest | None]:
         def send() -> Manifest | None:
-            if self.index:
-                return None
-            self.wire.clear()
-            self.wire.update(self.weights)
-            return Manifest(version, tuple(record(name, digest) for name, digest in self.weights.items()))
+            return None if self.index else self._send(version, self.weights)
 
         return self.does(f"send_weights {version}", send)
+
+    def publish(self, version: int, oldest: int) -> Call[float]:
+        def keep() -> float:
+            self.published = {known: kept for known, kept in self.published.items() if known >= oldest}
+            self.published[version] = dict(self.weights)
+            return 8.0 * len(self.weights) * len(self.published)
+
+        return self.does(f"publish {version} {oldest}", keep)
+
+    def send_published(self, version: int) -> Call[Manifest]:
+        return self.does(f"send_published {version}", lambda: self._send(version, self.published[version]))
+
+    def _send(self, version: int, weights: Wire) -> Manifest:
+        self.wire.clear()
+        self.wire.update(weights)
+        return Manifest(version, tuple(record(name, digest) for name, digest in weights.items()))
 
     def perturb(self, scale: float, seed: int) -> Call[None]:
         self.weights = {name: f"{digest}~" for name, digest in self.weights.items()}
