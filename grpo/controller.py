@@ -5,15 +5,17 @@ record, commit. The controller owns the order; its parts only offer verbs. Every
 checkpoint, or from step 0 where there is none. A lost trainer is the same once more, in the same process.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from grpo.checkpoint import Commit
+from grpo.checkpoint import Commit, Committer, Content
+from grpo.checkpoint.committer import Durable
 from grpo.config import Config
-from grpo.errors import Interrupted, InterruptedEarly, NoLearningSignal, TrainerLost
+from grpo.errors import Fenced, GrpoError, Interrupted, InterruptedEarly, NoLearningSignal, TrainerLost
 from grpo.interfaces import Batch, Components
 from grpo.run.clock import due
 from grpo.types import Groups, Stats
@@ -48,6 +50,7 @@ class Controller:
         self.start = Progress(prompts=components.collector.state())
         self.progress = self.start  # after the last finished step
         self.committed = 0
+        self.committer = Committer(components.checkpoints, components.stop, config.deadlines.save)
         self.training = False  # the trainer is beyond the last finished step
 
     def run(self, newest: Commit | None) -> None:
@@ -55,6 +58,14 @@ class Controller:
 
         Raises GrpoError; whatever happens, the caller shuts the actors down.
         """
+        try:
+            self.loop(newest)
+        except GrpoError as error:
+            self.end_commit(error)
+            raise
+
+    def loop(self, newest: Commit | None) -> None:
+        """All steps; a lost trainer resumes."""
         begun = False
         lost: TrainerLost | None = None
         while lost or not begun or self.committed < self.config.run.steps:
@@ -89,6 +100,8 @@ class Controller:
         """One step, and what is due after it."""
         parts, step = self.components, self.progress.step + 1
         parts.stop.check()
+        if self.committer.ended:
+            self.finish_commit()
         with parts.recorder.step(step):
             batch = parts.collector.collect(step, sampled=self.commit_if_leaving)
             zero_variance_steps = self.check_signal(batch.groups)
@@ -100,7 +113,7 @@ class Controller:
         self.evaluate()
         last, leaving = step == self.config.run.steps, parts.trainer.leaving
         if due(step, self.config.checkpoint.every) or last or leaving:
-            self.commit()
+            self.commit(wait=last or leaving)
         if leaving and not last:
             parts.trainer.leave()
 
@@ -132,27 +145,68 @@ class Controller:
             parts.recorder.log_eval(step, groups, scores)
         self.progress = replace(self.progress, evaluated=step, score=scores["eval/accuracy"])
 
-    def commit(self) -> None:
-        """Commits the last finished step."""
-        parts, progress, began = self.components, self.progress, time.monotonic()
+    def commit(self, wait: bool) -> None:
+        """Begins to commit the last finished step, once none is under way; the next steps wait for a copy of its state.
+
+        With `wait` they wait until it is durable, as always without `checkpoint.background`.
+        """
+        parts, progress, background = self.components, self.progress, self.config.checkpoint.background
         with parts.recorder.phase("checkpoint"):
-            folder = parts.checkpoints.begin(progress.step)
-            records = parts.trainer.save(folder, progress.step)
+            self.take_commit(self.committer.finish(parts.recorder.alive))
+            began = time.monotonic()
+            if background:
+                parts.trainer.snapshot(progress.step)
             attachments = parts.recorder.attachments()
-            state = {"progress": asdict(progress), "attachments": sorted(attachments)}
-            commit = parts.checkpoints.commit(progress.step, records, state, progress.score, attachments)
-            parts.recorder.log_commit(commit.step, sum(file.size for file in commit.files))
-        self.committed = progress.step
-        parts.stop.reserve_seconds = time.monotonic() - began
+            write = parts.trainer.write if background else parts.trainer.save
+            self.committer.begin(progress.step, began, write, lambda: content(progress, attachments))
+            if wait or not background:
+                self.take_commit(self.committer.finish(parts.recorder.alive))
+
+    def finish_commit(self) -> None:
+        """Returns once no commit is under way. Raises what the last one failed with."""
+        if self.committer.busy or self.committer.ended:
+            with self.components.recorder.phase("checkpoint"):
+                self.take_commit(self.committer.finish(self.components.recorder.alive))
+
+    def take_commit(self, made: Durable | None) -> None:
+        """Takes notice of a commit that has ended."""
+        if made is not None:
+            self.committed = made.commit.step
+            self.components.trainer.committed()
+            stats = {"checkpoint/stall_seconds": made.stall_seconds, "checkpoint/durable_seconds": made.seconds}
+            size = sum(file.size for file in made.commit.files)
+            self.components.recorder.log_commit(made.commit.step, size, stats)
+
+    def end_commit(self, error: GrpoError) -> None:
+        """The run ends by this error: before its ranks end, the commit under way does, well or badly.
+
+        A run that was fenced says that alone.
+        """
+        try:
+            self.finish_commit()
+        except Fenced as fenced:
+            raise fenced from error
+        except (TrainerLost, Interrupted):  # they follow from what ended the run
+            pass
+        except GrpoError as failed:
+            if str(failed) not in str(error):
+                error.args = (f"{error}; and the commit of step {self.committer.step} failed: {failed}",)
 
     def commit_if_leaving(self) -> None:
         """Commits what is not committed yet where a rank's node may not last for the rest of the step."""
         if self.components.trainer.leaving and self.committed < self.progress.step:
-            self.commit()
+            self.finish_commit()
+            if self.committed < self.progress.step:
+                self.commit(wait=True)
 
     def recover(self, lost: TrainerLost) -> None:
-        """New trainer ranks in the place of lost ones, which resume from the newest checkpoint."""
+        """New trainer ranks in the place of lost ones, which resume from the newest checkpoint.
+
+        A commit under way has failed with the old ones, or needs nothing more of them and ends well.
+        """
         began = time.monotonic()
+        with contextlib.suppress(TrainerLost):
+            self.finish_commit()
         self.components.trainer.rebuild()
         self.resume(self.components.checkpoints.newest())
         self.components.recorder.recovered("trainer", lost, time.monotonic() - began)
@@ -160,8 +214,10 @@ class Controller:
     def last_commit(self, stopped: Interrupted) -> Interrupted:
         """What a stopped run ends with: all finished steps committed if the time is enough, and a word on it."""
         step = self.progress.step
-        if step > self.committed and not self.training and self.components.stop.time_to_commit:
-            self.commit()
+        with contextlib.suppress(Interrupted, TrainerLost):  # then the checkpoint before is whole
+            self.finish_commit()
+            if step > self.committed and not self.training and self.components.stop.time_to_commit:
+                self.commit(wait=True)
         if step == self.committed and not self.training:
             return Interrupted(f"{stopped}; step {step} is safe, the same command resumes from there")
         return InterruptedEarly(
@@ -182,6 +238,10 @@ class Controller:
         return steps
 
 
+def content(progress: Progress, attachments: Mapping[str, bytes]) -> Content:
+    """What a commit holds beside the files of the ranks. The committer's thread asks for it, as late as it can."""
+    state = {"progress": asdict(progress), "attachments": sorted(attachments)}
+    return Content(state, progress.score, attachments)
 
 
 def mean_reward(groups: Groups) -> float:

@@ -1,7 +1,7 @@
 """The controller's Protocols as implementations without torch or ray; all write what happens into `events`."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -123,6 +123,11 @@ class FakeTrainer:
     drained_at: list[int] = field(default_factory=list)
     leaving: bool = False
     rebuilds: int = 3
+    copied: dict[int, int] = field(default_factory=dict)
+    writing: Callable[[int], None] = lambda step: None
+    """What writing a step waits for or fails with."""
+    safe: int = 0
+    """How often it was told of a commit."""
 
     def _event(self, event: str) -> None:
         self.events.append(event)
@@ -138,9 +143,24 @@ class FakeTrainer:
         return {"loss": float(self.updates)}
 
     def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
+        self.snapshot(step)
+        return self.write(folder, step)
+
+    def snapshot(self, step: int) -> None:
         self._event(f"save {step}")
-        Path(folder, "trainer.json").write_text(str(self.updates))
+        self.copied = {step: self.updates}
+
+    def write(self, folder: str, step: int) -> tuple[FileRecord, ...]:
+        """In another thread than all other verbs, so it tells nobody."""
+        if f"write {step}" in self.lost_at:
+            self.lost_at.remove(f"write {step}")
+            raise TrainerLost(f"rank 1 died while it wrote step {step}")
+        self.writing(step)
+        Path(folder, "trainer.json").write_text(str(self.copied[step]))
         return open_store(folder).publish(Path(folder), "")
+
+    def committed(self) -> None:
+        self.safe += 1
 
     def load(self, commit: Commit) -> None:
         self._event(f"load {commit.step}")
@@ -179,6 +199,8 @@ class FakeRecorder:
     scores: dict[int, Stats] = field(default_factory=dict)
     syncs: list[Stats] = field(default_factory=list)
     commits: list[tuple[int, int]] = field(default_factory=list)
+    measured: list[Stats] = field(default_factory=list)
+    """What was measured of each commit."""
     open: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -224,9 +246,10 @@ class FakeRecorder:
     def alive(self) -> None:
         pass
 
-    def log_commit(self, step: int, size: int) -> None:
+    def log_commit(self, step: int, size: int, stats: Stats | None = None) -> None:
         assert self.open[-1] == "checkpoint"
         self.commits.append((step, size))
+        self.measured.append(stats or {})
 
     def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None:
         self.events.append(f"log_step {step}")

@@ -1,6 +1,11 @@
 """The order of the loop, against fakes of all its components."""
 
+import errno
+import json
 import signal
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -10,11 +15,15 @@ from grpo.checkpoint import Checkpoints
 from grpo.config import Config
 from grpo.controller import Controller, Progress
 from grpo.errors import (
+    CheckpointError,
     ClusterError,
+    Fenced,
+    GrpoError,
     Interrupted,
     InterruptedEarly,
     NoLearningSignal,
     RewardError,
+    StoreLost,
     TrainerLost,
     WeightSyncError,
 )
@@ -22,7 +31,7 @@ from grpo.interfaces import Components
 from grpo.rollout.collector import InlineCollector
 from grpo.run.clock import due
 from grpo.run.stopping import StopRequest
-from grpo.types import Sampling
+from grpo.types import Group, Sampling
 from tests.fakes import (
     FakeFence,
     FakePrompts,
@@ -240,6 +249,10 @@ def test_the_evaluation_before_the_first_step_is_not_made_twice(tmp_path: Path) 
         (["save 2"], ["rewind 0"]),
         (["save 4"], ["load 2"]),
         (["step 3", "load 2"], ["load 2", "rebuild", "load 2"]),
+        (["write 2"], ["rewind 0"]),
+        (["write 4"], ["load 2"]),
+        (["write 5"], ["load 4"]),
+        (["write 4", "load 2"], ["load 2", "rebuild", "load 2"]),
     ],
 )
 def test_a_lost_trainer_is_rebuilt_from_the_last_checkpoint_and_the_run_is_the_same(
@@ -331,7 +344,7 @@ def test_a_stop_commits_the_last_finished_step(
 def test_a_stop_without_the_time_to_commit_says_so_and_leaves_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = Job(config(steps=6, checkpoint={"every": 2}), tmp_path, held_out=0)
+    job = Job(config(steps=6, checkpoint={"every": 2, "background": False}), tmp_path, held_out=0)
     job.stop.grace_seconds = 0
     interrupt(job, job.rollouts, "generate", 4, monkeypatch)
     with pytest.raises(InterruptedEarly, match="left no time to commit step 3, .* resumes from step 2"):
@@ -379,3 +392,205 @@ def test_a_lost_trainer_inside_recovery_is_no_endless_loop(tmp_path: Path) -> No
     with pytest.raises(ClusterError, match="lost too often") as caught:
         job.run()
     assert not isinstance(caught.value, TrainerLost)
+
+
+SECONDS = 30.0
+
+
+def wait_until(holds: Callable[[], object]) -> None:
+    """In the committer's thread: for what the loop does meanwhile."""
+    deadline = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def steps_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").glob("step_*") if path.name[5:].isdecimal())
+
+
+def test_steps_are_made_while_a_commit_is_written_and_it_holds_its_own_step(tmp_path: Path) -> None:
+    job = Job(config(steps=4, checkpoint={"every": 2, "keep": 5}), tmp_path, held_out=0)
+    before: dict[int, int] = {}
+
+    def writing(step: int) -> None:
+        if step == 2:
+            wait_until(lambda: job.trainer.updates > 2)
+        before[step] = job.trainer.updates
+
+    job.trainer.writing = writing
+    job.run()
+    assert before[2] > 2 and before[4] == 4, "the trainer was further already"
+    store = tmp_path / "checkpoints"
+    assert [(store / name / "trainer.json").read_text() for name in steps_of(tmp_path)] == ["2", "4"]
+    state = json.loads((store / "step_000002/state.json").read_text())["progress"]
+    assert (state["step"], state["prompts"]) == (2, {"taken": 6})
+    assert json.loads((store / "step_000002/steps.json").read_text()).keys() == {"1", "2"}
+    assert [step for step, _ in job.recorder.commits] == [2, 4] and job.trainer.safe == 2
+    stalls = [stats["checkpoint/stall_seconds"] for stats in job.recorder.measured]
+    durable = [stats["checkpoint/durable_seconds"] for stats in job.recorder.measured]
+    assert min(stalls + durable) > 0
+
+
+def test_a_commit_that_is_due_waits_for_the_one_under_way(tmp_path: Path) -> None:
+    job = Job(config(steps=4, checkpoint={"every": 1, "keep": 9}), tmp_path, held_out=0)
+    under_way: list[int] = []
+
+    def writing(step: int) -> None:
+        under_way.append(step)
+        wait_until(lambda: f"log_step {min(step + 1, 4)}" in job.events)
+        assert under_way.pop() == step and not under_way
+
+    job.trainer.writing = writing
+    events = job.run()
+    assert steps_of(tmp_path) == [f"step_{step:06}" for step in range(1, 5)]
+    for step in range(1, 4):
+        assert events.index(f"step {step + 1}") < events.index(f"save {step + 1}")
+
+
+def test_without_background_no_step_is_made_before_the_commit_is_durable(tmp_path: Path) -> None:
+    whole = Job(config(steps=5, checkpoint={"every": 2}), tmp_path / "whole")
+    whole.run()
+    job = Job(config(steps=5, checkpoint={"every": 2, "background": False}), tmp_path / "waits")
+    seen: list[str] = []
+    job.trainer.writing = lambda step: seen.append(job.events[-1])
+    assert job.run() == whole.events
+    assert seen == ["save 2", "save 4", "save 5"]
+    assert all(stats["checkpoint/stall_seconds"] > 0 for stats in job.recorder.measured)
+
+
+def test_a_stop_waits_for_the_commit_under_way_and_makes_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(config(steps=6, checkpoint={"every": 2, "keep": 9}), tmp_path, held_out=0)
+    job.trainer.writing = lambda step: wait_until(lambda: step != 2 or job.stop.requested)
+    interrupt(job, job.rollouts, "generate", 4, monkeypatch)
+    with pytest.raises(Interrupted, match="^stopped by SIGTERM; step 3 is safe"):
+        job.run()
+    assert steps_of(tmp_path) == ["step_000002", "step_000003"]
+
+
+def test_a_stop_that_leaves_no_time_for_the_commit_under_way_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(config(steps=6, checkpoint={"every": 2, "keep": 9}), tmp_path, held_out=0)
+    job.stop.grace_seconds = 0.5
+    over = threading.Event()
+    job.trainer.writing = lambda step: wait_until(lambda: step != 4 or over.is_set())
+    interrupt(job, job.rollouts, "generate", 6, monkeypatch)
+    with pytest.raises(InterruptedEarly, match="left no time to commit step 5, .* resumes from step 2"):
+        job.run()
+    over.set()
+    time.sleep(0.1)
+    assert steps_of(tmp_path) == ["step_000002"], "what was given up never becomes a checkpoint"
+    assert again(job).run()[0] == "load 2"
+
+
+@pytest.mark.parametrize("error", [Fenced("attempt 2 holds the run"), CheckpointError("no space"), StoreLost("gone")])
+def test_what_a_commit_fails_with_in_the_background_ends_the_run_at_the_next_step(
+    tmp_path: Path, error: GrpoError
+) -> None:
+    job = Job(config(steps=9, checkpoint={"every": 2}), tmp_path, held_out=0)
+
+    def writing(step: int) -> None:
+        if step == 4:
+            wait_until(lambda: "step 5" in job.events)
+            raise error
+
+    job.trainer.writing = writing
+    with pytest.raises(type(error)) as caught:
+        job.run()
+    assert caught.value is error
+    assert "step 7" not in job.events and steps_of(tmp_path) == ["step_000002"]
+    assert job.recorder.open == []
+
+
+def test_a_disk_that_fills_up_in_the_background_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(config(steps=9, checkpoint={"every": 2}), tmp_path, held_out=0)
+
+    def full(path: Path, data: bytes, mode: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job.trainer.writing = lambda step: monkeypatch.setattr("grpo.store.volume._write_flushed", full)
+    with pytest.raises(CheckpointError, match="No space left on device; .* bytes are free"):
+        job.run()
+    assert steps_of(tmp_path) == []
+
+
+def test_a_lease_that_is_lost_during_the_writing_makes_no_checkpoint(tmp_path: Path) -> None:
+    job = Job(config(steps=9, checkpoint={"every": 2}), tmp_path, held_out=0)
+
+    class Gone(FakeFence):
+        def check(self) -> None:
+            raise Fenced("attempt 2 holds the run")
+
+    job.trainer.writing = lambda step: setattr(job.checkpoints, "lease", Gone())
+    with pytest.raises(Fenced):
+        job.run()
+    assert steps_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_a_trainer_that_is_lost_beside_a_commit_resumes_from_the_newest_whole_one(
+    tmp_path: Path, ends_well: bool
+) -> None:
+    whole = Job(config(steps=5, checkpoint={"every": 2}), tmp_path / "whole")
+    whole.run()
+    job = Job(config(steps=5, checkpoint={"every": 2}), tmp_path / "lost")
+    job.trainer.lost_at = ["step 5"]
+
+    def writing(step: int) -> None:
+        if step == 4 and "rebuild" not in job.events:
+            wait_until(lambda: job.events[-1] == "step 5")
+            time.sleep(0.05)
+            if not ends_well:
+                raise TrainerLost("rank 0 died as well")
+
+    job.trainer.writing = writing
+    events = job.run()
+    assert events[events.index("rebuild") + 1] == ("load 4" if ends_well else "load 2")
+    assert events.count("rebuild") == 1
+    assert job.recorder.steps == whole.recorder.steps and job.trainer.updates == 5
+
+
+@pytest.mark.parametrize(
+    ("failed", "told"),
+    [
+        (None, "^m:f returned None$"),
+        (CheckpointError("no space"), "^m:f returned None; and the commit of step 2 failed: no space$"),
+        (TrainerLost("rank 0 died"), "^m:f returned None$"),
+        (Fenced("attempt 2 holds the run"), "^attempt 2 holds the run$"),
+    ],
+)
+def test_a_run_that_fails_finishes_the_commit_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failed: GrpoError | None, told: str
+) -> None:
+    job = Job(config(steps=6, checkpoint={"every": 2}), tmp_path, held_out=0)
+    score, broken = job.rewards.score, threading.Event()
+
+    def fails(groups: list[Group]) -> list[Group]:
+        if "step 2" in job.events:
+            broken.set()
+            raise RewardError("m:f returned None")
+        return score(groups)
+
+    def writing(step: int) -> None:
+        assert broken.wait(SECONDS)
+        if failed:
+            raise failed
+
+    monkeypatch.setattr(job.rewards, "score", fails)
+    job.trainer.writing = writing
+    with pytest.raises(Fenced if isinstance(failed, Fenced) else RewardError, match=told):
+        job.run()
+    assert steps_of(tmp_path) == ([] if failed else ["step_000002"])
+
+
+def test_a_stop_while_the_trainer_is_lost_says_that_steps_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(config(steps=6, checkpoint={"every": 2}), tmp_path, held_out=0)
+    job.trainer.lost_at = ["save 3"]
+    interrupt(job, job.rollouts, "generate", 4, monkeypatch)
+    with pytest.raises(InterruptedEarly, match="resumes from step 2"):
+        job.run()

@@ -2,5 +2,6 @@
 
 from grpo.checkpoint.checkpoints import Checkpoints
 from grpo.checkpoint.commit import Commit
+from grpo.checkpoint.committer import Committer, Content
 
-__all__ = ["Checkpoints", "Commit"]
+__all__ = ["Checkpoints", "Commit", "Committer", "Content"]

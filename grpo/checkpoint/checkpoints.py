@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import platform
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,8 @@ class Checkpoints:
         self.store = open_store(checkpoints_url(config.checkpoint.dir, run_dir))
         self.skipped: list[tuple[str, str]] = []
         """(folder, reason) of the damaged checkpoints that the last `newest` passed over."""
+        self.renamed_at = 0.0
+        """When, by time.monotonic(), the last commit got its name: from then on it counts."""
 
     def begin(self, step: int) -> str:
         """Path or URL of a fresh folder for the files of a step; what killed writers left is removed.
@@ -93,6 +96,7 @@ class Checkpoints:
             self.store.write(f"{building}/{MANIFEST}", self._manifest(step, [*records, *added], state, score))
             fault_point("save.manifest", step)
             name = self._put_in_place(step, building)
+            self.renamed_at = time.monotonic()
             fault_point("save.renamed", step)
             commit = load(self.store, name)
             self.store.write(POINTER, name.encode())

@@ -75,6 +75,14 @@ class RankActor(Protocol):
         """Writes its share of the whole state below a folder of the store; what it wrote."""
         ...
 
+    def snapshot(self, step: int) -> None:
+        """Copies its share of the whole state to the host, as it is after that step."""
+        ...
+
+    def write(self, folder: str, step: int) -> tuple[FileRecord, ...]:
+        """Beside the verbs that train: writes the copy of that step below a folder of the store; what it wrote."""
+        ...
+
     def try_saving(self, folder: str) -> None:
         """Writes what can be refused of a policy, below a folder of the store; nothing stays there."""
         ...

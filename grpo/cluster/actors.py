@@ -176,6 +176,17 @@ class PolicyModelActor:
                 self.trainer.save_state(local, step)
             return store.publish(local, "")
 
+    def snapshot(self, step: int) -> None:
+        self.trainer.snapshot(step)
+
+    def write(self, folder: str, step: int) -> tuple[FileRecord, ...]:
+        """Writes this rank's share of the copy that `snapshot` made, in a thread beside the one that trains."""
+        store = open_store(folder)
+        with store.workspace("") as local:
+            with store.filling(local, folder):
+                self.trainer.write(local, step)
+            return store.publish(local, "")
+
     def load(self, folder: str, names: Sequence[str], step: int) -> None:
         with open_store(folder).fetch("", names) as local:
             self.trainer.load_state(local, step)

@@ -15,8 +15,8 @@ from grpo.errors import GrpoError
 from grpo.interfaces import Call, Place, Transfer
 from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
 
-HEALTH, TRANSFER = "health", "transfer"
-BESIDE_TRAINING = {HEALTH: 1, TRANSFER: 1}
+HEALTH, TRANSFER, STORE = "health", "transfer", "store"
+BESIDE_TRAINING = {HEALTH: 1, TRANSFER: 1, STORE: 1}
 """Threads that a trainer rank has beside the one that its other verbs block, by concurrency group."""
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -156,6 +156,14 @@ class RayRank(RayWorker):
     def load(self, folder: str, names: Sequence[str], step: int) -> Call[None]:
         """Reads what was saved."""
         return self._call(RankActor.load, folder, names, step)
+
+    def snapshot(self, step: int) -> Call[None]:
+        """Copies its share of the state."""
+        return self._call(RankActor.snapshot, step)
+
+    def write(self, folder: str, step: int) -> Call[tuple[FileRecord, ...]]:
+        """From a thread beside the one that trains."""
+        return Call(self, self._begin("write", folder, step, concurrency_group=STORE))
 
     def try_saving(self, folder: str) -> Call[None]:
         """Writes what can be refused of a policy."""

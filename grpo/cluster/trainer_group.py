@@ -46,7 +46,7 @@ class TrainerGroup:
                 self.context.workers.started(rank, place)
             self.starting = []
             calls = [rank.try_saving(self.checkpoints) for rank in self.ranks]
-            self.all(calls, self.config.deadlines.save, "trial save")
+            self.all(calls, self.config.deadlines.save, "save")
             self.lost = None
             self.observer.workers("trainer", len(self.ranks), 0)
 
@@ -73,11 +73,24 @@ class TrainerGroup:
         return self.all(calls, self.config.deadlines.sync, "publish", finish_first=True)[0]
 
     def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
-        """Every rank writes its share below `folder`."""
-        calls = [rank.save(folder, step) for rank in self.ranks]
-        shares = self.all(calls, self.config.deadlines.save, "save", finish_first=True)
-        self.context.recoveries.reset()
+        """Every rank writes its share below `folder`. Who commits watches for a request to stop."""
+        return self._written([rank.save(folder, step) for rank in self.ranks])
+
+    def snapshot(self, step: int) -> None:
+        """Every rank copies its share of the state."""
+        self.all([rank.snapshot(step) for rank in self.ranks], self.config.deadlines.save, "save", finish_first=True)
+
+    def write(self, folder: str, step: int) -> tuple[FileRecord, ...]:
+        """Every rank writes its copy below `folder`, in any thread, while the next steps train."""
+        return self._written([rank.write(folder, step) for rank in self.ranks])
+
+    def _written(self, calls: Sequence[Call[tuple[FileRecord, ...]]]) -> tuple[FileRecord, ...]:
+        shares = self.all(calls, self.config.deadlines.save, "save", stoppable=False)
         return tuple(record for share in shares for record in share)
+
+    def committed(self) -> None:
+        """Losses are counted from here on."""
+        self.context.recoveries.reset()
 
     def load(self, commit: Commit) -> None:
         """Takes over a checkpoint."""
@@ -106,6 +119,7 @@ class TrainerGroup:
         what: str,
         ask: Ask | None = process_lives,
         finish_first: bool = False,
+        stoppable: bool = True,
     ) -> list[R]:
         """Results of all ranks. Raises TrainerLost once the others are ended too: they may wait for the lost one.
 
@@ -113,14 +127,15 @@ class TrainerGroup:
         Ray tells. So does one that has no room at once where a lost one had it. Any other error would come again.
         """
         try:
-            return self.context.workers.get(calls, seconds, what, ask, finish_first)
+            return self.context.workers.get(calls, seconds, what, ask, finish_first, stoppable)
         except (ClusterError, OutOfMemory) as error:
             if isinstance(error, OutOfMemory) and not (what == "start" and self.lost):
                 raise
             if isinstance(error, StoreLost | NoNode) or self.context.workers.headless:
                 raise
             lost = error if isinstance(error, TrainerLost) else TrainerLost(f"{what}: a trainer rank failed: {error}")
-            self.end(lost)
+            if not all(rank.lost for rank in self.ranks):  # else another thread has noticed
+                self.end(lost)
             raise lost from None
 
     def end(self, lost: TrainerLost) -> None:

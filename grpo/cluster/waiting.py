@@ -95,12 +95,14 @@ class Waiting:
         ask: Ask | None = process_lives,
         finish_first: bool = False,
         fail_fast: bool = False,
+        stoppable: bool = True,
     ) -> list[R | GrpoError]:
         """Results in order; a GrpoError in the place of a call that failed. Returns once all have ended.
 
         `ask` asks a worker for a sign of life; None asks nothing. With `fail_fast` a failure is raised without a wait
         for the rest; where a connection broke, the others have a moment to say why. After a request to stop it raises
-        Interrupted, with `finish_first` only when no time but that to commit is left. Raises ClusterError if Ray itself
+        Interrupted, with `finish_first` only when no time but that to commit is left, without `stoppable` never, since
+        somebody else watches for it. Raises ClusterError if Ray itself
         is lost.
         """
         deadline = time.monotonic() + seconds
@@ -109,7 +111,8 @@ class Waiting:
         beat = Heartbeat([call.worker for call in calls], ask, self.config.deadlines.health)
         failed_at = 0.0
         while pending:
-            self.stop.check(finish_first)
+            if stoppable:
+                self.stop.check(finish_first)
             self.head.check()
             done = wait(pending, SLICE_SECONDS, FIRST_COMPLETED).done
             for future in [future for future in pending if future in done]:  # in the order of the calls
@@ -136,9 +139,10 @@ class Waiting:
         what: str,
         ask: Ask | None = process_lives,
         finish_first: bool = False,
+        stoppable: bool = True,
     ) -> list[R]:
         """Results of calls that make sense only together, in order; see `outcomes`. Raises the first error."""
-        self.outcomes(calls, seconds, what, ask, finish_first, fail_fast=True)
+        self.outcomes(calls, seconds, what, ask, finish_first, True, stoppable)
         return [call.result for call in calls]
 
     def _result(self, call: Call[R], what: str) -> R | GrpoError:

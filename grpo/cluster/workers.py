@@ -1,6 +1,7 @@
 """The workers of one run: who they are, where they run, waits for them, and the end of lost ones."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
@@ -26,6 +27,7 @@ class Workers(Waiting):
         super().__init__(config, stop, head, self.discard)
         self.say = say
         self._all: list[Worker] = []
+        self._guard = threading.Lock()
 
     def add(self, worker: Worker) -> None:
         """From now on it is one of them."""
@@ -61,10 +63,11 @@ class Workers(Waiting):
 
     def discard(self, worker: Worker, error: GrpoError, stacks: bool) -> None:
         """Ends a lost worker and its processes; the stacks of a frozen one are written down first."""
-        if worker.lost:
-            return
-        told = any(other.lost is error for other in self._all)  # all ranks are lost with one
-        worker.lost = error
+        with self._guard:  # several threads may notice
+            if worker.lost:
+                return
+            told = any(other.lost is error for other in self._all)  # all ranks are lost with one
+            worker.lost = error
         if not told:
             self.say(str(error))
         if worker.pids and stacks:

@@ -233,6 +233,8 @@ class Checkpoint(Section):
     """Steps between two checkpoints, a multiple of sync.every (a resumed run is then the same); 0: at the end only."""
     dir: FolderOrBucket | None = None
     """Where checkpoints go: a folder that all nodes share, or s3://bucket/prefix; null: run.dir/checkpoints."""
+    background: bool = True
+    """Write checkpoints while the next steps train: the host then holds a copy of the trainer's whole state."""
     keep: Positive = 2
     """Newest checkpoints that are kept; older ones go once a newer one is verified."""
     keep_best: bool = True

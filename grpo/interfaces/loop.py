@@ -93,11 +93,23 @@ class Trainer(Protocol):
         ...
 
     def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
-        """Writes the whole state below an existing folder; what was written."""
+        """Writes the whole state below an existing folder; what was written. No step is made meanwhile."""
+        ...
+
+    def snapshot(self, step: int) -> None:
+        """Copies the whole state, as it is after that step, to where no step changes it."""
+        ...
+
+    def write(self, folder: str, step: int) -> tuple[FileRecord, ...]:
+        """As `save`, from the copy of that step, in any thread; the next steps may be made meanwhile."""
+        ...
+
+    def committed(self) -> None:
+        """A checkpoint was made: losses are counted from here on."""
         ...
 
     def load(self, commit: Commit) -> None:
-        """Takes over the state that `save` wrote, whatever the number of ranks was."""
+        """Takes over the state that `save` or `write` wrote, whatever the number of ranks was."""
         ...
 
     @property
@@ -137,6 +149,9 @@ class Weights(Protocol):
 
 class Checkpoints(Protocol):
     """What a run resumes from."""
+
+    renamed_at: float
+    """When, by time.monotonic(), the last commit got its name."""
 
     def newest(self) -> Commit | None:
         """The newest whole one; None only if there never was one. Raises CheckpointError."""
@@ -201,8 +216,8 @@ class Recorder(Observer, Protocol):
         """Inside of a phase: scored held-out groups and their scores."""
         ...
 
-    def log_commit(self, step: int, size: int) -> None:
-        """The newest checkpoint is that of `step` and has `size` bytes."""
+    def log_commit(self, step: int, size: int, stats: Stats | None = None) -> None:
+        """The newest checkpoint is that of `step` and has `size` bytes; what was measured has a row of its own."""
         ...
 
     def rewind(self, step: int, attachments: Mapping[str, bytes]) -> None:

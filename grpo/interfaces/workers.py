@@ -126,7 +126,7 @@ class Engine(Sampler, WeightReceiver, Protocol):
 class TrainerRank(Worker, Protocol):
     """One rank of the policy; every verb but those of the transfer is called on all ranks together.
 
-    `ping` and `send_published` have threads of their own beside the one of all other verbs.
+    `ping`, `send_published` and `write` have threads of their own beside the one of all other verbs.
     """
 
     def address(self) -> Call[tuple[str, int]]:
@@ -143,6 +143,14 @@ class TrainerRank(Worker, Protocol):
 
     def save(self, folder: str, step: int) -> Call[tuple[FileRecord, ...]]:
         """Writes its share of the whole state below a folder of the store; what it wrote."""
+        ...
+
+    def snapshot(self, step: int) -> Call[None]:
+        """Copies its share of the whole state to the host, as it is after that step."""
+        ...
+
+    def write(self, folder: str, step: int) -> Call[tuple[FileRecord, ...]]:
+        """Beside the verbs that train: writes the copy of that step below a folder of the store; what it wrote."""
         ...
 
     def try_saving(self, folder: str) -> Call[None]:

@@ -96,6 +96,7 @@ class PrometheusMetrics:
         """A checkpoint of `size` bytes is the newest."""
         self._set("grpo_checkpoint_step", step)
         self._set("grpo_checkpoint_size_bytes", size)
+        self._set("grpo_checkpoint_last_success_timestamp_seconds", time.time())
 
     def workers(self, role: str, ready: int, lost: int) -> None:
         """How many actors of a role are there and how many are missing."""
@@ -137,12 +138,10 @@ class PrometheusMetrics:
         self._set("grpo_phase", 1, phase)
 
     def phase_ended(self, phase: str, ok: bool) -> None:
-        """Not `ok`: it ended by an exception. Syncs and checkpoints are counted by how they ended."""
+        """Not `ok`: it ended by an exception. Syncs are counted by how they ended, and checkpoints that failed."""
         self._set("grpo_phase", 0, phase)
         if phase == "weight_sync":
             self._add("grpo_weight_sync_total", 1, "ok" if ok else "error")
-        if phase == "checkpoint" and ok:
-            self._set("grpo_checkpoint_last_success_timestamp_seconds", time.time())
         if phase == "checkpoint" and not ok:
             self._add("grpo_checkpoint_failures_total", 1)
 

@@ -56,7 +56,7 @@ class RunRecorder:
         self._decode = decode
         self._tracking = Tracking(config, self.run_dir, self.say, self._prometheus.tracker_failed)
         self._own: list[str] = []
-        """Rows of this start that no checkpoint holds yet and that outlive going back to one."""
+        """Rows of this start that outlive going back to a checkpoint, whether that holds them or not."""
         self._row: Stats = {}
         self._digests: dict[str, str] = {}
         self._depth = 0
@@ -138,14 +138,15 @@ class RunRecorder:
         self._folder.write_samples("eval", step, groups)
         self.progress.eval_done(step, len(groups), scores)
 
-    def log_commit(self, step: int, size: int) -> None:
+    def log_commit(self, step: int, size: int, stats: Stats | None = None) -> None:
         """A checkpoint of `size` bytes is the newest."""
         self._prometheus.committed(step, size)
+        if stats is not None:
+            self._folder.write_row("commit", step, stats)
 
     def attachments(self) -> dict[str, bytes]:
         """What a checkpoint keeps for `rewind`: the rows of metrics.jsonl."""
-        self._own.clear()
-        self.alive()  # the ranks have written their share
+        self.alive()  # the ranks have copied their share
         return {METRICS: self._folder.metrics()}
 
     def rewind(self, step: int, attachments: Mapping[str, bytes]) -> None:
@@ -155,7 +156,9 @@ class RunRecorder:
         """
         self._step = step
         self._prometheus.rewound(step)
-        self._folder.rewind(step, attachments.get(METRICS, b""), self._own)
+        kept = attachments.get(METRICS, b"")
+        held = set(kept.decode(errors="replace").splitlines(True))
+        self._folder.rewind(step, kept, [row for row in self._own if row not in held])
         self.progress.rewind(step)
         if step:
             self.say(f"resumes from the checkpoint of step {step}")

@@ -131,8 +131,7 @@ def pods(made: Plan, config: Config) -> dict[str, Pod]:
     """Memory of the controller and of one actor of each role. For cluster.device auto: as on GPUs."""
     split = config.rollout.tensor_parallel
     queues = (split + 1) * QUEUE if split > 1 else 0
-    saving = min(SAVED_AT_ONCE, MASTER * made.parameters // config.train.ranks)
-    engine, rank = PROCESS["rollout"] * split, PROCESS["trainer"] + saving
+    engine, rank = PROCESS["rollout"] * split, PROCESS["trainer"] + kept_on_host(made, config)
     shm = {"controller": 0, "rollout": queues, "trainer": 0}
     if made.device != "cpu":
         engine, rank = engine + CUDA_HOST * split, rank + CUDA_HOST
@@ -141,6 +140,14 @@ def pods(made: Plan, config: Config) -> dict[str, Pod]:
         engine, rank = engine + made.sync_bytes + config.rollout.kv_cache_gib * GIB, rank + made.rank_bytes
     memory = {"controller": PROCESS["controller"] + TOKEN * made.tokens, "rollout": engine, "trainer": rank}
     return {role: Pod(int(memory[role]), shm[role] + made.object_store) for role in memory}
+
+
+def kept_on_host(made: Plan, config: Config) -> int:
+    """What rank 0 copies to the host: its share of a checkpoint, and versions of the weights that travel."""
+    share = MASTER * made.parameters // config.train.ranks
+    saving = made.sync_bytes + share if config.checkpoint.background else min(SAVED_AT_ONCE, share)
+    ahead = config.rollout.max_staleness
+    return saving + (made.sync_bytes * (ahead + 1) if ahead else 0)
 
 
 def gpu_problems(made: Plan, config: Config) -> list[str]:

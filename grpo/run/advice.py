@@ -15,6 +15,9 @@ PHASES = {
     "generate": "rollout",
     "step": "train",
     "save": "save",
+    "try_saving": "save",
+    "snapshot": "save",
+    "write": "save",
     "load": "resume",
     "close": "end",
     "run": "run",
@@ -149,6 +152,8 @@ def less_memory(text: str, where: Where) -> str:
         return f"lower {cache}{more}"
     if where.phase == "start":
         return "raise train.zero_stage (to 3) or train.ranks, use model.dtype bfloat16, or a smaller model"
+    if where.phase == "save" and where.config.checkpoint.background and not re.search("CUDA|GPU", text):
+        return "give it more memory, or set checkpoint.background: false, which needs no copy of the state on the host"
     shortest = train.tokens_per_micro_batch <= model.max_length
     ways = {
         f"lower {f'{length} and ' if shortest else ''}train.tokens_per_micro_batch "

@@ -104,6 +104,7 @@ class Lease:
             file, self._file = self._file, -1
             if file >= 0:
                 os.close(file)
+            self._lost = self._lost or "it has ended"  # for whoever still writes
             self._lock.release()
 
     def check(self) -> None:

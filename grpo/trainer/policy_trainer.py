@@ -32,6 +32,7 @@ from grpo.trainer.packing import Minibatch, PackedBatch, Rows, pack, plan_miniba
 from grpo.trainer.published import PublishedVersions
 from grpo.trainer.rehearsal import prove_on_rank_0, rehearse_update
 from grpo.trainer.saving import prepare_saving
+from grpo.trainer.snapshot import StateSnapshot
 from grpo.trainer.state import StateFolder
 from grpo.trainer.statistics import reduce_outputs, summarise
 from grpo.trainer.validation import SkipBudget, check_mismatch, check_samples
@@ -72,6 +73,7 @@ class PolicyTrainer:
         self.weights = LiveWeights(policy.causal_lm)
         self.policy = policy
         self.published = PublishedVersions(self.device)
+        self.kept = StateSnapshot(self.weights, self.engine.shards, rank, world_size, self.device)
         self.stepped = False
         self.budget = SkipBudget(config.train.max_skipped_updates)
         self.clock: dict[str, float] = defaultdict(float)
@@ -260,14 +262,27 @@ class PolicyTrainer:
     def try_saving(self, path: Path) -> None:
         """Writes what `save` writes but the weights. Raises on all ranks alike ConfigError or CheckpointError."""
         self.weights.try_saving(Path(path), self.config)
+        if self.config.checkpoint.background:
+            self.kept.prepare()
 
     def save_state(self, folder: Path, step: int = 0) -> None:
         """Writes the whole state into a folder that exists; see `state.py`. Raises what `save` raises."""
         self.save(Path(folder) / "policy")
-        train = self.config.train
+        self._state_folder(folder).write(self._header(step), self.device)
+        fault_point("save.files", step, self.rank)
+
+    def _header(self, step: int) -> dict[str, object]:
         counters = {"skipped_in_row": self.budget.in_row}
-        header = {"step": step, "zero_stage": train.zero_stage, "dtype": self.config.model.dtype, "counters": counters}
-        self._state_folder(folder).write(header, self.device)
+        train = self.config.train
+        return {"step": step, "zero_stage": train.zero_stage, "dtype": self.config.model.dtype, "counters": counters}
+
+    def snapshot(self, step: int) -> None:
+        """Copies the whole state to the host, for `write`. Raises NonFiniteError on all ranks alike."""
+        self.kept.take(step, self._header(step))
+
+    def write(self, folder: Path, step: int) -> None:
+        """Writes this rank's share of the copy, beside the training; see `snapshot.py`."""
+        self.kept.write(Path(folder), step, self.config)
         fault_point("save.files", step, self.rank)
 
     def load_state(self, folder: Path, step: int = 0) -> None:

@@ -31,6 +31,21 @@ DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError
 """What a file that is missing, cut off or of another make can raise."""
 
 
+def share_prefix(rank: int) -> str:
+    """With which the names of the files of a rank's parameters begin."""
+    return f"optimizer-{rank:05d}-"
+
+
+def rng_file(rank: int) -> str:
+    """The file of a rank's random generators."""
+    return f"rng-{rank:05d}.json"
+
+
+def header_text(header: Mapping[str, object], files: Mapping[str, str], ranks: int) -> str:
+    """The content of trainer.json."""
+    return json.dumps({"format": FORMAT, "world_size": ranks, "files": files} | dict(header), indent=1)
+
+
 def plan_files(records: Sequence[TensorRecord], ranks: int, limit: int = FILE_BYTES) -> dict[str, str]:
     """The file of each parameter: rank r has parameters r, r + ranks, ..., as many to a file as `limit` bytes hold."""
     files: dict[str, str] = {}
@@ -41,7 +56,7 @@ def plan_files(records: Sequence[TensorRecord], ranks: int, limit: int = FILE_BY
             if used and used + size > limit:
                 part, used = part + 1, 0
             used += size
-            files[record.name] = f"optimizer-{rank:05d}-{part:03d}.safetensors"
+            files[record.name] = f"{share_prefix(rank)}{part:03d}.safetensors"
     return {record.name: files[record.name] for record in records}
 
 
@@ -59,14 +74,13 @@ class StateFolder:
         files = plan_files(self.records, self.ranks)
         failure = self._write_shares(files)
         try:
-            (self.folder / f"rng-{self.rank:05d}.json").write_text(rng.capture(device))
+            (self.folder / rng_file(self.rank)).write_text(rng.capture(device))
         except OSError as error:
             failure = failure or self._unwritten(error)
         raise_on_all_ranks(failure)
         if self.rank == 0:
-            known = {"format": FORMAT, "world_size": self.ranks, "files": files}
             try:
-                (self.folder / HEADER).write_text(json.dumps(known | dict(header), indent=1))
+                (self.folder / HEADER).write_text(header_text(header, files, self.ranks))
             except OSError as error:
                 failure = self._unwritten(error)
         raise_on_all_ranks(failure)
@@ -74,7 +88,7 @@ class StateFolder:
     def _write_shares(self, files: Mapping[str, str]) -> GrpoError | None:
         """Gathers every parameter; a rank that cannot write goes on gathering, as the others need it."""
         failure: GrpoError | None = None
-        mine = f"optimizer-{self.rank:05d}-"
+        mine = share_prefix(self.rank)
         held: dict[str, torch.Tensor] = {}
         left = [file for file in files.values() if file.startswith(mine)]
         for name, param in self.params.items():
@@ -164,7 +178,7 @@ class StateFolder:
 
     def _read_rng(self, written_by: int, device: torch.device) -> None:
         """This rank's generators; more ranks than before get theirs from rank 0's."""
-        path = self.folder / f"rng-{self.rank if self.rank < written_by else 0:05d}.json"
+        path = self.folder / rng_file(self.rank if self.rank < written_by else 0)
         try:
             text = path.read_text()
             rng.restore(text, device)

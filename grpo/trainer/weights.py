@@ -51,6 +51,10 @@ class LiveWeights:
         """Those that an optimizer moves."""
         return tuple(_record(name, param) for name, param in self.params.items())
 
+    def live_records(self) -> dict[str, TensorRecord]:
+        """What `iterate` yields, in its order."""
+        return {name: _record(name, tensor) for name, tensor in [*self.params.items(), *self.buffers.items()]}
+
     def iterate(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields each whole tensor on the training device. Asking for the next one frees it at stage 3."""
         for name, param in self.params.items():

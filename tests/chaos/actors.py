@@ -137,6 +137,7 @@ class FakeRankActor:
         self.weights: Weights = {name: [number(name, place) for place in range(WIDTH)] for name in NAMES}
         self.moments: Weights = {name: [0] * WIDTH for name in NAMES}
         self.kept: Weights | None = None
+        self.copied: dict[int, str] = {}
         self.published: dict[int, Weights] = {}
         self.links: list[socket.socket] = []
         self.peers: list[socket.socket] = []
@@ -177,10 +178,17 @@ class FakeRankActor:
         return {"train/loss": number(flat(self.weights)) / 2**48, "train/updates": 1.0, "train/tokens": 1.0}
 
     def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
+        self.snapshot(step)
+        return self.write(folder, step)
+
+    def snapshot(self, step: int) -> None:
+        self.meet()
+        self.copied = {step: json.dumps({"weights": self.weights, "moments": self.moments})}
+
+    def write(self, folder: str, step: int) -> tuple[FileRecord, ...]:
         store = open_store(folder)
         with store.workspace("") as local:
-            state = {"weights": self.weights, "moments": self.moments}
-            Path(local, f"rank-{self.rank}.json").write_text(json.dumps(state))
+            Path(local, f"rank-{self.rank}.json").write_text(self.copied[step])
             fault_point("save.files", step, self.rank)
             return store.publish(local, "")
 

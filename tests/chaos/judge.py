@@ -12,7 +12,7 @@ from typing import Any
 from tests.chaos.plan import HARD, SOFT, Kill
 from tests.chaos.supervisor import Seen, Start
 
-TIMED = ("time", "phase/*", "step/seconds", "step/tokens_per_second", "sync/*", "train/seconds_*")
+TIMED = ("time", "phase/*", "step/seconds", "step/tokens_per_second", "sync/*", "train/seconds_*", "checkpoint/*")
 """Keys of a row that measure time, or that say how the weights travelled; all others must be equal."""
 NOT_COMPARED = ("manifest.json", "metrics.jsonl")  # they hold attempt numbers and times
 SHOWN = {"rollout_actor": "engine", "engine_core": "engine", "trainer_rank": "trainer rank"}
@@ -178,5 +178,5 @@ def first(values: Iterable[float]) -> float | None:
 
 
 def most_lost(kill: Kill, every: int) -> int:
-    """Finished steps that a kill may cost."""
-    return 0 if kill.role in SOFT else every
+    """Finished steps that a kill may cost: the interval, and as many that were made beside the commit under way."""
+    return 0 if kill.role in SOFT else 2 * every

@@ -149,6 +149,12 @@ class LocalRank(LocalWorker):
     def save(self, folder: str, step: int) -> Call[tuple[FileRecord, ...]]:
         return self.does(f"save {step}", lambda: (FileRecord(f"rank-{self.index}", 0, ""),))
 
+    def snapshot(self, step: int) -> Call[None]:
+        return self.does(f"snapshot {step}", lambda: None)
+
+    def write(self, folder: str, step: int) -> Call[tuple[FileRecord, ...]]:
+        return self.does(f"write {step}", lambda: (FileRecord(f"rank-{self.index}", 0, ""),))
+
     def load(self, folder: str, names: Sequence[str], step: int) -> Call[None]:
         self.weights = {name: str(step) for name in self.weights}
         return self.does(f"load {step}", lambda: None)

@@ -43,8 +43,8 @@ class FolderRank(LocalRank):
 
         return self.does(f"send_weights {version}", send)
 
-    def save(self, folder: str, step: int) -> Call[tuple[FileRecord, ...]]:
-        return self.does(f"save {step}", lambda: ())
+    def write(self, folder: str, step: int) -> Call[tuple[FileRecord, ...]]:
+        return self.does(f"write {step}", lambda: ())
 
 
 @pytest.fixture

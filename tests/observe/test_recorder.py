@@ -144,6 +144,20 @@ def test_a_recovery_outlives_going_back(tmp_path):
     assert [row["event"] for row in rows_of(tmp_path)] == ["start", "step", "step", "recovery", "step", "end"]
 
 
+def test_a_recovery_outlives_a_commit_that_held_it_and_failed(tmp_path):
+    with make_recorder(tmp_path) as recorder:
+        recorder.rewind(0, {})
+        log_step(recorder, 1)
+        whole = recorder.attachments()
+        recorder.recovered("rollout", ClusterError("lost"), 2.5)
+        log_step(recorder, 2)
+        for attachments in (whole, recorder.attachments(), whole):
+            recorder.rewind(1, attachments)
+            assert [row["event"] for row in rows_of(tmp_path)].count("recovery") == 1
+    events = [row["event"] for row in rows_of(tmp_path)]
+    assert events == ["start", "step", "recovery", "end"]
+
+
 def test_gauges_show_the_last_step_of_the_checkpoint_again(tmp_path):
     attachments = rewound(tmp_path)
     with make_recorder(tmp_path, metrics={"port": 0}) as recorder:

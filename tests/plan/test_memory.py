@@ -107,8 +107,31 @@ def test_a_checkpoint_holds_the_weights_and_three_fp32_copies_and_the_volume_two
 def test_a_pod_needs_room_for_weights_cache_and_queues(tmp_path: Path) -> None:
     cpu = make_plan(config(tmp_path, QWEN_1_5B, cluster={"device": "cpu"}, rollout={"kv_cache_gib": 2}))
     assert cpu.pods["rollout"].memory == 1.5 * GIB + cpu.sync_bytes + 2 * GIB
-    assert cpu.pods["trainer"].memory == 1.25 * GIB + cpu.rank_bytes + 2 * GIB  # which it copies while it saves
+    assert cpu.pods["trainer"].memory == 1.25 * GIB + cpu.rank_bytes + cpu.checkpoint  # of which it keeps a copy
     assert {role: pod.shm for role, pod in cpu.pods.items()} == dict.fromkeys(cpu.pods, cpu.object_store)
     gpu = make_plan(config(tmp_path, QWEN_1_5B, cluster={"device": "cuda"}, rollout={"tensor_parallel": 2}))
     assert gpu.pods["rollout"].shm == gpu.object_store + 3 * QUEUE + GIB // 4
-    assert gpu.pods["trainer"].memory == (1.25 + 4 + 2) * GIB
+    assert gpu.pods["trainer"].memory == (1.25 + 4) * GIB + gpu.checkpoint
+
+
+@pytest.mark.parametrize(
+    ("sections", "copies"),
+    [
+        ({}, 2 + 12),
+        ({"train": {"ranks": 4, "zero_stage": 2}}, 2 + 3),
+        ({"rollout": {"max_staleness": 2}}, 2 + 12 + 3 * 2),
+        ({"rollout": {"max_staleness": 1}, "train": {"ranks": 4}}, 2 + 3 + 2 * 2),
+    ],
+    ids=str,
+)
+def test_the_first_rank_keeps_a_copy_of_its_share_and_of_versions_on_their_way(
+    tmp_path: Path, sections: dict[str, Any], copies: int
+) -> None:
+    """Bytes a parameter on the host, in bfloat16."""
+    made = make_plan(config(tmp_path, QWEN_1_5B, cluster={"device": "cuda"}, **sections))
+    assert made.pods["trainer"].memory == (1.25 + 4) * GIB + copies * made.parameters
+
+
+def test_a_rank_that_waits_for_the_disk_copies_less(tmp_path: Path) -> None:
+    made = make_plan(config(tmp_path, QWEN_1_5B, cluster={"device": "cuda"}, checkpoint={"background": False}))
+    assert made.pods["trainer"].memory == (1.25 + 4 + 2) * GIB

@@ -1,0 +1,149 @@
+"""One rank's share of the whole state in host memory: copied in lockstep, written while the next steps train.
+
+Training waits for the copy alone. Its memory is taken before the first step, so that a machine which has too little of
+it says so then, and serves every commit. What is written is bit for bit what `StateFolder.write` writes.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from grpo.config import Config
+from grpo.trainer import rng
+from grpo.trainer.collective import raise_on_all_ranks
+from grpo.trainer.deepspeed_private import KINDS, Shards
+from grpo.trainer.finite import is_finite, not_finite
+from grpo.trainer.published import stay_aside
+from grpo.trainer.saving import write_policy
+from grpo.trainer.state import HEADER, header_text, plan_files, rng_file, share_prefix
+from grpo.trainer.weights import LiveWeights
+from grpo.types import TensorRecord
+
+PIECE = 1 << 18
+"""Elements that are copied and looked at while they are in the processor's cache."""
+ALIGNMENT = 64
+WEIGHT = "weight/"
+"""Before the names of the policy's tensors, which rank 0 writes."""
+
+
+class HostMemory:
+    """Room for named tensors in one piece, touched at once; a GPU copies into it without a detour."""
+
+    def __init__(self, records: Mapping[str, TensorRecord], device: torch.device) -> None:
+        size = 0
+        places: dict[str, tuple[int, int, torch.dtype]] = {}
+        for key, record in records.items():
+            dtype: torch.dtype = getattr(torch, record.dtype)
+            places[key] = size, size + record.numel * dtype.itemsize, dtype
+            size += -(-record.numel * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        self.all = torch.empty(size, dtype=torch.uint8)
+        if device.type == "cuda" and size:
+            # torch's own pinned memory comes in powers of 2
+            status = torch.cuda.cudart().cudaHostRegister(self.all.data_ptr(), size, 0)
+            torch.cuda.check_error(int(status))
+        self.all.fill_(0)
+        self.views = {
+            key: self.all[start:end].view(dtype).view(records[key].shape) for key, (start, end, dtype) in places.items()
+        }
+
+
+class StateSnapshot:
+    """The state of one step at a time; `take` and `prepare` are called on all ranks together, `write` on each."""
+
+    def __init__(self, weights: LiveWeights, shards: Shards, rank: int, ranks: int, device: torch.device) -> None:
+        self.weights, self.shards, self.device = weights, shards, device
+        self.rank, self.ranks = rank, ranks
+        self.files = plan_files(weights.param_records(), ranks)
+        self.prefix = share_prefix(rank)
+        self.memory: HostMemory | None = None
+        self.texts: dict[str, str] = {}
+        self.step = -1
+        self._writing = threading.Lock()
+
+    def prepare(self) -> HostMemory:
+        """Takes the memory, once."""
+        if self.memory is None:
+            weights = self.weights.live_records() if self.rank == 0 else {}
+            records = {f"{WEIGHT}{name}": record for name, record in weights.items()}
+            self.memory = HostMemory(records | self._share(), self.device)
+        return self.memory
+
+    def _share(self) -> dict[str, TensorRecord]:
+        """What this rank keeps of the optimizer, by the names that the files give it."""
+        found: dict[str, TensorRecord] = {}
+        for record in self._mine(self.weights.param_records()):
+            for kind in KINDS:
+                found[f"{kind}/{record.name}"] = TensorRecord(record.name, record.shape, "float32")
+            found[f"step/{record.name}"] = TensorRecord(record.name, (), "float32")
+        return found
+
+    def _mine(self, records: Sequence[TensorRecord]) -> list[TensorRecord]:
+        return [record for record in records if self.files[record.name].startswith(self.prefix)]
+
+    @torch.no_grad()
+    def take(self, step: int, header: Mapping[str, object]) -> None:
+        """Copies the state. Raises NonFiniteError on all ranks alike, naming a tensor of one that is not finite."""
+        assert not self._writing.locked(), "a state is copied once the one before is written"
+        self.step = -1
+        bad = self._take_weights() + self._take_share()
+        raise_on_all_ranks(not_finite(bad))
+        self.texts = {rng_file(self.rank): rng.capture(self.device)}
+        if self.rank == 0:
+            self.texts[HEADER] = header_text(header, self.files, self.ranks)
+        self.step = step
+
+    def _take_weights(self) -> list[str]:
+        views, bad = self.prepare().views, []
+        for name, tensor in self.weights.iterate():
+            finite = copy(views[f"{WEIGHT}{name}"], tensor) if self.rank == 0 else is_finite(tensor)
+            bad += [] if finite else [f"weight of {name}"]
+        return bad
+
+    def _take_share(self) -> list[str]:
+        """Every rank gathers every parameter; what another one keeps is looked at as far as it lies here."""
+        views, bad = self.prepare().views, []
+        for name, param in self.weights.params.items():
+            mine, shard = self.files[name].startswith(self.prefix), self.shards.of(param)
+            for kind in KINDS:
+                whole = self.shards.gather(param, kind)
+                finite = copy(views[f"{kind}/{name}"], whole) if mine else is_finite(shard.views[kind])
+                bad += [] if finite else [f"{kind} of {name}"]
+            if mine:
+                views[f"step/{name}"].copy_(shard.step)
+        return bad
+
+    def write(self, folder: Path, step: int, config: Config) -> None:
+        """Writes this rank's files of a step that was taken, in a thread beside the one that trains.
+
+        No rank waits for another. Raises CheckpointError, ConfigError, or what a disk raises.
+        """
+        assert self.step == step and self.memory, f"step {step} is written, but {self.step} was taken"
+        with self._writing:
+            if self.device.type == "cpu":
+                stay_aside()
+            views = self.memory.views
+            if self.rank == 0:
+                weights = {key.removeprefix(WEIGHT): view for key, view in views.items() if key.startswith(WEIGHT)}
+                write_policy(self.weights.causal_lm, folder / "policy", weights, config)
+            names = [record.name for record in self._mine(self.weights.param_records())]
+            for file in dict.fromkeys(self.files[name] for name in names):
+                keys = [f"{kind}/{name}" for name in names if self.files[name] == file for kind in (*KINDS, "step")]
+                save_file({key: views[key] for key in keys}, folder / file)
+            for name, text in self.texts.items():
+                (folder / name).write_text(text)
+
+
+def copy(goal: torch.Tensor, source: torch.Tensor) -> bool:
+    """Copies a tensor to the host; whether all its elements are finite."""
+    if source.device.type != "cpu":
+        goal.copy_(source)
+        return is_finite(source)
+    finite = True
+    pieces = zip(goal.view(-1).split(PIECE), source.reshape(-1).split(PIECE), strict=True)
+    for into, piece in pieces:
+        into.copy_(piece)
+        finite = finite and is_finite(into)
+    return finite
