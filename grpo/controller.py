@@ -7,7 +7,7 @@ checkpoint, or from step 0 where there is none. A lost trainer is the same once 
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -16,8 +16,8 @@ from grpo.checkpoint import Commit, Committer, Content
 from grpo.checkpoint.committer import Durable
 from grpo.config import Config
 from grpo.errors import Fenced, GrpoError, Interrupted, InterruptedEarly, NoLearningSignal, TrainerLost
-from grpo.interfaces import Batch, Components
-from grpo.run.clock import due
+from grpo.interfaces import DRAWN, Batch, Components
+from grpo.run.clock import Clock, due
 from grpo.types import Groups, Stats
 
 
@@ -52,6 +52,7 @@ class Controller:
         self.committed = 0
         self.committer = Committer(components.checkpoints, components.stop, config.deadlines.save)
         self.training = False  # the trainer is beyond the last finished step
+        self.clock = Clock.of(config, bool(components.collector.held_out))
 
     def run(self, newest: Commit | None) -> None:
         """Trains up to step `run.steps`, from the `newest` checkpoint, which was verified a moment ago, or from step 0.
@@ -88,12 +89,14 @@ class Controller:
         parts = self.components
         self.progress = Progress.from_state(commit.state["progress"]) if commit else self.start
         step = self.committed = self.progress.step
+        attachments = {name: commit.read(name) for name in commit.state["attachments"]} if commit else {}
         if commit:
             parts.trainer.load(commit)
-        parts.collector.restore(self.progress.prompts)
-        parts.recorder.rewind(step, {name: commit.read(name) for name in commit.state["attachments"]} if commit else {})
+        parts.collector.restore(step, self.progress.prompts, attachments.get(DRAWN, b""))
+        parts.recorder.rewind(step, attachments)
         self.training = False
-        self.sync(version=step)
+        with parts.recorder.phase("weight_sync"):
+            parts.recorder.log_sync(parts.weights.begin(step), parts.weights.digests[step])
         self.evaluate()
 
     def advance(self) -> None:
@@ -103,12 +106,12 @@ class Controller:
         if self.committer.ended:
             self.finish_commit()
         with parts.recorder.step(step):
-            batch = parts.collector.collect(step, sampled=self.commit_if_leaving)
+            batch = parts.collector.next(step, sampled=self.commit_if_leaving)
             zero_variance_steps = self.check_signal(batch.groups)
             stats = self.learn(batch, step)
             parts.recorder.log_step(step, batch.groups, batch.stats | stats)
         score = self.progress.score if parts.collector.held_out else mean_reward(batch.groups)
-        self.progress = Progress(parts.collector.state(), step, zero_variance_steps, self.progress.evaluated, score)
+        self.progress = Progress(batch.prompts, step, zero_variance_steps, self.progress.evaluated, score)
         self.training = False
         self.evaluate()
         last, leaving = step == self.config.run.steps, parts.trainer.leaving
@@ -118,28 +121,22 @@ class Controller:
             parts.trainer.leave()
 
     def learn(self, batch: Batch, step: int) -> Stats:
-        """Policy updates on the batch, and the new weights to the engines if that is due."""
-        with self.components.recorder.phase("train"):
+        """Policy updates on the batch; the new weights become a version for engines if that is due."""
+        parts = self.components
+        with parts.recorder.phase("train"):
             self.training = True
-            stats = self.components.trainer.step(batch.samples, step)
-        if due(step, self.config.sync.every):
-            self.sync(version=step)
+            stats = parts.trainer.step(batch.samples, step)
+        if self.clock.published(step):
+            with parts.recorder.phase("weight_sync"):
+                sent = parts.weights.publish(step)
+                parts.recorder.log_sync(sent, "" if self.clock.staleness else parts.weights.digests[step])
         return stats
 
-    def sync(self, version: int) -> None:
-        """Brings the trainer's weights to the engines."""
-        weights, record = self.components.weights, self.components.recorder
-        with record.phase("weight_sync"):
-            record.log_sync(weights.sync(version), weights.digest)
-
     def evaluate(self) -> None:
-        """Scores the held-out prompts if that is due; a policy that is newer than the engines' is synced first."""
-        parts, step, last = self.components, self.progress.step, self.config.run.steps
-        wanted = due(step, self.config.eval.every) or step in (0, last)
-        if not (parts.collector.held_out and wanted) or self.progress.evaluated == step:
+        """Scores the held-out prompts with the policy as it is, if that is due."""
+        parts, step = self.components, self.progress.step
+        if not self.clock.evaluated(step) or self.progress.evaluated == step:
             return
-        if step > parts.weights.version:
-            self.sync(version=step)
         with parts.recorder.phase("eval"):
             groups, scores = parts.collector.evaluate(step)
             parts.recorder.log_eval(step, groups, scores)
@@ -156,9 +153,9 @@ class Controller:
             began = time.monotonic()
             if background:
                 parts.trainer.snapshot(progress.step)
-            attachments = parts.recorder.attachments()
+            attachments, drawn = parts.recorder.attachments(), parts.collector.drawn(progress.step)
             write = parts.trainer.write if background else parts.trainer.save
-            self.committer.begin(progress.step, began, write, lambda: content(progress, attachments))
+            self.committer.begin(progress.step, began, write, lambda: content(progress, attachments, drawn))
             if wait or not background:
                 self.take_commit(self.committer.finish(parts.recorder.alive))
 
@@ -207,6 +204,7 @@ class Controller:
         began = time.monotonic()
         with contextlib.suppress(TrainerLost):
             self.finish_commit()
+        self.components.collector.stop_ahead()
         self.components.trainer.rebuild()
         self.resume(self.components.checkpoints.newest())
         self.components.recorder.recovered("trainer", lost, time.monotonic() - began)
@@ -238,8 +236,10 @@ class Controller:
         return steps
 
 
-def content(progress: Progress, attachments: Mapping[str, bytes]) -> Content:
+def content(progress: Progress, attachments: Mapping[str, bytes], drawn: Callable[[], bytes]) -> Content:
     """What a commit holds beside the files of the ranks. The committer's thread asks for it, as late as it can."""
+    if ahead := drawn():
+        attachments = {**attachments, DRAWN: ahead}
     state = {"progress": asdict(progress), "attachments": sorted(attachments)}
     return Content(state, progress.score, attachments)
 

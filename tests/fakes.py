@@ -62,7 +62,17 @@ class FakeWeights:
     def digest(self) -> str:
         return f"digest {self.version}"
 
-    def sync(self, version: int) -> Stats:
+    @property
+    def digests(self) -> dict[int, str]:
+        return {self.version: self.digest}
+
+    def hold(self, version: int) -> None:
+        assert version == self.version
+
+    def begin(self, version: int) -> Stats:
+        return self.publish(version)
+
+    def publish(self, version: int) -> Stats:
         self.events.append(f"sync {version}")
         self.version = version
         if version not in self.lost:
@@ -80,7 +90,10 @@ class FakeRollouts:
     samplings: list[Sampling] = field(default_factory=list)
     versions: list[tuple[int, int]] = field(default_factory=list)
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int) -> list[Group]:
+    def abandon(self) -> None:
+        self.events.append("abandon")
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int, first: int = 0) -> list[Group]:
         self.events.append(f"generate {step}")
         self.samplings.append(sampling)
         self.versions.append((step, self.weights.engines))
@@ -221,6 +234,13 @@ class FakeRecorder:
             yield
         finally:
             self.open.pop()
+
+    @contextmanager
+    def lane(self, lane: str, what: str, step: int) -> Iterator[None]:
+        yield
+
+    def log_version(self, version: int, stats: Stats, digest: str) -> None:
+        self.events.append(f"log_version {version}")
 
     def log_sync(self, stats: Stats, digest: str) -> None:
         assert self.open[-1] == "weight_sync"

@@ -29,6 +29,7 @@ from grpo.errors import (
 )
 from grpo.interfaces import Components
 from grpo.rollout.collector import InlineCollector
+from grpo.rollout.drawing import Drawer
 from grpo.run.clock import due
 from grpo.run.stopping import StopRequest
 from grpo.types import Group, Sampling
@@ -66,8 +67,8 @@ class Job:
 
     def run(self) -> list[str]:
         held_out = [prompt(1000 + number) for number in range(self.held_out)]
-        parts = (self.rollouts, self.rewards, self.weights, self.recorder, self.stop)
-        collector = InlineCollector(self.config, self.prompts, *parts, held_out)
+        drawer = Drawer(self.config, self.prompts, self.rollouts, self.rewards)
+        collector = InlineCollector(drawer, self.weights, self.recorder, self.stop, held_out)
         components = Components(collector, self.trainer, self.weights, self.checkpoints, self.recorder, self.stop)
         Controller(self.config, components).run(self.checkpoints.newest())
         return self.events

@@ -29,6 +29,10 @@ class EngineActor(Protocol):
         """G samples of each prompt, in order; a request is a prompt and the seed of its first sample."""
         ...
 
+    async def abandon(self) -> None:
+        """Drops all that `generate` is sampling."""
+        ...
+
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Logprobs of tokens 1..T-1 at temperature 1, under the weights that were received last."""
         ...
@@ -37,12 +41,14 @@ class EngineActor(Protocol):
         """Leaves the transfer before and joins this one; its first receiver has this place."""
         ...
 
-    async def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> list[Manifest]:
+    async def receive_weights(
+        self, version: int, records: tuple[TensorRecord, ...], ahead: bool = False
+    ) -> list[Manifest]:
         """Takes the announced tensors; what each receiver took."""
         ...
 
-    async def commit_weights(self, version: int) -> None:
-        """Forgets what older weights computed; from now on samples carry this version."""
+    async def commit_weights(self, version: int, in_flight: bool = False) -> float:
+        """From now on it samples from these weights; the seconds that it stood still for that."""
         ...
 
     async def close(self) -> None:

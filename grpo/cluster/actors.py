@@ -48,14 +48,19 @@ class VLLMActor:
     async def generate(self, requests: Sequence[tuple[Prompt, int]], sampling: Sampling) -> list[Group]:
         return await self.engine.generate(list(requests), sampling)
 
+    async def abandon(self) -> None:
+        await self.engine.abandon()
+
     async def join_transfer(self, transfer: Transfer, place: int) -> None:
         await self.engine.join_transfer(transfer.url, place, transfer.size, transfer.secret)
 
-    async def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> list[Manifest]:
-        return await self.engine.receive_weights(version, records)
+    async def receive_weights(
+        self, version: int, records: tuple[TensorRecord, ...], ahead: bool = False
+    ) -> list[Manifest]:
+        return await self.engine.receive_weights(version, records, ahead)
 
-    async def commit_weights(self, version: int) -> None:
-        await self.engine.commit_weights(version)
+    async def commit_weights(self, version: int, in_flight: bool = False) -> float:
+        return await self.engine.commit_weights(version, in_flight)
 
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
         return await self.engine.prompt_logprobs(list(token_ids))

@@ -6,12 +6,14 @@ An engine becomes HEALTHY only through a verified weight sync. Whatever breaks o
 model is never served.
 """
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from grpo.cluster.context import RunContext
+from grpo.cluster.gate import Gate
 from grpo.errors import ClusterError, EngineLost, GrpoError, OutOfMemory
 from grpo.interfaces import Call, Engine, Place
 
@@ -51,10 +53,15 @@ class Slot:
 
 
 class Fleet:
-    """All engines of a run. `create` makes the engine of a place; the observer is told of losses and who may sample."""
+    """All engines of a run. `create` makes the engine of a place; the observer is told of losses and who may sample.
+
+    Several threads may use it, one at a time.
+    """
 
     def __init__(self, context: RunContext, create: Callable[[int], Engine]) -> None:
         self.context, self.create = context, create
+        self.gate = Gate(context.workers.look)
+        self._turn = threading.RLock()
         self.slots = [Slot(index, create(index)) for index in range(context.config.rollout.engines)]
         for slot in self.slots:
             self._start(slot)
@@ -67,25 +74,36 @@ class Fleet:
         """Ends these engines and lets new ones start: one loss, however many. Raises ClusterError at one too many."""
         if not lost:
             return
-        for slot, error in lost.items():
-            self.context.workers.discard(slot.engine, error, False)
-            slot.to(State.DEAD)
-            slot.lost, slot.lost_at = error, time.monotonic()
-        self.context.recoveries.spend(max(lost.values(), key=lambda error: error.counts))
-        for slot in lost:
-            slot.engine = self.create(slot.index)
-            self._start(slot)
-        self._report()
+        with self._turn:
+            for slot, error in lost.items():
+                self.context.workers.discard(slot.engine, error, False)
+                slot.to(State.DEAD)
+                slot.lost, slot.lost_at = error, time.monotonic()
+            self.context.recoveries.spend(max(lost.values(), key=lambda error: error.counts))
+            for slot in lost:
+                slot.engine = self.create(slot.index)
+                self._start(slot)
+            self._report()
+
+    def failed(self, errors: Mapping[Engine, ClusterError]) -> None:
+        """These engines failed whoever asked them; those that are replaced already are not lost again."""
+        with self._turn:
+            self.lose({slot: errors[slot.engine] for slot in self.slots if slot.engine in errors})
 
     def retire(self) -> None:
         """Replaces engines whose node is about to go away; the new ones wait for another node."""
-        serving = self.of(State.STALE, State.HEALTHY)
-        leaving = self.context.workers.leaving([slot.engine for slot in serving])
-        error = EngineLost("engines move: their node is about to go away", counts=False)
-        self.lose({slot: error for slot in serving if slot.engine in leaving})
+        with self._turn:
+            serving = self.of(State.STALE, State.HEALTHY)
+            leaving = self.context.workers.leaving([slot.engine for slot in serving])
+            error = EngineLost("engines move: their node is about to go away", counts=False)
+            self.lose({slot: error for slot in serving if slot.engine in leaving})
 
     def gather(self, wait: bool) -> None:
         """Takes in the engines that have started since; with `wait` those that are still starting too."""
+        with self._turn:
+            self._gather(wait)
+
+    def _gather(self, wait: bool) -> None:
         self.retire()
         starting = self.of(State.RESTARTING)
         if not wait:
@@ -106,16 +124,17 @@ class Fleet:
                 slot.to(State.STALE)
         self._report()
         if wait and self.of(State.RESTARTING):  # one was lost while it started
-            self.gather(wait=True)
+            self._gather(wait=True)
 
     def verified(self) -> None:
         """Every stale engine has taken part in a verified sync."""
-        for slot in self.of(State.STALE):
-            slot.to(State.HEALTHY)
-            if slot.lost:
-                self.context.observer.recovered("rollout", slot.lost, time.monotonic() - slot.lost_at)
-                slot.lost = None
-        self._report()
+        with self._turn:
+            for slot in self.of(State.STALE):
+                slot.to(State.HEALTHY)
+                if slot.lost:
+                    self.context.observer.recovered("rollout", slot.lost, time.monotonic() - slot.lost_at)
+                    slot.lost = None
+            self._report()
 
     def _start(self, slot: Slot) -> None:
         slot.to(State.RESTARTING)

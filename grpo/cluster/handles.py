@@ -94,6 +94,10 @@ class RayEngine(RayWorker):
         """G samples of each prompt."""
         return self._call(EngineActor.generate, requests, sampling)
 
+    def abandon(self) -> Call[None]:
+        """Drops all that it samples."""
+        return self._call(EngineActor.abandon)
+
     def prompt_logprobs(self, token_ids: Sequence[int]) -> Call[list[float]]:
         """Logprobs of tokens 1..T-1."""
         return self._call(EngineActor.prompt_logprobs, token_ids)
@@ -102,13 +106,15 @@ class RayEngine(RayWorker):
         """Joins as the receivers from `place` on."""
         return self._call(EngineActor.join_transfer, transfer, place)
 
-    def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> Call[list[Manifest]]:
+    def receive_weights(
+        self, version: int, records: tuple[TensorRecord, ...], ahead: bool = False
+    ) -> Call[list[Manifest]]:
         """Takes what is sent."""
-        return self._call(EngineActor.receive_weights, version, records)
+        return self._call(EngineActor.receive_weights, version, records, ahead)
 
-    def commit_weights(self, version: int) -> Call[None]:
+    def commit_weights(self, version: int, in_flight: bool = False) -> Call[float]:
         """Stamps the version from now on."""
-        return self._call(EngineActor.commit_weights, version)
+        return self._call(EngineActor.commit_weights, version, in_flight)
 
 
 class SharedBatch(list[Sample]):

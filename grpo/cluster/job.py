@@ -15,6 +15,7 @@ from grpo.cluster.actors import PolicyModelActor, VLLMActor
 from grpo.cluster.context import RecoveryBudget, RunContext
 from grpo.cluster.fleet import Fleet, State
 from grpo.cluster.handles import RayEngine, RayRank
+from grpo.cluster.publishing import PublishedWeights
 from grpo.cluster.rollouts import FleetRollouts
 from grpo.cluster.session import Session, session
 from grpo.cluster.syncing import WeightSync
@@ -32,7 +33,9 @@ from grpo.observe.recorder import RunRecorder
 from grpo.plan.placement import gpus_of
 from grpo.rewards.built_in import answers_by_source, answers_of
 from grpo.rewards.registry import RewardScorer
-from grpo.rollout.collector import InlineCollector, eval_sampling
+from grpo.rollout.ahead import AheadCollector
+from grpo.rollout.collector import InlineCollector
+from grpo.rollout.drawing import Drawer, eval_sampling
 from grpo.run.advice import Where, typed
 from grpo.run.failures import look
 from grpo.run.fatal import check_fatal, write_fatal
@@ -42,6 +45,8 @@ from grpo.run.stopping import StopRequest
 from grpo.types import Stats
 
 W = TypeVar("W", bound=Worker)
+END_SECONDS = 10.0
+"""For what works ahead to end with the run; then the workers that it waits for are ended."""
 
 
 def placed_engine(cluster: Session, config: Config, index: int, actor: type[EngineActor] = VLLMActor) -> Engine:
@@ -122,14 +127,22 @@ def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lea
                 context = RunContext(config, cluster.workers, RecoveryBudget(config.run.max_recoveries), record)
                 fleet = Fleet(context, partial(made, cluster, config, makers.engine))
                 trainer = TrainerGroup(context, partial(made, cluster, config, makers.rank))
-                weights = WeightSync(context, fleet, trainer, self_test_prompt=loaded.prompts[0].token_ids)
+                shared = (context, fleet, trainer, loaded.prompts[0].token_ids)
+                ahead = config.rollout.max_staleness > 0
+                weights = PublishedWeights(*shared, record) if ahead else WeightSync(*shared)
                 fleet.gather(wait=True)
                 trainer.ready()
                 record.say("engines and ranks are ready")
-                rollouts = FleetRollouts(context, fleet, weights.ensure)
-                collector = InlineCollector(config, prompts, rollouts, rewards, weights, record, stop, held_out.prompts)
+                mixes = ahead and config.rollout.update == "in_flight"
+                drawer = Drawer(config, prompts, FleetRollouts(context, fleet, weights.ensure, mixes), rewards)
+                parts = (drawer, weights, record, stop, held_out.prompts)
+                collector = AheadCollector(*parts, cluster.workers.background) if ahead else InlineCollector(*parts)
                 components = Components(collector, trainer, weights, checkpoints, record, stop)
-                Controller(config, components).run(newest)
+                try:
+                    Controller(config, components).run(newest)
+                finally:
+                    collector.stop_ahead()
+                    cluster.workers.background.join(END_SECONDS)
 
 
 def made(cluster: Session, config: Config, make: Callable[[Session, Config, int], W], index: int) -> W:

@@ -4,11 +4,14 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 from grpo.cluster.context import RunContext
-from grpo.cluster.fleet import Fleet, Slot, State
+from grpo.cluster.fleet import Fleet, State
 from grpo.errors import ClusterError, GrpoError
 from grpo.interfaces import Call, Engine
 from grpo.run.faults import fault_point
 from grpo.types import Group, Prompt, Sampling
+
+ABANDON_SECONDS = 60.0
+"""For an engine to drop its requests."""
 
 
 def engine_lives(engine: Engine, seconds: float) -> Call[object]:
@@ -19,46 +22,61 @@ def engine_lives(engine: Engine, seconds: float) -> Call[object]:
 class FleetRollouts:
     """Engines that share each call's prompts evenly; what a lost one has not answered goes to the others."""
 
-    def __init__(self, context: RunContext, fleet: Fleet, ensure: Callable[[], int]) -> None:
-        """`ensure` waits for at least one healthy engine and returns the version that engines sample from."""
-        self.context, self.fleet, self.ensure = context, fleet, ensure
+    def __init__(self, context: RunContext, fleet: Fleet, ensure: Callable[[], int], mixes: bool = False) -> None:
+        """`ensure` waits for at least one healthy engine and returns the version that engines sample from.
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int) -> list[Group]:
+        `mixes`: the groups of a call may be of several versions.
+        """
+        self.context, self.fleet, self.ensure, self.mixes = context, fleet, ensure, mixes
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int, first: int = 0) -> list[Group]:
         """G samples of each prompt, in order, whoever made them."""
         seed = self.context.config.run.seed
-        requests = [(prompt, request_seed(seed, step, place, prompt.id)) for place, prompt in enumerate(prompts)]
+        requests = [(prompt, request_seed(seed, step, place, prompt.id)) for place, prompt in enumerate(prompts, first)]
         groups: dict[int, Group] = {}
         version = self.ensure()
         while missing := [place for place in range(len(requests)) if place not in groups]:
             groups |= self._share_out(missing, requests, sampling, step)
-            if len(groups) < len(requests) and (newer := self.ensure()) != version:  # all were lost; new ones are newer
-                version, groups = newer, {}
+            if len(groups) < len(requests) and (newer := self.ensure()) != version and not self.mixes:
+                version, groups = newer, {}  # all were lost; new ones are newer
         return [groups[place] for place in range(len(requests))]
 
     def _share_out(
         self, places: Sequence[int], requests: Sequence[tuple[Prompt, int]], sampling: Sampling, step: int
     ) -> dict[int, Group]:
         """The groups of those places whose engine has answered."""
-        slots = self.fleet.of(State.HEALTHY)
-        shares = [places[index :: len(slots)] for index in range(len(slots))]
-        calls = [
-            slot.engine.generate([requests[place] for place in share], sampling)
-            for slot, share in zip(slots, shares, strict=True)
-        ]
-        fault_point("generate.dispatched", step)
         groups: dict[int, Group] = {}
-        lost: dict[Slot, ClusterError] = {}
-        seconds = self.context.config.deadlines.rollout
-        results = self.context.workers.outcomes(calls, seconds, "rollout", ask=engine_lives)
-        for slot, share, result in zip(slots, shares, results, strict=True):
+        lost: dict[Engine, ClusterError] = {}
+        with self.fleet.gate.sampling():
+            engines = [slot.engine for slot in self.fleet.of(State.HEALTHY)]
+            shares = [places[index :: len(engines)] for index in range(len(engines))]
+            calls = [
+                engine.generate([requests[place] for place in share], sampling)
+                for engine, share in zip(engines, shares, strict=True)
+            ]
+            fault_point("generate.dispatched", step)
+            seconds = self.context.config.deadlines.rollout
+            results = self.context.workers.outcomes(calls, seconds, "rollout", ask=engine_lives)
+        for engine, share, result in zip(engines, shares, results, strict=True):
             if isinstance(result, ClusterError):
-                lost[slot] = result
+                lost[engine] = result
             elif isinstance(result, GrpoError):
                 raise result
             else:
                 groups |= zip(share, result, strict=True)
-        self.fleet.lose(lost)
+        self.fleet.failed(lost)
         return groups
+
+    def abandon(self) -> None:
+        """Drops what engines still sample for calls that nobody waits for."""
+        engines = [slot.engine for slot in self.fleet.of(State.HEALTHY, State.STALE)]
+        calls = [engine.abandon() for engine in engines]
+        results = self.context.workers.outcomes(calls, ABANDON_SECONDS, "abandon", ask=engine_lives)
+        errors = {engine: result for engine, result in zip(engines, results, strict=True) if result}
+        self.fleet.failed({engine: error for engine, error in errors.items() if isinstance(error, ClusterError)})
+        for error in errors.values():
+            if not isinstance(error, ClusterError):
+                raise error
 
 
 def request_seed(run_seed: int, step: int, place: int, prompt_id: str) -> int:

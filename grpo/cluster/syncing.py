@@ -38,39 +38,60 @@ class WeightSync:
         self.context, self.fleet, self.trainer = context, fleet, trainer
         self.self_test_prompt = list(self_test_prompt)
         self.version = -1
+        self.self_tested: Stats = {}
         self.digest = ""
+        self.digests: dict[int, str] = {}
         self.last: Manifest | None = None
         self.connected: list[Engine] = []  # engines of the transfer
 
-    def sync(self, version: int) -> Stats:
+    def begin(self, version: int) -> Stats:
+        """At the start and after a loss of the trainer."""
+        return self.publish(version)
+
+    def publish(self, version: int) -> Stats:
         """Until all engines that are there have the weights; those that are lost meanwhile are started again."""
         began = time.perf_counter()
         self.trainer.ready()
+        sent = self._bring(version)
+        return {
+            "sync/seconds": time.perf_counter() - began,
+            "sync/bytes": float(sum(record.nbytes for record in sent.records)),
+            **self.self_tested,
+        }
+
+    def hold(self, version: int) -> None:
+        """Engines have what was published last."""
+        assert version == self.version, f"version {version} is not held, but {self.version}"
+
+    def _bring(self, version: int) -> Manifest:
+        self.self_tested = {}
         while True:
             self.fleet.gather(wait=not self._slots())
             if not self._slots():  # all that were there had to leave their nodes
                 continue
             try:
-                stats = self._connect() if self._engines() != self.connected or not self.trainer.connected else {}
-                sent = self._send(version)
+                if self._engines() != self.connected or not self.trainer.connected:
+                    self.self_tested = self._connect()
+                sent = self._deliver(version)
                 self._commit(version)
                 break
             except EngineLost:
                 continue
+        self._taken(version)
+        return sent
+
+    def _taken(self, version: int) -> None:
+        """All engines sample from a version that was verified."""
         self.fleet.verified()
-        self.version = version
+        self.version, self.digests[version] = version, self.digest
         self.context.observer.policy_version("rollout", version)
         fault_point("sync.done", version)
-        return stats | {
-            "sync/seconds": time.perf_counter() - began,
-            "sync/bytes": float(sum(record.nbytes for record in sent.records)),
-        }
 
     def ensure(self) -> int:
         """The version that engines sample from; where none is healthy, once new ones have the trainer's weights."""
         self.fleet.retire()
         if not self.fleet.of(State.HEALTHY):
-            self.sync(self.trainer.version)
+            self.publish(self.trainer.version)
         return self.version
 
     def _connect(self) -> Stats:
@@ -115,19 +136,29 @@ class WeightSync:
         self._exchange([*trained, *sampled])
         return trained[0].result, [call.result for call in sampled]
 
+    def _deliver(self, version: int) -> Manifest:
+        """What `_bring` sends: the live weights."""
+        return self._send(version)
+
     def _send(self, version: int) -> Manifest:
-        """One version of the weights, verified but not committed."""
+        """The live weights, verified but not committed."""
         sends = [rank.send_weights(version) for rank in self.trainer.ranks]
         receipts = [engine.receive_weights(version, self.records) for engine in self._engines()]
         fault_point("sync.dispatched", version)
         self._exchange([*sends, *receipts])
-        sent = sends[0].result
+        moved, self.trainer.moved = self.trainer.moved, False
+        return self._verify(version, sends[0], receipts, moved)
+
+    def _verify(
+        self, version: int, send: Call[Manifest | None], receipts: Sequence[Call[list[Manifest]]], moved: bool
+    ) -> Manifest:
+        """Compares what was sent with what all have received; `moved`: it must be other than what was sent before."""
+        sent = send.result
         assert sent is not None, "rank 0 is the sender"
         # A small model in bfloat16 may round a whole step away.
-        updated = self.trainer.moved and sum(record.numel for record in sent.records) >= SURELY_CHANGED
+        updated = moved and sum(record.numel for record in sent.records) >= SURELY_CHANGED
         received = [manifest for call in receipts for manifest in call.result]
         verify(sent, received, previous=self.last, updated=updated)
-        self.trainer.moved = False
         self.digest = hashlib.sha256("".join(record.digest for record in sent.records).encode()).hexdigest()[:16]
         self.last = sent
         fault_point("sync.received", version)

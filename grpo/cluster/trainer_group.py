@@ -1,5 +1,6 @@
 """The ranks of the policy as one trainer: who is called, in which order, and what the loss of one means."""
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -19,13 +20,17 @@ R = TypeVar("R")
 
 
 class TrainerGroup:
-    """The ranks of the policy, always called together. One that is lost takes the others along."""
+    """The ranks of the policy, always called together. One that is lost takes the others along.
+
+    Who holds `turn` has them to itself.
+    """
 
     def __init__(self, context: RunContext, create: Callable[[int], TrainerRank]) -> None:
         self.context, self.create = context, create
         self.config, self.observer = context.config, context.observer
         self.checkpoints = open_store(checkpoints_url(self.config.checkpoint.dir, Path(self.config.run.dir))).url
         self.lost: TrainerLost | None = None
+        self.turn = threading.RLock()
         self.launch()
 
     def launch(self) -> None:
@@ -52,33 +57,39 @@ class TrainerGroup:
 
     def rebuild(self) -> None:
         """New ranks in the place of lost ones. Raises ClusterError if they are lost too often."""
-        assert self.lost is not None, "only a lost trainer is rebuilt"
-        self.context.recoveries.spend(self.lost)
-        self.launch()
-        self.ready()
+        with self.turn:
+            assert self.lost is not None, "only a lost trainer is rebuilt"
+            self.context.recoveries.spend(self.lost)
+            self.launch()
+            self.ready()
 
     def step(self, batch: Sequence[Sample], step: int) -> Stats:
         """All updates of a step; the statistics are the same on all ranks."""
-        shared = SharedBatch(batch)
-        calls = [rank.step(shared, step) for rank in self.ranks]
-        fault_point("train.dispatched", step)
-        stats = self.all(calls, self.config.deadlines.train, "train", finish_first=True)[0]
-        self._at(step)
-        self.moved |= stats.get("train/grad_norm", 0.0) * stats.get("train/learning_rate", 0.0) > 0
-        return stats
+        with self.turn:
+            shared = SharedBatch(batch)
+            calls = [rank.step(shared, step) for rank in self.ranks]
+            fault_point("train.dispatched", step)
+            stats = self.all(calls, self.config.deadlines.train, "train", finish_first=True)[0]
+            self._at(step)
+            self.moved |= stats.get("train/grad_norm", 0.0) * stats.get("train/learning_rate", 0.0) > 0
+            return stats
 
     def publish(self, version: int, oldest: int) -> float:
         """Rank 0 keeps a copy of the weights as `version`, none below `oldest`; bytes of all its copies."""
-        calls = [rank.publish(version, oldest) for rank in self.ranks]
-        return self.all(calls, self.config.deadlines.sync, "publish", finish_first=True)[0]
+        with self.turn:
+            calls = [rank.publish(version, oldest) for rank in self.ranks]
+            return self.all(calls, self.config.deadlines.sync, "publish", finish_first=True)[0]
 
     def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
         """Every rank writes its share below `folder`. Who commits watches for a request to stop."""
-        return self._written([rank.save(folder, step) for rank in self.ranks])
+        with self.turn:
+            return self._written([rank.save(folder, step) for rank in self.ranks])
 
     def snapshot(self, step: int) -> None:
         """Every rank copies its share of the state."""
-        self.all([rank.snapshot(step) for rank in self.ranks], self.config.deadlines.save, "save", finish_first=True)
+        with self.turn:
+            calls = [rank.snapshot(step) for rank in self.ranks]
+            self.all(calls, self.config.deadlines.save, "save", finish_first=True)
 
     def write(self, folder: str, step: int) -> tuple[FileRecord, ...]:
         """Every rank writes its copy below `folder`, in any thread, while the next steps train."""

@@ -23,6 +23,7 @@ from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, GrpoError, NoNode, TrainerLost
 from grpo.interfaces import Call, Worker
 from grpo.run.advice import LOST, Where, typed
+from grpo.run.background import Background
 from grpo.run.failures import Failure, Kind, look
 from grpo.run.stopping import StopRequest
 
@@ -83,9 +84,17 @@ class Waiting:
         self, config: Config, stop: StopRequest, head: Head, discard: Callable[[Worker, GrpoError, bool], None]
     ) -> None:
         self.config, self.stop, self.head, self.discard = config, stop, head, discard
+        self.background = Background()
         self.gone: set[str] = set()  # nodes that went away without a word
         self.oom_kills: dict[str, int] = {}  # by node, before its newest worker started
         self.device = ""
+
+    def look(self, finish_first: bool = False) -> None:
+        """Raises Interrupted after a request to stop, Cancelled in a thread that works ahead and must end."""
+        if self.background.mine:
+            self.background.check()
+        else:
+            self.stop.check(finish_first)
 
     def outcomes(
         self,
@@ -102,8 +111,8 @@ class Waiting:
         `ask` asks a worker for a sign of life; None asks nothing. With `fail_fast` a failure is raised without a wait
         for the rest; where a connection broke, the others have a moment to say why. After a request to stop it raises
         Interrupted, with `finish_first` only when no time but that to commit is left, without `stoppable` never, since
-        somebody else watches for it. Raises ClusterError if Ray itself
-        is lost.
+        somebody else watches for it; in a thread that works ahead it raises Cancelled once that was told to end. Raises
+        ClusterError if Ray itself is lost.
         """
         deadline = time.monotonic() + seconds
         pending = {call.future: call for call in calls}
@@ -112,7 +121,7 @@ class Waiting:
         failed_at = 0.0
         while pending:
             if stoppable:
-                self.stop.check(finish_first)
+                self.look(finish_first)
             self.head.check()
             done = wait(pending, SLICE_SECONDS, FIRST_COMPLETED).done
             for future in [future for future in pending if future in done]:  # in the order of the calls

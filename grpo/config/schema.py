@@ -117,6 +117,10 @@ class Rollout(Section):
     """Batches that are sampled ahead of training, from weights that are so many versions older. 0: none."""
     update: Literal["between_batches", "in_flight"] = "between_batches"
     """When engines take new weights, if batches are sampled ahead. in_flight: in the middle of completions."""
+    refill: bool = False
+    """Replace groups whose rewards are all equal, which teach nothing, by further prompts (DAPO's dynamic sampling)."""
+    max_refills: int = Field(3, ge=1, le=1000)
+    """Rounds of further prompts of a step; what is equal in the last one stays in the batch."""
     tensor_parallel: int = Field(1, ge=1, le=1024)
     """GPUs of an engine."""
     gpus_per_engine: Gpus | None = None

@@ -1,6 +1,7 @@
 """What the loop drives and who does the work, as Protocols: `cluster` and `rollout` fulfil them, and tests by fakes."""
 
 from grpo.interfaces.loop import (
+    DRAWN,
     Batch,
     Checkpoints,
     Collector,
@@ -25,6 +26,7 @@ from grpo.interfaces.workers import (
 )
 
 __all__ = [
+    "DRAWN",
     "Batch",
     "Call",
     "Checkpoints",

@@ -6,8 +6,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from grpo.checkpoint import Commit
 from grpo.run.stopping import StopRequest
@@ -30,46 +30,76 @@ class PromptStream(Protocol):
         ...
 
 
+DRAWN = "drawn.jsonl"
+"""What was drawn ahead, among the attachments of a checkpoint."""
+
+
 @dataclass(frozen=True)
 class Batch:
-    """What a step learns from: its scored groups, their B samples with advantages, in order, and what was counted."""
+    """What a step learns from: its scored groups, their B samples with advantages, in order, and what was counted.
+
+    `skipped` are groups that were sampled for it and left out, as they teach nothing; `prompts` is where the stream of
+    prompts is behind it.
+    """
 
     groups: Groups
     samples: Sequence[Sample]
     stats: Stats
+    skipped: Groups = ()
+    prompts: Mapping[str, object] = field(default_factory=dict)
 
 
 class Collector(Protocol):
-    """Makes batches: prompts, samples of known versions, rewards, advantages."""
+    """Makes batches: prompts, samples of known versions, rewards, advantages. All at once, or ahead of the loop."""
 
     held_out: Sequence[Prompt]
     """What `evaluate` samples; may be empty."""
 
-    def collect(self, step: int, sampled: Callable[[], None]) -> Batch:
-        """The batch of a step, from the next prompts; `sampled` is called between sampling and scoring.
+    def next(self, step: int, sampled: Callable[[], None]) -> Batch:
+        """The batch of a step, in the order of steps; `sampled` is called when its samples are there.
 
-        Raises WeightSyncError for a sample of other weights.
+        Whoever asks has trained all steps before and published what they owe. Raises WeightSyncError for a sample of
+        other weights than the rule of versions allows (`run/clock.py`).
         """
         ...
 
     def evaluate(self, step: int) -> tuple[Groups, Stats]:
-        """Scored groups of the held-out prompts, sampled after that step, and their scores."""
+        """Scored groups of the held-out prompts, sampled from the weights of that step, and their scores."""
         ...
 
     def state(self) -> Mapping[str, object]:
-        """Where the stream of prompts is, as of the last batch."""
+        """Where the stream of prompts is, before the first batch."""
         ...
 
-    def restore(self, state: Mapping[str, object]) -> None:
-        """Goes back to where `state` was taken."""
+    def drawn(self, step: int) -> Callable[[], bytes]:
+        """What was drawn ahead when that step, the last that was asked for, is committed.
+
+        The result waits until all is drawn that is to be, so another thread calls it, at any time. It raises what
+        drawing raised.
+        """
+        ...
+
+    def restore(self, step: int, prompts: Mapping[str, object], drawn: bytes) -> None:
+        """Goes back to after a step: `prompts` is what its batch said, `drawn` what was drawn ahead then."""
+        ...
+
+    def stop_ahead(self) -> None:
+        """Tells what works ahead to end; `restore` waits for that."""
         ...
 
 
 class Rollouts(Protocol):
     """Engines that complete prompts; lost ones are replaced behind this face."""
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int) -> list[Group]:
-        """G samples of each prompt, in the order of the prompts; seeds follow from the run's seed, step and prompt."""
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int, first: int = 0) -> list[Group]:
+        """G samples of each prompt, in the order of the prompts.
+
+        Seeds follow from the run's seed, step, prompt and its place in the step; the first one here has place `first`.
+        """
+        ...
+
+    def abandon(self) -> None:
+        """Drops what is still sampled for callers that no longer wait for it."""
         ...
 
 
@@ -127,7 +157,10 @@ class Trainer(Protocol):
 
 
 class Weights(Protocol):
-    """Brings the trainer's weights to the engines."""
+    """Brings the trainer's weights to the engines, verified every time; samples are stamped with their version.
+
+    Engines or ranks that are new prove first that they follow each other (`weights/self_test.py`).
+    """
 
     @property
     def version(self) -> int:
@@ -135,15 +168,24 @@ class Weights(Protocol):
         ...
 
     @property
-    def digest(self) -> str:
-        """Digest of the weights that were last sent."""
+    def digests(self) -> Mapping[int, str]:
+        """Digests of the versions that engines have taken, all compared with what the trainer sent."""
         ...
 
-    def sync(self, version: int) -> Stats:
-        """Sends the trainer's weights to every engine, verified; the engines stamp `version` on their samples.
+    def begin(self, version: int) -> Stats:
+        """Brings the trainer's weights to all engines as that version, whatever was published before."""
+        ...
 
-        Engines or ranks that are new prove first that they follow each other (`weights/self_test.py`).
+    def publish(self, version: int) -> Stats:
+        """Makes the trainer's weights a version that engines can have.
+
+        Where nothing is sampled ahead, all engines sample from it afterwards. Else they take it by and by, beside
+        training, which cannot change it any more.
         """
+        ...
+
+    def hold(self, version: int) -> None:
+        """Waits until all engines sample from a published version; `in_flight` from it or a newer one."""
         ...
 
 
@@ -204,8 +246,16 @@ class Recorder(Observer, Protocol):
         """Around a phase of the loop: its time; what a person sees as running."""
         ...
 
+    def lane(self, lane: Literal["rollout", "trainer"], what: str, step: int) -> AbstractContextManager[None]:
+        """Around what a pool does for the batch or version of a step, whatever the other one does meanwhile."""
+        ...
+
+    def log_version(self, version: int, stats: Stats, digest: str) -> None:
+        """The weights of that version were verified on the engines, beside the steps: a row of its own."""
+        ...
+
     def log_sync(self, stats: Stats, digest: str) -> None:
-        """Inside of a phase: a verified sync and the digest of its weights."""
+        """Inside of a phase: a sync and the digest of its weights; "" if no engine has them yet."""
         ...
 
     def log_step(self, step: int, groups: Groups, stats: Stats) -> None:

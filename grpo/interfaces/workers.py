@@ -95,6 +95,10 @@ class Sampler(Worker, Protocol):
         """G samples of each prompt, in order; a request is a prompt and the seed of its first sample."""
         ...
 
+    def abandon(self) -> Call[None]:
+        """Drops all that `generate` is sampling; those calls fail, and nobody waits for them."""
+        ...
+
     def prompt_logprobs(self, token_ids: Sequence[int]) -> Call[list[float]]:
         """Logprobs of tokens 1..T-1 at temperature 1, under the weights that were received last."""
         ...
@@ -110,12 +114,21 @@ class WeightReceiver(Worker, Protocol):
         """Leaves the transfer before and joins this one; its first receiver has this place."""
         ...
 
-    def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> Call[list[Manifest]]:
-        """Takes the announced tensors; what each receiver took. Nothing is sampled until they are committed."""
+    def receive_weights(
+        self, version: int, records: tuple[TensorRecord, ...], ahead: bool = False
+    ) -> Call[list[Manifest]]:
+        """Takes the announced tensors; what each receiver took.
+
+        Nothing is sampled until they are committed; `ahead` they lie beside the weights that are sampled from.
+        """
         ...
 
-    def commit_weights(self, version: int) -> Call[None]:
-        """Forgets what older weights computed; from now on samples carry this version. 0 also commits `model.path`."""
+    def commit_weights(self, version: int, in_flight: bool = False) -> Call[float]:
+        """From now on it samples from these weights, and says so; the seconds that it stood still for that.
+
+        Forgets what older weights computed, so no request may run; `in_flight` requests go on in the middle of their
+        tokens, and new ones find nothing of older weights. 0 also commits `model.path`.
+        """
         ...
 
 

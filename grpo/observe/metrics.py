@@ -96,6 +96,12 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("grpo_rollout_tokens_total", "counter", "tokens", "Tokens by kind; each prompt once.", ("kind",), BY_KIND),
     _histogram("grpo_sample_staleness_steps", "steps", "Weight versions between trainer and sample.", STEPS),
     _gauge("grpo_sample_staleness_mean_steps", "steps", "Mean lag of the last step's samples.", "rollout/staleness"),
+    _gauge(
+        "grpo_rollout_skipped_groups",
+        "groups",
+        "Groups without signal replaced (rollout.refill).",
+        "rollout/skipped_groups",
+    ),
     # The trainer
     _gauge("grpo_loss", "", "Mean loss of the last step's updates.", "train/loss"),
     Metric("grpo_clip_ratio", "gauge", "share", "Tokens clipped, by bound (low, high).", ("bound",), BY_BOUND),
@@ -115,6 +121,12 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("grpo_weight_sync_total", "counter", "syncs", "Weight syncs by result (ok, error).", ("result",)),
     _histogram("grpo_weight_sync_duration_seconds", "seconds", "Duration of a sync.", SECONDS, "sync/seconds"),
     _counter("grpo_weight_sync_bytes_total", "bytes", "Bytes that the syncs have sent.", "sync/bytes"),
+    _gauge("grpo_weight_publish_seconds", "seconds", "Copying the last version.", "sync/publish_seconds"),
+    _gauge("grpo_weight_snapshot_bytes", "bytes", "All copies of published versions.", "sync/snapshot_bytes"),
+    _gauge(
+        "grpo_weight_receive_seconds", "seconds", "Taking the last version beside sampling.", "sync/receive_seconds"
+    ),
+    _gauge("grpo_weight_switch_seconds", "seconds", "Engines' standstill for it.", "sync/switch_seconds"),
     Metric("grpo_policy_version", "gauge", "steps", "Step whose weights a role holds (rollout, trainer).", ("role",)),
     _gauge("grpo_self_test_diff_nats", "nats", "Mean |trainer - engine| logprob at start.", "sync/self_test_diff"),
     Metric("grpo_checkpoint_step", "gauge", "steps", "Step of the newest checkpoint; 0 before the first."),

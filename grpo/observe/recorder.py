@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from grpo import __version__
 from grpo.config import Config
@@ -118,10 +118,20 @@ class RunRecorder:
             self._prometheus.phase_ended(name, ok)
             self.alive("")
 
+    @contextmanager
+    def lane(self, lane: Literal["rollout", "trainer"], what: str, step: int) -> Iterator[None]:
+        self.alive()
+        yield
+        self.alive()
+
+    def log_version(self, version: int, stats: Stats, digest: str) -> None:
+        self._folder.write_row("weight_sync", version, stats, weights=digest)
+
     def log_sync(self, stats: Stats, digest: str) -> None:
         assert self._depth > 0, "log_sync belongs inside of phase('weight_sync')"
         self._row |= stats
-        self._digests["weights"] = digest
+        if digest:  # else engines take them later, which has a row of its own
+            self._digests["weights"] = digest
         self.health.ready()
 
     def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None:

@@ -1,20 +1,11 @@
-"""From prompts to what a step learns from: samples of known weights, their rewards, their advantages.
-
-`InlineCollector` does all of it when it is asked, here and now; nothing is sampled ahead of the step that it is for.
-The rule of versions stands here alone: which weights may have made the samples of a step.
-"""
+"""From prompts to what a step learns from, here and now: nothing is sampled ahead of the step that it is for."""
 
 from collections.abc import Callable, Mapping, Sequence
 
-from grpo.algorithm.advantages import advantages
-from grpo.algorithm.evaluation import score_evaluation
-from grpo.algorithm.overlong import masked, penalised
-from grpo.config import Config
-from grpo.errors import WeightSyncError
-from grpo.interfaces import Batch, PromptStream, Recorder, Rewards, Rollouts, Weights
-from grpo.rewards.built_in import answers_by_source, answers_of
+from grpo.interfaces import Batch, PromptStream, Recorder, Weights
+from grpo.rollout.drawing import Draw, Drawer, check_versions
 from grpo.run.stopping import StopRequest
-from grpo.types import Groups, Prompt, Sampling, Stats
+from grpo.types import Groups, Prompt, Stats
 
 
 class InlineCollector:
@@ -22,66 +13,46 @@ class InlineCollector:
 
     def __init__(
         self,
-        config: Config,
-        prompts: PromptStream,
-        rollouts: Rollouts,
-        rewards: Rewards,
+        drawer: Drawer,
         weights: Weights,
         recorder: Recorder,
         stop: StopRequest,
         held_out: Sequence[Prompt] = (),
     ) -> None:
-        self.config, self.prompts, self.rollouts, self.rewards = config, prompts, rollouts, rewards
-        self.weights, self.recorder, self.stop, self.held_out = weights, recorder, stop, held_out
+        self.drawer, self.weights, self.recorder, self.stop, self.held_out = drawer, weights, recorder, stop, held_out
+        self.prompts: PromptStream = drawer.prompts
 
-    def collect(self, step: int, sampled: Callable[[], None]) -> Batch:
+    def next(self, step: int, sampled: Callable[[], None]) -> Batch:
         """The batch of a step, from the next prompts. Raises WeightSyncError for a sample of other weights."""
-        config, record = self.config, self.recorder
-        with record.phase("rollout"):
-            prompts = self.prompts.take(config.rollout.prompts_per_step)
-            groups: Groups = self.rollouts.generate(prompts, train_sampling(config), step)
-            check_versions(groups, self.weights.version)
-        sampled()
-        with record.phase("reward"), self.stop.abortable():
-            groups = self.rewards.score(groups)
+        draw, record = Draw(step), self.recorder
+        while self.drawer.wants(draw):
+            with record.phase("rollout"):
+                prompts = self.drawer.take(draw)
+                groups = self.drawer.sample(draw, prompts)
+                check_versions(groups, self.weights.version, self.weights.version)
+            sampled()
+            with record.phase("reward"), self.stop.abortable():
+                self.drawer.score(draw, groups)
         with record.phase("advantage"):
-            groups = penalised(groups, config)
-            samples = masked(advantages(groups, config.algorithm.advantage_std), config.algorithm.mask_truncated)
-        return Batch(groups, samples, self.rewards.failures())
+            return self.drawer.batch(draw)
 
     def evaluate(self, step: int) -> tuple[Groups, Stats]:
         """Scored groups of the held-out prompts, and their scores."""
-        groups: Groups = self.rollouts.generate(self.held_out, eval_sampling(self.config), step)
+        groups = self.drawer.evaluate(self.held_out, step)
         with self.stop.abortable():
-            groups = self.rewards.score(groups)
-        return groups, score_evaluation(groups, answers_of(self.config.rewards), answers_by_source(self.config))
+            return self.drawer.scores(groups)
 
     def state(self) -> Mapping[str, object]:
         """Where the stream of prompts is."""
         return self.prompts.state()
 
-    def restore(self, state: Mapping[str, object]) -> None:
-        """Goes back to where `state` was taken."""
-        self.prompts.restore(state)
+    def restore(self, step: int, prompts: Mapping[str, object], drawn: bytes) -> None:
+        """Goes back to after a step. What a run that sampled ahead had drawn then is drawn again."""
+        self.prompts.restore(prompts)
 
+    def drawn(self, step: int) -> Callable[[], bytes]:
+        """Nothing."""
+        return bytes
 
-def check_versions(groups: Groups, version: int) -> None:
-    """No sample may come from other weights than those of the last sync. Raises WeightSyncError that names one."""
-    for sample in (sample for group in groups for sample in group.samples):
-        if {sample.oldest_version, sample.newest_version} != {version}:
-            odd = sample.newest_version if sample.oldest_version == version else sample.oldest_version
-            raise WeightSyncError(
-                f"samples must come from weight version {version}, but sample {sample.index} of prompt "
-                f"{sample.prompt_id} says {odd}; the engine missed a sync, start the run again"
-            )
-
-
-def train_sampling(config: Config) -> Sampling:
-    """How the prompts of a step are sampled."""
-    rollout = config.rollout
-    return Sampling(rollout.samples_per_prompt, rollout.max_tokens, rollout.temperature, rollout.top_p, rollout.top_k)
-
-
-def eval_sampling(config: Config) -> Sampling:
-    """How held-out prompts are sampled: from the whole vocabulary."""
-    return Sampling(config.eval.samples_per_prompt, config.rollout.max_tokens, config.eval.temperature, 1.0)
+    def stop_ahead(self) -> None:
+        """Nothing works ahead."""

@@ -5,13 +5,14 @@ until `commit_weights` has dropped the prefix cache, proved it, and stamped thei
 """
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Coroutine, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from grpo.config import Config
 from grpo.data.tokenizer import load_tokenizer
-from grpo.errors import WeightSyncError
+from grpo.errors import ClusterError, WeightSyncError
 from grpo.rollout.core import EngineCore
 from grpo.rollout.samples import Words, check_prompt, make_samples
 from grpo.types import Group, Manifest, Prompt, Sampling, TensorRecord
@@ -27,6 +28,7 @@ class RolloutEngine(EngineCore):
         super().__init__(config, index, device, metrics)
         self.received: int | None = None
         self.committed: int | None = None
+        self.drawing: set[asyncio.Task[RequestOutput]] = set()
 
     async def start(self) -> None:
         """Starts the engine core and lets it load the model; it raises what failed as it is."""
@@ -64,11 +66,34 @@ class RolloutEngine(EngineCore):
                 for prompt, seed in requests
                 for number in range(drawn)
             ]
-            outputs = await asyncio.gather(*calls)
+            outputs = await self._all(calls)
         return [
             Group(prompt, make_samples(prompt, outputs[row * drawn : (row + 1) * drawn], count, self.words))
             for row, (prompt, _) in enumerate(requests)
         ]
+
+    async def abandon(self) -> None:
+        """Drops all that `generate` is sampling: those calls fail with ClusterError. Returns once vLLM knows."""
+        dropped = list(self.drawing)
+        for task in dropped:
+            task.cancel()
+        await asyncio.gather(*dropped, return_exceptions=True)
+
+    async def _all(self, draws: "Sequence[Coroutine[Any, Any, RequestOutput]]") -> "list[RequestOutput]":
+        """The outputs of all, in order; if one fails or is dropped, none goes on."""
+        tasks = [asyncio.ensure_future(draw) for draw in draws]
+        self.drawing.update(tasks)
+        try:
+            return await asyncio.gather(*tasks)
+        except asyncio.CancelledError:
+            here = asyncio.current_task()
+            if here and here.cancelling():
+                raise
+            raise ClusterError(f"engine {self.index} has dropped its requests, as it was told") from None
+        finally:
+            for task in tasks:
+                task.cancel()
+            self.drawing.difference_update(tasks)
 
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Logprobs of a prompt's tokens 1..T-1 at temperature 1, under the weights last received, committed or not."""
@@ -88,7 +113,9 @@ class RolloutEngine(EngineCore):
         async with self.alone():
             await self.on_workers("join_transfer", *arguments)
 
-    async def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> list[Manifest]:
+    async def receive_weights(
+        self, version: int, records: tuple[TensorRecord, ...], ahead: bool = False
+    ) -> list[Manifest]:
         """Every worker loads what the trainer sends; what each received, with the digests of the received bytes.
 
         `records` is what the trainer announced. From here to the next commit the engine samples nothing. If the
@@ -97,6 +124,8 @@ class RolloutEngine(EngineCore):
         if the engine is stale; ClusterError if the transfer broke off; EngineLost.
         """
         self._refuse_stale()
+        if ahead:
+            raise WeightSyncError(f"engine {self.index} takes no weights ahead")
         self.committed = None
         expected = [[record.name, list(record.shape), record.dtype] for record in records]
         async with self.alone():
@@ -115,7 +144,7 @@ class RolloutEngine(EngineCore):
             manifests.append(Manifest(version, taken))
         return manifests
 
-    async def commit_weights(self, version: int) -> None:
+    async def commit_weights(self, version: int, in_flight: bool = False) -> float:
         """Drops everything computed under older weights and stamps `version` on all samples from now on.
 
         Call it only after the manifests were compared; twice is as good as once. Before any transfer it commits the
@@ -124,6 +153,7 @@ class RolloutEngine(EngineCore):
         last; EngineLost.
         """
         self._refuse_stale()
+        began = time.perf_counter()
         if self.received not in (None, version):
             raise WeightSyncError(
                 f"engine {self.index} commits only what it received last, version {self.received}, but was asked for "
@@ -144,6 +174,7 @@ class RolloutEngine(EngineCore):
                     f"over the sync of version {version}; this vLLM does not reset it, use the pinned one"
                 )
         self.committed = version
+        return time.perf_counter() - began
 
     async def _draw(self, prompt: Prompt, params: "SamplingParams") -> "RequestOutput":
         """One sample. vLLM's own queue stays empty: a health check would have to wait in it."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.chaos.freeze import FREEZES, frozen, zombies
 from tests.chaos.plan import PHASES, ROLES, quick, real, sweep
 from tests.chaos.report import missed_targets, show
-from tests.chaos.runs import REAL, SMALL, Job, disturbed, perform
+from tests.chaos.runs import MODES, REAL, SMALL, Job, disturbed, perform
 from tests.chaos.supervisor import ROOT
 
 
@@ -24,13 +24,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--phases", type=names(tuple(PHASES)), default=(*PHASES,), help=f"some of {','.join(PHASES)}")
     parser.add_argument("--quick", action="store_true", help="a few kills of every role, nothing frozen")
     parser.add_argument("--real", action="store_true", help="24 kills of the real stack")
+    parser.add_argument("--mode", choices=MODES, default="sync", help="how sampling and training overlap")
     parser.add_argument("--freeze", action="store_true", help="no kills: only what is frozen")
     parser.add_argument("--out", type=Path, default=ROOT / ".build" / "chaos", help="where runs and figures go")
     parser.add_argument("--side-by-side", type=int, default=2, help="runs at a time")
     chosen = parser.parse_args(arguments)
-    command = REAL if chosen.real else SMALL
+    command = (*(REAL if chosen.real else SMALL), *MODES[chosen.mode])
     began = time.monotonic()
-    verdicts = perform(jobs_of(chosen), chosen.out.resolve(), command, chosen.side_by_side)
+    verdicts = perform(jobs_of(chosen, command), chosen.out.resolve(), command, chosen.side_by_side)
     title = f"{sum(len(verdict.hits) for verdict in verdicts)} hits in {time.monotonic() - began:.0f} s"
     show(title, verdicts, chosen.out / f"{'real' if chosen.real else 'small'}.json")
     missed = missed_targets(verdicts)
@@ -38,13 +39,13 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if missed else 0
 
 
-def jobs_of(chosen: argparse.Namespace) -> list[Job]:
+def jobs_of(chosen: argparse.Namespace, command: Sequence[str]) -> list[Job]:
     if chosen.real:
-        return [(kills.seed, partial(disturbed, kills, REAL)) for kills in real()]
+        return [(kills.seed, partial(disturbed, kills, command)) for kills in real()]
     if chosen.quick:
-        return [(kills.seed, partial(disturbed, kills, SMALL)) for kills in quick()]
+        return [(kills.seed, partial(disturbed, kills, command)) for kills in quick()]
     kills = [] if chosen.freeze else sweep(chosen.roles, chosen.phases, chosen.seeds)
-    jobs: list[Job] = [(scenario.seed, partial(disturbed, scenario, SMALL)) for scenario in kills]
+    jobs: list[Job] = [(scenario.seed, partial(disturbed, scenario, command)) for scenario in kills]
     whole = (chosen.roles, chosen.phases) == (ROLES, (*PHASES,))
     return (
         [*jobs, *((scenario.seed, partial(frozen, scenario)) for scenario in FREEZES), (0, zombies)] if whole else jobs

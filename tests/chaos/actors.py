@@ -49,10 +49,12 @@ class FakeEngineActor:
     def __init__(self, config: Config, index: int, device: str) -> None:
         self.config, self.index = config, index
         self.weights: Weights = {}
+        self.shadow: Weights = {}
         self.version: int | None = None
         self.broken = False
         self.link: socket.socket | None = None
         self.turn = asyncio.Lock()
+        self.abandoned = 0
 
     async def start(self) -> Place:
         core = str(Path(__file__).with_name("core.py"))
@@ -87,16 +89,19 @@ class FakeEngineActor:
     async def generate(self, requests: Sequence[tuple[Prompt, int]], sampling: Sampling) -> list[Group]:
         if self.version is None:
             raise WeightSyncError(f"engine {self.index} samples only from committed weights")
-        return [await self.group(prompt, seed, sampling) for prompt, seed in requests]
+        groups, abandoned = [], self.abandoned
+        for prompt, seed in requests:
+            if abandoned != self.abandoned:
+                raise ClusterError("the requests were dropped")
+            groups.append(await self.group(prompt, seed, sampling))
+        return groups
 
     async def group(self, prompt: Prompt, seed: int, sampling: Sampling) -> Group:
-        request = {"weights": flat(self.weights), "token_ids": prompt.token_ids, "seed": seed}
+        version, request = self.version, {"weights": flat(self.weights), "token_ids": prompt.token_ids, "seed": seed}
+        assert version is not None
         made = await self.ask(request | {"samples": sampling.samples_per_prompt})
-        assert self.version is not None
         samples = [
-            Sample(
-                prompt.id, index, prompt.token_ids, (*ids,), (*logs,), ((0, self.version),), "stop", f"#### {sum(ids)}"
-            )
+            Sample(prompt.id, index, prompt.token_ids, (*ids,), (*logs,), ((0, version),), "stop", f"#### {sum(ids)}")
             for index, (ids, logs) in enumerate(made)
         ]
         return Group(prompt, tuple(samples))
@@ -106,20 +111,32 @@ class FakeEngineActor:
             self.link.close()
         self.link = await asyncio.to_thread(connect, *meeting(transfer), self.config.deadlines.sync)
 
-    async def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> list[Manifest]:
+    async def receive_weights(
+        self, version: int, records: tuple[TensorRecord, ...], ahead: bool = False
+    ) -> list[Manifest]:
         if self.broken:
             raise WeightSyncError(f"engine {self.index} is stale: a sync broke off")
-        self.version, self.broken = None, True
         assert self.link
+        self.shadow = {}
+        if not ahead:
+            self.version, self.broken = None, True
         received = {}
         for _ in NAMES:
             name, values = json.loads(await asyncio.to_thread(read_line, self.link))
             received[name] = values
-        self.weights, self.broken = received, False
+        if ahead:
+            self.shadow = received
+        else:
+            self.weights, self.broken = received, False
         return [Manifest(version, tuple(record(name, values) for name, values in received.items()))]
 
-    async def commit_weights(self, version: int) -> None:
+    async def commit_weights(self, version: int, in_flight: bool = False) -> float:
+        self.weights, self.shadow = self.shadow or self.weights, {}
         self.version = version
+        return 0.0
+
+    async def abandon(self) -> None:
+        self.abandoned += 1
 
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
         answer: list[float] = await self.ask({"weights": flat(self.weights), "self_test_prompt": list(token_ids)})

@@ -12,7 +12,8 @@ from typing import Any
 from tests.chaos.plan import HARD, SOFT, Kill
 from tests.chaos.supervisor import Seen, Start
 
-TIMED = ("time", "phase/*", "step/seconds", "step/tokens_per_second", "sync/*", "train/seconds_*", "checkpoint/*")
+CLOCKS = ("time", "phase/*", "step/seconds", "step/tokens_per_second", "train/seconds_*")
+TIMED = (*CLOCKS, "sync/*", "checkpoint/*", "pipeline/*")
 """Keys of a row that measure time, or that say how the weights travelled; all others must be equal."""
 NOT_COMPARED = ("manifest.json", "metrics.jsonl")  # they hold attempt numbers and times
 SHOWN = {"rollout_actor": "engine", "engine_core": "engine", "trainer_rank": "trainer rank"}
@@ -85,9 +86,12 @@ def reference(run_dir: Path) -> Reference:
     return Reference(results(run_dir), state_files(run_dir))
 
 
-def judge(seen: Seen, wanted: Reference) -> Verdict:
+def judge(seen: Seen, wanted: Reference, exact: bool = True) -> Verdict:
+    """Not `exact`: the same prompts in the same order; where a switch falls between tokens is another each time."""
     found, files = results(seen.run_dir), state_files(seen.run_dir)
     equal_rows, equal_files = found == wanted.rows, files == wanted.files and bool(files)
+    if not exact:
+        equal_rows, equal_files = prompts(found) == prompts(wanted.rows), files.keys() == wanted.files.keys()
     problems = [f"{kill.spec} did not strike" for kill in seen.missed]
     problems += [
         f"start {number} left {', '.join(start.left)}" for number, start in enumerate(seen.starts) if start.left
@@ -120,10 +124,12 @@ def difference(found: list[Row], wanted: list[Row]) -> str:
     return f"{len(found)} rows instead of {len(wanted)}"
 
 
-def wrong_prompts(found: list[Row], wanted: list[Row]) -> int:
-    def prompts(rows: list[Row]) -> list[tuple[int, str]]:
-        return [(row["step"], row["prompts"]) for row in rows if row["event"] == "step"]
+def prompts(rows: list[Row]) -> list[tuple[int, str]]:
+    """Steps in order, with the digest of their prompts."""
+    return [(row["step"], row["prompts"]) for row in rows if row["event"] == "step"]
 
+
+def wrong_prompts(found: list[Row], wanted: list[Row]) -> int:
     return len(set(prompts(found)) ^ set(prompts(wanted))) + len(prompts(found)) - len(set(prompts(found)))
 
 

@@ -12,6 +12,13 @@ from tests.chaos.supervisor import run, stand_alone
 
 SMALL = (sys.executable, "-m", "tests.chaos.driver", "tests/chaos/run.yaml")
 REAL = (sys.executable, "-m", "grpo", "train", "tests/chaos/real.yaml")
+MODES: dict[str, tuple[str, ...]] = {
+    "sync": (),
+    "between": ("rollout.max_staleness=2",),
+    "flight": ("rollout.max_staleness=2", "rollout.update=in_flight"),
+    "refill": ("rollout.max_staleness=1", "rollout.refill=true"),
+}
+"""Overrides of a run, by how it samples ahead."""
 SPARE_STARTS = 2
 Job = tuple[int, Callable[[Path, Reference], Verdict]]
 """The seed of a run, and what runs it and judges it by the undisturbed run of this seed."""
@@ -47,4 +54,5 @@ def undisturbed(seed: int, out: Path, command: Sequence[str]) -> Reference:
 
 def disturbed(scenario: Scenario, command: Sequence[str], out: Path, wanted: Reference) -> Verdict:
     hard = sum(kill.role in HARD for kill in scenario.kills)
-    return judge(run(scenario, out, command, starts=1 + hard + SPARE_STARTS), wanted)
+    seen = run(scenario, out, command, starts=1 + hard + SPARE_STARTS)
+    return judge(seen, wanted, exact="rollout.update=in_flight" not in command)

@@ -73,6 +73,9 @@ class HttpEngine:
 
         return self._call("generate", wanted, read)
 
+    def abandon(self) -> Call[None]:
+        return self._call("health", {}, lambda _: None)  # it answers at once: nothing is under way
+
     def prompt_logprobs(self, token_ids: Sequence[int]) -> Call[list[float]]:
         return self._call("logprobs", list(token_ids), list)
 
@@ -80,14 +83,18 @@ class HttpEngine:
         self.folder = transfer.url.removeprefix("file://")
         return self._call("health", {}, lambda _: None)
 
-    def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> Call[list[Manifest]]:
+    def receive_weights(
+        self, version: int, records: tuple[TensorRecord, ...], ahead: bool = False
+    ) -> Call[list[Manifest]]:
+        assert not ahead, "this server has no room for a second copy"
+
         def read(taken: dict[str, str]) -> list[Manifest]:
             return [Manifest(version, tuple(TensorRecord(name, (2,), "float32", d) for name, d in taken.items()))]
 
         return self._call("load", {"file": f"{self.folder}/{version}.json"}, read)
 
-    def commit_weights(self, version: int) -> Call[None]:
-        return self._call("commit", {"version": version}, lambda _: None)
+    def commit_weights(self, version: int, in_flight: bool = False) -> Call[float]:
+        return self._call("commit", {"version": version}, lambda _: 0.0)
 
     def close(self) -> Call[None]:
         return self._call("health", {}, lambda _: None)

@@ -93,6 +93,7 @@ class LocalEngine(LocalWorker):
         super().__init__("rollout", index, events, node_id)
         self.wire, self.home = wire, node_id
         self.weights: Wire = {}
+        self.shadow: Wire = {}
         self.version = -1
         self.drops = ""
 
@@ -109,22 +110,35 @@ class LocalEngine(LocalWorker):
 
         return self.does(f"generate {len(requests)}", draw)
 
+    def abandon(self) -> Call[None]:
+        return self.does("abandon", lambda: None)
+
     def prompt_logprobs(self, token_ids: Sequence[int]) -> Call[list[float]]:
         return self.does("prompt_logprobs", lambda: logprobs(self.weights))
 
     def join_transfer(self, transfer: Transfer, place: int) -> Call[None]:
         return self.does(f"join_transfer {transfer.url} {place} of {transfer.size}", lambda: None)
 
-    def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> Call[list[Manifest]]:
+    def receive_weights(
+        self, version: int, records: tuple[TensorRecord, ...], ahead: bool = False
+    ) -> Call[list[Manifest]]:
         def take() -> list[Manifest]:
-            self.weights = {name: digest for name, digest in self.wire.items() if name != self.drops}
-            return [Manifest(version, tuple(record(name, digest) for name, digest in self.weights.items()))]
+            taken = {name: digest for name, digest in self.wire.items() if name != self.drops}
+            if ahead:
+                self.shadow = taken
+            else:
+                self.weights, self.shadow = taken, {}
+            return [Manifest(version, tuple(record(name, digest) for name, digest in taken.items()))]
 
-        return self.does(f"receive_weights {version}", take)
+        return self.does(f"receive_weights {version}{' ahead' if ahead else ''}", take)
 
-    def commit_weights(self, version: int) -> Call[None]:
-        self.version = version
-        return self.does(f"commit_weights {version}", lambda: None)
+    def commit_weights(self, version: int, in_flight: bool = False) -> Call[float]:
+        def switch() -> float:
+            self.weights, self.shadow = self.shadow or self.weights, {}
+            self.version = version
+            return 0.0
+
+        return self.does(f"commit_weights {version}{' in flight' if in_flight else ''}", switch)
 
 
 class LocalRank(LocalWorker):

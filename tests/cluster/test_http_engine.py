@@ -17,6 +17,7 @@ from grpo.controller import Controller
 from grpo.errors import ClusterError
 from grpo.interfaces import Call, Components, Engine
 from grpo.rollout.collector import InlineCollector
+from grpo.rollout.drawing import Drawer
 from grpo.run.stopping import StopRequest
 from grpo.types import FileRecord, Manifest
 from tests.cluster.http_engine import HttpEngine, Server
@@ -71,9 +72,8 @@ class Round:
         self.weights = WeightSync(context, self.fleet, self.trainer, self_test_prompt=[1, 2])
         rollouts = FleetRollouts(context, self.fleet, self.weights.ensure)
         rewards = FakeRewards(self.events)
-        collector = InlineCollector(
-            config, FakePrompts(), rollouts, rewards, self.weights, recorder, stop, [prompt(1000)]
-        )
+        drawer = Drawer(config, FakePrompts(), rollouts, rewards)
+        collector = InlineCollector(drawer, self.weights, recorder, stop, [prompt(1000)])
         checkpoints = Checkpoints(config, run_dir, FakeFence())
         self.controller = Controller(
             config, Components(collector, self.trainer, self.weights, checkpoints, recorder, stop)
@@ -104,7 +104,7 @@ def test_a_server_that_is_gone_is_a_lost_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
 ) -> None:
     job = Round(tmp_path, monkeypatch, server)
-    job.weights.sync(0)
+    job.weights.publish(0)
     server.stop()
     with pytest.raises(ClusterError, match="engine 0 at http://127.0.0.1:.* does not answer: .* replaced 3 times"):
-        job.weights.sync(1)
+        job.weights.publish(1)

@@ -51,7 +51,7 @@ def stack(tmp_path: Path) -> Stack:
 
 
 def test_the_first_sync_opens_a_transfer_and_proves_that_engines_follow(stack: Stack) -> None:
-    stats = stack.weights.sync(0)
+    stats = stack.weights.publish(0)
     assert stack.seen("transfer", "perturb", "restore", "receive", "commit") == [
         "trainer rank 0 offer_transfer",
         "trainer rank 0 open_transfer 3",
@@ -71,10 +71,10 @@ def test_the_first_sync_opens_a_transfer_and_proves_that_engines_follow(stack: S
 
 
 def test_the_next_sync_sends_and_commits_alone(stack: Stack) -> None:
-    stack.weights.sync(0)
+    stack.weights.publish(0)
     stack.trainer.step([], 1)
     stack.events.clear()
-    assert "sync/self_test_diff" not in stack.weights.sync(1)
+    assert "sync/self_test_diff" not in stack.weights.publish(1)
     assert stack.events == [
         *("trainer rank 0 send_weights 1", "trainer rank 1 send_weights 1"),
         *("engine 0 receive_weights 1", "engine 1 receive_weights 1"),
@@ -85,12 +85,12 @@ def test_the_next_sync_sends_and_commits_alone(stack: Stack) -> None:
 
 
 def test_nothing_is_committed_that_was_not_received_as_it_was_sent(stack: Stack) -> None:
-    stack.weights.sync(0)
+    stack.weights.publish(0)
     stack.trainer.step([], 1)
     stack.engines[1].drops = "head"
     stack.events.clear()
     with pytest.raises(WeightSyncError, match="worker 1: head is missing"):
-        stack.weights.sync(1)
+        stack.weights.publish(1)
     assert stack.seen("commit") == []
     assert stack.weights.version == 0
 
@@ -98,15 +98,15 @@ def test_nothing_is_committed_that_was_not_received_as_it_was_sent(stack: Stack)
 def test_an_engine_that_holds_weights_and_does_not_compute_with_them_is_found(stack: Stack) -> None:
     stack.engines[1].prompt_logprobs = lambda ids: stack.engines[1].does("old", lambda: [-1.0, -2.0])  # type: ignore
     with pytest.raises(WeightSyncError, match="engine 1 must follow the trainer"):
-        stack.weights.sync(0)
+        stack.weights.publish(0)
 
 
 def test_an_engine_lost_in_a_transfer_is_replaced_and_all_meet_anew(stack: Stack) -> None:
-    stack.weights.sync(0)
+    stack.weights.publish(0)
     stack.trainer.step([], 1)
     stack.engines[0].fails["receive_weights"] = EngineLost("engine 0 died")
     stack.events.clear()
-    stack.weights.sync(1)
+    stack.weights.publish(1)
     assert stack.seen("ends", "open_transfer") == ["engine 0 ends", "trainer rank 0 open_transfer 3"]
     assert [slot.state for slot in stack.fleet.slots] == [State.HEALTHY] * 2
     assert [engine.version for engine in stack.engines] == [0, 1, 1] and len(stack.engines) == 3
@@ -115,17 +115,17 @@ def test_an_engine_lost_in_a_transfer_is_replaced_and_all_meet_anew(stack: Stack
 
 def test_engines_that_fail_with_a_lost_one_are_one_loss_and_the_cause_is_told(stack: Stack) -> None:
     """The end of one engine breaks the group for the other, which says so by a plain ClusterError."""
-    stack.weights.sync(0)
+    stack.weights.publish(0)
     stack.engines[0].fails["receive_weights"] = ClusterError("the group broke off")
     stack.engines[1].fails["receive_weights"] = EngineLost("engine 1 died")
-    stack.weights.sync(1)
+    stack.weights.publish(1)
     assert str(stack.engines[0].lost) == "engine 1 died" and len(stack.engines) == 4
     assert stack.context.recoveries.spent == 1
 
 
 def test_perturbed_weights_are_put_back_if_an_engine_is_lost_in_the_self_test(stack: Stack) -> None:
     stack.engines[1].fails["receive_weights"] = EngineLost("engine 1 died")
-    stack.weights.sync(0)
+    stack.weights.publish(0)
     assert stack.seen("perturb", "restore")[:4] == [
         *("trainer rank 0 perturb", "trainer rank 1 perturb"),
         *("trainer rank 0 restore", "trainer rank 1 restore"),
@@ -135,37 +135,37 @@ def test_perturbed_weights_are_put_back_if_an_engine_is_lost_in_the_self_test(st
 
 
 def test_a_lost_rank_ends_the_trainer_and_not_the_engines_that_answered(stack: Stack) -> None:
-    stack.weights.sync(0)
+    stack.weights.publish(0)
     stack.rank(1).fails["send_weights"] = TrainerLost("rank 1 died")
     stack.events.clear()
     with pytest.raises(TrainerLost, match="rank 1 died"):
-        stack.weights.sync(1)
+        stack.weights.publish(1)
     assert stack.seen("ends") == ["trainer rank 1 ends", "trainer rank 0 ends"]
     assert [slot.state for slot in stack.fleet.slots] == [State.HEALTHY] * 2
     stack.trainer.rebuild()
-    stack.weights.sync(0)
+    stack.weights.publish(0)
     assert "trainer rank 0 open_transfer 3" in stack.events, "new ranks meet the engines anew"
 
 
 def test_an_error_that_a_retry_does_not_mend_is_raised_before_losses_are_repaired(stack: Stack) -> None:
-    stack.weights.sync(0)
+    stack.weights.publish(0)
     stack.engines[0].fails["receive_weights"] = WeightSyncError("engine 0 is stale")
     stack.engines[1].fails["receive_weights"] = EngineLost("engine 1 died")
     with pytest.raises(WeightSyncError, match="engine 0 is stale"):
-        stack.weights.sync(1)
+        stack.weights.publish(1)
     assert len(stack.engines) == 2
 
 
 def test_a_sync_waits_for_a_new_engine_where_the_last_ones_just_leave(stack: Stack) -> None:
-    stack.weights.sync(0)
+    stack.weights.publish(0)
     stack.head.draining = frozenset({"node 0", "node 1"})
-    stack.weights.sync(1)
+    stack.weights.publish(1)
     assert [slot.engine.node_id for slot in stack.fleet.slots] == ["node 2", "node 3"]
     assert stack.weights.version == 1 and stack.context.recoveries.spent == 0
 
 
 def test_ensure_brings_new_engines_to_the_trainers_version(stack: Stack) -> None:
-    stack.weights.sync(0)
+    stack.weights.publish(0)
     assert stack.weights.ensure() == 0
     stack.trainer.step([], 1)
     stack.fleet.lose({slot: EngineLost("their node died") for slot in stack.fleet.slots})
@@ -183,10 +183,10 @@ class FrozenCore(LocalEngine):
 
 
 def test_a_core_that_freezes_in_the_middle_is_noticed_within_the_deadline_of_health(stack: Stack) -> None:
-    stack.weights.sync(0)
+    stack.weights.publish(0)
     stack.seen()
     stack.engines[1].__class__ = FrozenCore
-    stack.weights.sync(1)
+    stack.weights.publish(1)
     events = [*dict.fromkeys(stack.seen("engine 1"))]
     assert events[:3] == ["engine 1 receive_weights 1", "engine 1 health", "engine 1 ends"]
     assert len(stack.engines) == 3 and stack.engines[2].version == 1
@@ -196,9 +196,9 @@ def test_a_core_that_freezes_in_the_middle_is_noticed_within_the_deadline_of_hea
 
 
 def test_what_would_come_again_in_an_engine_loses_nobody(stack: Stack) -> None:
-    stack.weights.sync(0)
+    stack.weights.publish(0)
     stack.engines[0].fails["receive_weights"] = OutOfMemory("weight sync: engine 0 is out of memory")
     stack.engines[1].fails["receive_weights"] = ClusterError("the transfer broke off")
     with pytest.raises(OutOfMemory):
-        stack.weights.sync(1)
+        stack.weights.publish(1)
     assert len(stack.engines) == 2 and not stack.engines[0].lost

@@ -7,7 +7,8 @@ import pytest
 
 from grpo.config import Config
 from grpo.errors import WeightSyncError
-from grpo.rollout.collector import InlineCollector, check_versions
+from grpo.rollout.collector import InlineCollector
+from grpo.rollout.drawing import Drawer, check_versions
 from grpo.run.stopping import StopRequest
 from grpo.types import Group, Stats
 from tests.fakes import FakePrompts, FakeRecorder, FakeRewards, FakeRollouts, FakeWeights, prompt, sample
@@ -26,17 +27,16 @@ def make_collector(events: list[str], held_out: int = 0) -> InlineCollector:
     rollout = {"prompts_per_step": 3, "samples_per_prompt": 2}
     config = Config.model_validate({"model": {"path": "x"}, "rollout": rollout})
     weights = FakeWeights(events)
-    weights.sync(0)
+    weights.publish(0)
     prompts = [prompt(100 + number) for number in range(held_out)]
     rollouts, rewards = FakeRollouts(events, weights), CountingRewards(events)
-    return InlineCollector(
-        config, FakePrompts(), rollouts, rewards, weights, FakeRecorder(events), StopRequest(30), prompts
-    )
+    drawer = Drawer(config, FakePrompts(), rollouts, rewards)
+    return InlineCollector(drawer, weights, FakeRecorder(events), StopRequest(30), prompts)
 
 
 def test_a_batch_has_scored_groups_their_samples_in_order_and_what_was_counted() -> None:
     events: list[str] = []
-    batch = make_collector(events).collect(1, lambda: events.append("sampled"))
+    batch = make_collector(events).next(1, lambda: events.append("sampled"))
     assert events == ["sync 0", "generate 1", "sampled", "score"]
     assert [group.rewards_G for group in batch.groups] == [[1.0, 0.0]] * 3
     rows = [(row.prompt_id, row.index) for row in batch.samples]
@@ -47,11 +47,11 @@ def test_a_batch_has_scored_groups_their_samples_in_order_and_what_was_counted()
 
 def test_the_stream_goes_back_to_where_it_was() -> None:
     collector = make_collector([])
-    collector.collect(1, nothing)
+    collector.next(1, nothing)
     state = collector.state()
-    second = collector.collect(2, nothing)
-    collector.restore(state)
-    assert [row.prompt_id for row in collector.collect(2, nothing).samples] == [row.prompt_id for row in second.samples]
+    second = collector.next(2, nothing)
+    collector.restore(1, state, b"")
+    assert [row.prompt_id for row in collector.next(2, nothing).samples] == [row.prompt_id for row in second.samples]
 
 
 def test_an_evaluation_takes_no_prompt_of_the_stream() -> None:
@@ -64,7 +64,7 @@ def test_an_evaluation_takes_no_prompt_of_the_stream() -> None:
 @pytest.mark.parametrize("version", [2, 4])
 def test_samples_of_older_and_of_newer_weights_are_refused(version: int, tmp_path: Path) -> None:
     good = [sample(prompt(1), index, 3) for index in range(2)]
-    check_versions([Group(prompt(1), tuple(good))], 3)
+    check_versions([Group(prompt(1), tuple(good))], 3, 3)
     odd = replace(sample(prompt(1), 1, version), index=1)
     with pytest.raises(WeightSyncError, match=f"from weight version 3, but sample 1 of prompt fake:1 says {version}"):
-        check_versions([Group(prompt(1), (good[0], odd))], 3)
+        check_versions([Group(prompt(1), (good[0], odd))], 3, 3)
