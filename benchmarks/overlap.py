@@ -2,8 +2,8 @@
 
     python -m benchmarks.overlap
 
-The loop, Ray, weights and rewards are the product's; engines and ranks only take time (timed.py). A step of 1 s is
-what the longer pool needs, so the share of its time in which a pool works is 1 s / step.
+The loop, Ray, weights and rewards are the product's; engines and ranks only take time (tests/chaos/timed.py). Each pool
+needs 1 s for its part of a step, so the share of the time in which it works is 1 s / step.
 """
 
 import json
@@ -13,9 +13,9 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from benchmarks.timed import BATCH_SECONDS, EvenEngine, TailEngine, TimedRank
 from grpo.cluster.job import Makers, placed_engine, placed_rank, train
 from grpo.config.load import load_config
+from tests.chaos.timed import BATCH_SECONDS, EvenEngine, TailEngine, TimedRank
 
 RUN = Path(__file__).parents[1] / "tests" / "chaos" / "run.yaml"
 STEPS, WARM = 16, 6

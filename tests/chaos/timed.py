@@ -1,4 +1,4 @@
-"""Engines and ranks that take as long as the benchmark of the overlap says; see overlap.py.
+"""Engines and ranks that take as long as the benchmark of the overlap says; see benchmarks/overlap.py.
 
 What they sample and learn is nothing; who waits for whom is the product's, with real Ray.
 """
