@@ -15,6 +15,7 @@ from typing import Protocol
 from grpo.checkpoint.commit import Commit
 from grpo.errors import DeadlineExceeded, Interrupted
 from grpo.run.stopping import StopRequest
+from grpo.run.threads import give_way
 from grpo.types import FileRecord
 
 SLICE_SECONDS = 0.1
@@ -99,6 +100,7 @@ class Committer:
         self._future = future = Future[Commit]()
 
         def run() -> None:
+            give_way()
             try:
                 future.set_result(self._commit(step, write, content))
             except BaseException as error:  # raised again by whoever takes it

@@ -1,11 +1,14 @@
-"""Threads that must not end before they are told to: what they raise is said, and they go on."""
+"""Threads that must not end before they are told to: what they raise is said, and they go on. Threads that give way."""
 
+import os
 import sys
 import threading
 from collections.abc import Callable
 
 PAUSE_SECONDS = 0.2
 """Before work that has failed is taken up again."""
+POLITE = 5
+"""Steps down the ladder of priorities (nice)."""
 
 
 def start_lasting(name: str, work: Callable[[], object], ended: threading.Event) -> threading.Thread:
@@ -16,6 +19,17 @@ def start_lasting(name: str, work: Callable[[], object], ended: threading.Event)
     thread = threading.Thread(target=_last, args=(name, work, ended), name=name, daemon=True)
     thread.start()
     return thread
+
+
+def give_way() -> None:
+    """From now on the calling thread, and what it starts, leaves the cores to others of the machine that want them.
+
+    On a CPU a step that shares its cores with a thread of equal rank takes three times as long: its own threads wait
+    for each other. More than POLITE would starve the thread for minutes.
+    """
+    if sys.platform == "linux":  # elsewhere only whole processes have a rank
+        usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, usual + POLITE))
 
 
 def _last(name: str, work: Callable[[], object], ended: threading.Event) -> None:

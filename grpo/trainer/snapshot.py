@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from grpo.config import Config
+from grpo.run.threads import give_way
 from grpo.trainer import rng
 from grpo.trainer.collective import raise_on_all_ranks
 from grpo.trainer.deepspeed_private import KINDS, Shards
@@ -122,6 +123,7 @@ class StateSnapshot:
         """
         assert self.step == step and self.memory, f"step {step} is written, but {self.step} was taken"
         with self._writing:
+            give_way()
             if self.device.type == "cpu":
                 stay_aside()
             views = self.memory.views

@@ -1,10 +1,11 @@
+import os
 import sys
 import threading
 
 import pytest
 
 from grpo.run import threads
-from grpo.run.threads import start_lasting
+from grpo.run.threads import POLITE, give_way, start_lasting
 
 
 def run(work, ended=None):
@@ -65,3 +66,25 @@ def test_it_ends_when_told_also_while_the_work_fails():
         raise ValueError
 
     run(work, ended)
+
+
+def test_a_thread_that_gives_way_is_polite_and_its_children_too_but_nobody_else() -> None:
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    found: list[int] = []
+
+    def look() -> None:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    def polite() -> None:
+        for _ in range(2):  # a thread that writes every commit of a run
+            give_way()
+            look()
+        child = threading.Thread(target=look)
+        child.start()
+        child.join()
+
+    thread = threading.Thread(target=polite)
+    thread.start()
+    thread.join()
+    look()
+    assert found == [min(19, usual + POLITE)] * 3 + [usual]
