@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +19,7 @@ from grpo.config import Config
 from grpo.errors import Fenced, GrpoError, Interrupted, InterruptedEarly, NoLearningSignal, TrainerLost
 from grpo.interfaces import DRAWN, Batch, Components
 from grpo.run.clock import Clock, due
-from grpo.types import Groups, Stats
+from grpo.types import FileRecord, Groups, Stats
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,16 @@ class Controller:
             began = time.monotonic()
             if background:
                 parts.trainer.snapshot(progress.step)
-            attachments, drawn = parts.recorder.attachments(), parts.collector.drawn(progress.step)
-            write = parts.trainer.write if background else parts.trainer.save
-            self.committer.begin(progress.step, began, write, lambda: content(progress, attachments, drawn))
+            attached, drawn = partial(parts.recorder.attachments, progress.step), parts.collector.drawn(progress.step)
+            write = self.write if background else parts.trainer.save
+            self.committer.begin(progress.step, began, write, lambda: content(progress, attached, drawn))
             if wait or not background:
                 self.take_commit(self.committer.finish(parts.recorder.alive))
+
+    def write(self, folder: str, step: int) -> tuple[FileRecord, ...]:
+        """The ranks' files of a commit, beside the next steps; in the committer's thread."""
+        with self.components.recorder.lane("trainer", "write", step):
+            return self.components.trainer.write(folder, step)
 
     def finish_commit(self) -> None:
         """Returns once no commit is under way. Raises what the last one failed with."""
@@ -236,10 +242,13 @@ class Controller:
         return steps
 
 
-def content(progress: Progress, attachments: Mapping[str, bytes], drawn: Callable[[], bytes]) -> Content:
-    """What a commit holds beside the files of the ranks. The committer's thread asks for it, as late as it can."""
-    if ahead := drawn():
-        attachments = {**attachments, DRAWN: ahead}
+def content(progress: Progress, attached: Callable[[], Mapping[str, bytes]], drawn: Callable[[], bytes]) -> Content:
+    """What a commit holds beside the files of the ranks. The committer's thread asks for it, as late as it can.
+
+    The rows are asked for after what was drawn: they say that its weights were verified, maybe after the step.
+    """
+    ahead = drawn()
+    attachments = {**attached(), **({DRAWN: ahead} if ahead else {})}
     state = {"progress": asdict(progress), "attachments": sorted(attachments)}
     return Content(state, progress.score, attachments)
 

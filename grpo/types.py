@@ -13,6 +13,9 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length"]
 
+Lane = Literal["rollout", "trainer"]
+"""A pool of devices, in pictures of what they do when: the engines, the ranks of the trainer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

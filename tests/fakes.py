@@ -214,6 +214,8 @@ class FakeRecorder:
     commits: list[tuple[int, int]] = field(default_factory=list)
     measured: list[Stats] = field(default_factory=list)
     """What was measured of each commit."""
+    lanes: list[tuple[str, str, int]] = field(default_factory=list)
+    versions: list[tuple[int, str]] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -235,19 +237,22 @@ class FakeRecorder:
         finally:
             self.open.pop()
 
-    @contextmanager
-    def lane(self, lane: str, what: str, step: int) -> Iterator[None]:
-        yield
-
-    def log_version(self, version: int, stats: Stats, digest: str) -> None:
-        self.events.append(f"log_version {version}")
-
     def log_sync(self, stats: Stats, digest: str) -> None:
         assert self.open[-1] == "weight_sync"
         self.syncs.append(stats)
 
-    def attachments(self) -> dict[str, bytes]:
-        return {"steps.json": json.dumps(self.steps).encode()}
+    @contextmanager
+    def lane(self, lane: str, what: str, step: int) -> Iterator[None]:
+        self.lanes.append((lane, what, step))
+        yield
+
+    def log_version(self, version: int, stats: Stats, digest: str) -> None:
+        self.events.append(f"log_version {version}")
+        self.versions.append((version, digest))
+
+    def attachments(self, step: int | None = None) -> dict[str, bytes]:
+        kept = {made: stats for made, stats in list(self.steps.items()) if step is None or made <= step}
+        return {"steps.json": json.dumps(kept).encode()}
 
     def rewind(self, step: int, attachments: Mapping[str, bytes]) -> None:
         self.events.append(f"rewind {step}")
@@ -267,7 +272,6 @@ class FakeRecorder:
         pass
 
     def log_commit(self, step: int, size: int, stats: Stats | None = None) -> None:
-        assert self.open[-1] == "checkpoint"
         self.commits.append((step, size))
         self.measured.append(stats or {})
 

@@ -7,11 +7,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from grpo.checkpoint import Commit
 from grpo.run.stopping import StopRequest
-from grpo.types import FileRecord, Group, Groups, Prompt, Sample, Sampling, Stats
+from grpo.types import FileRecord, Group, Groups, Lane, Prompt, Sample, Sampling, Stats
 
 
 class PromptStream(Protocol):
@@ -236,7 +236,10 @@ class Observer(Protocol):
 
 
 class Recorder(Observer, Protocol):
-    """Everything a person sees: progress line, metrics, samples."""
+    """Everything a person sees: progress line, metrics, samples.
+
+    Steps and phases, and what is logged inside of them, are the main thread's. Any thread may call the other verbs.
+    """
 
     def step(self, step: int) -> AbstractContextManager[None]:
         """Around a whole step: its time, and one row of all that is logged inside."""
@@ -246,16 +249,20 @@ class Recorder(Observer, Protocol):
         """Around a phase of the loop: its time; what a person sees as running."""
         ...
 
-    def lane(self, lane: Literal["rollout", "trainer"], what: str, step: int) -> AbstractContextManager[None]:
-        """Around what a pool does for the batch or version of a step, whatever the other one does meanwhile."""
-        ...
+    def lane(self, lane: Lane, what: str, step: int) -> AbstractContextManager[None]:
+        """Around what a pool does for the batch or version of a step, whatever the other one does meanwhile.
 
-    def log_version(self, version: int, stats: Stats, digest: str) -> None:
-        """The weights of that version were verified on the engines, beside the steps: a row of its own."""
+        `what` is a word like sample, reward, receive, switch, train, publish, commit or write; `observe/lanes.py` says
+        which of them keep the pool's devices at work.
+        """
         ...
 
     def log_sync(self, stats: Stats, digest: str) -> None:
         """Inside of a phase: a sync and the digest of its weights; "" if no engine has them yet."""
+        ...
+
+    def log_version(self, version: int, stats: Stats, digest: str) -> None:
+        """The weights of that version were verified on the engines, beside the steps: a row of its own."""
         ...
 
     def log_step(self, step: int, groups: Groups, stats: Stats) -> None:
@@ -274,8 +281,8 @@ class Recorder(Observer, Protocol):
         """Goes back to what was recorded when a checkpoint took the attachments; step 0 has none."""
         ...
 
-    def attachments(self) -> dict[str, bytes]:
-        """What a checkpoint must keep for `rewind`."""
+    def attachments(self, step: int | None = None) -> dict[str, bytes]:
+        """What a checkpoint must keep for `rewind`; of a `step` that is not the newest, nothing that came after it."""
         ...
 
 

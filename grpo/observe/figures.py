@@ -10,8 +10,8 @@ from typing import TypedDict
 
 import plotly.graph_objects as go
 
-from grpo.observe.folder import Row, finite, number
 from grpo.observe.metrics import PHASES
+from grpo.observe.rows import Row, finite, number
 
 # Readable on a light and on a dark page.
 COLORS = ("#3b82d6", "#e0803a", "#23a07a", "#8b6fe0", "#d3568f", "#b59a1d", "#7f8794")

@@ -16,27 +16,29 @@
     trackers.json   the run's ids at W&B and MLflow
 
 A row of metrics.jsonl: {"event": "step", "step": 3, "time": 1790000000.1, "reward/mean": 0.5, "phase/rollout": 1.2, …}.
-`event` is start, step, eval, weight_sync, checkpoint, recovery or end; times are in seconds; a number that is not
-finite is null. A step carries digests of its prompt ids ("prompts"), of its sampled tokens ("tokens") and of the
-weights that it left behind ("weights"): two runs with equal digests did the same.
+`event` is start, step, eval, weight_sync, checkpoint, commit, recovery or end; times are in seconds; a number that is
+not finite is null. A commit is a checkpoint that was written beside the steps and is durable now; a weight_sync beside
+them has the version as its step. A step carries digests of its prompt ids ("prompts"), of its sampled tokens ("tokens")
+and of the weights that it left behind ("weights"): two runs with equal digests did the same.
 """
 
 import json
 import math
-import reprlib
-import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
 from grpo.config import Config
 from grpo.config.load import dump_config
 from grpo.errors import CheckpointError, ConfigError
+from grpo.observe.rows import step_of
 from grpo.run.layout import CHECKPOINTS, CONFIG, METRICS, SAMPLES, SUPERSEDED
 from grpo.store import MOST_READ, open_store
-from grpo.store.files import NotAFile, open_append, open_regular, read_regular
+from grpo.store.files import open_append, read_regular
 from grpo.types import Group, Stats
 
 
@@ -52,16 +54,12 @@ def prepare_folder(run_dir: Path, resume: str) -> None:
         )
 
 
-LARGEST = 1e300
 MOST_SAMPLES = 1 << 34
-MOST_LINE = 1 << 28
-"""Bytes of samples.jsonl and of one row: what is longer was not written by a run."""
-Row = dict[str, object]
-"""A line of metrics.jsonl or samples.jsonl, as read."""
+"""Bytes of samples.jsonl: what is longer was not written by a run."""
 
 
 class RunFolder:
-    """Writes to a prepared folder. Raises CheckpointError if it cannot be written.
+    """Writes to a prepared folder, from any thread. Raises CheckpointError if it cannot be written.
 
     Files are line-buffered: a killed run loses at most the line that it was writing.
     """
@@ -69,6 +67,7 @@ class RunFolder:
     def __init__(self, run_dir: Path, config: Config, decode: Callable[[Sequence[int]], str] | None = None) -> None:
         self.run_dir = run_dir
         self._decode = decode
+        self._guard = threading.Lock()
         self._groups_kept = config.metrics.completions_per_step
         with _writing(run_dir):
             _replace(run_dir / CONFIG, dump_config(config).encode())
@@ -82,13 +81,20 @@ class RunFolder:
 
     def close(self) -> None:
         """Flushes and closes what it writes. Raises CheckpointError for a disk that is full only now."""
-        with _writing(self.run_dir):
+        with self._guard, _writing(self.run_dir):
             self._stack.close()
 
-    def metrics(self) -> bytes:
-        """All rows of metrics.jsonl so far."""
-        with _writing(self.run_dir):
-            return read_regular(self.run_dir / METRICS, MOST_READ)
+    def metrics(self, step: int | None = None) -> bytes:
+        """The rows of metrics.jsonl so far, without those of steps after `step`."""
+        with self._guard, _writing(self.run_dir):
+            content = read_regular(self.run_dir / METRICS, MOST_READ)
+        if step is None:
+            return content
+        lines = content.splitlines(True)
+        # Before the row of the step itself there is nothing that came after it: those need not be looked at.
+        since = list(takewhile(lambda line: not _is_end_of(step, line), reversed(lines)))
+        later = [line for line in reversed(since) if step_of(line) <= step]
+        return b"".join([*lines[: len(lines) - len(since)], *later])
 
     def rewind(self, step: int, metrics: bytes, own: Sequence[str]) -> None:
         """Goes back to the rows as they were at a checkpoint, and the lines `own` of this start that came after.
@@ -96,10 +102,10 @@ class RunFolder:
         Rows that are taken out, since their steps will be made again, are kept in superseded/. New files take the place
         of the old ones, so that an older start which still holds those open cannot write into them.
         """
-        with _writing(self.run_dir):
+        with self._guard, _writing(self.run_dir):
             self._stack.close()
             samples = self.run_dir / SAMPLES
-            kept = [line for line in read_regular(samples, MOST_SAMPLES).splitlines(True) if _step_of(line) <= step]
+            kept = [line for line in read_regular(samples, MOST_SAMPLES).splitlines(True) if step_of(line) <= step]
             for name, content in ((METRICS, metrics + "".join(own).encode()), (SAMPLES, b"".join(kept))):
                 self._set_aside(name, content)
                 _replace(self.run_dir / name, content)
@@ -120,14 +126,14 @@ class RunFolder:
     def write_row(self, event: str, step: int, row: Stats, **text: str) -> str:
         """One row of metrics.jsonl; returns the line."""
         numbers = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        with _writing(self.run_dir):
+        with self._guard, _writing(self.run_dir):
             line = _line({"event": event, "step": step, "time": round(time.time(), 3), **text, **numbers})
             self._metrics.write(line)
         return line
 
     def write_samples(self, event: str, step: int, groups: Sequence[Group]) -> None:
         """The first `metrics.completions_per_step` groups, one row of samples.jsonl each."""
-        with _writing(self.run_dir):
+        with self._guard, _writing(self.run_dir):
             for group in groups[: self._groups_kept]:
                 seen = {"prompt": self._decode(group.prompt.token_ids)} if self._decode else {}
                 self._samples.write(_line({"event": event, "step": step, **sample_row(group), **seen}))
@@ -141,12 +147,8 @@ def _line(row: Mapping[str, object]) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
 
 
-def _step_of(line: bytes) -> int:
-    """The step of a row; of the half line of a killed run a very late one."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return sys.maxsize
+def _is_end_of(step: int, line: bytes) -> bool:
+    return step_of(line) == step and line.startswith(b'{"event": "step"')
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -179,60 +181,3 @@ def sample_row(group: Group) -> dict[str, object]:
         "finish_reasons": [sample.finish_reason for sample in group.samples],
         "versions": [sample.oldest_version for sample in group.samples],
     }
-
-
-def number(row: Row, key: str) -> float:
-    """A number that the row must have. Raises CheckpointError for one that somebody else has written."""
-    value = row.get(key)
-    if not isinstance(value, int | float):
-        raise CheckpointError(f"a row must have a number as its {key}, but has {value!r}; take the row out")
-    return value
-
-
-def finite(value: object) -> float | None:
-    """A number as a float; None for all else, also for one that is not finite or that no plot could hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST < value < LARGEST:
-        return None
-    return float(value)
-
-
-def numbers_of(row: Row) -> dict[str, float | None]:
-    """What was measured, by keys of the catalogue; None where it was not finite."""
-    return {key: value for key, value in row.items() if "/" in key and isinstance(value, int | float | None)}
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a .jsonl file of a run, none if there is no file. The half line of a killed run is left out.
-
-    Raises CheckpointError for a line that is no row before the last, and for what is no file or cannot be read.
-    """
-    broken: str | None = None
-    with _reading(path), open_regular(path) as file:
-        for number, line in enumerate(iter(lambda: file.readline(MOST_LINE), b""), start=1):
-            if broken is not None:
-                rule = "a row must be a JSON object with its event and step"
-                raise CheckpointError(f"{path}:{number - 1}: {rule}, but {broken}; delete it")
-            try:
-                row = json.loads(line.decode(errors="replace"))
-            except (ValueError, RecursionError) as error:
-                broken = f"{error}"
-                continue
-            if isinstance(row, dict) and isinstance(row.get("event"), str) and _is_step(row.get("step")):
-                yield row
-            else:
-                broken = f"found {reprlib.repr(row)}"
-
-
-def _is_step(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        way_out = "take it away" if isinstance(error, NotAFile) else "check that it may be read"
-        raise CheckpointError(f"{path}: the rows of a run must be read, but: {error}; {way_out}") from error

@@ -1,5 +1,6 @@
 """Whether the loop gets on and whether it is ready: what Kubernetes asks before it restarts or trusts a pod."""
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,17 +19,19 @@ class Sign:
 
 
 class Health:
-    """Told by the loop's thread, asked by the server's. `now` are seconds of a clock that nobody sets."""
+    """Told by the threads of the loop, asked by the server's. `now` are seconds of a clock that nobody sets."""
 
     def __init__(self, config: Config, now: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits(config)
         self._now = now
         self._sign = Sign("", now(), time.time())
         self._ready = False
+        self._guard = threading.Lock()
 
     def alive(self, phase: str | None = None) -> None:
         """A sign of progress; `phase` names the one that has begun, "" for none, None for the same as before."""
-        self._sign = Sign(self._sign.phase if phase is None else phase, self._now(), time.time())
+        with self._guard:
+            self._sign = Sign(self._sign.phase if phase is None else phase, self._now(), time.time())
 
     def ready(self) -> None:
         """Engines and ranks are there, and a weight sync between them is verified."""

@@ -5,6 +5,8 @@ filled from samples or events. Naming: prefix grpo_, base units, _total for coun
 `run`; other labels have few values and never text of a model. https://prometheus.io/docs/practices/naming/
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -12,7 +14,7 @@ from functools import lru_cache
 from statistics import fmean, pstdev
 from typing import Literal
 
-from grpo.types import Group, Stats
+from grpo.types import Group, Groups, Stats
 
 PHASES = ("rollout", "reward", "advantage", "train", "weight_sync", "checkpoint", "eval")
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
@@ -55,6 +57,9 @@ BY_FAILURE = {"reward/failures_*": "*"}
 BY_REQUEST = {"reward/requests": "sent", "reward/retries": "repeated", "reward/cached": "saved"}
 BY_PART = {"train/seconds_*": "*"}
 BY_SOURCE = {"reward/source/*": "*"}
+BY_POOL = {f"pipeline/{pool}_idle": pool for pool in ("rollout", "trainer")}
+BY_LEG = {f"sync/{part}_seconds": part for part in ("publish", "receive", "switch")}
+BY_WAIT = {f"checkpoint/{part}_seconds": part for part in ("stall", "durable")}
 SCORES = ("accuracy", "pass@*", "maj@*", "reward", "completion_tokens", "truncated_ratio")
 BY_SCORE = {f"eval/{score}": score for score in SCORES}
 
@@ -102,6 +107,11 @@ CATALOGUE: tuple[Metric, ...] = (
         "Groups without signal replaced (rollout.refill).",
         "rollout/skipped_groups",
     ),
+    _gauge("grpo_sample_staleness_max_steps", "steps", "Largest lag in the last step.", "rollout/staleness_max"),
+    Metric("grpo_max_staleness_steps", "gauge", "steps", "Bound of the lag (rollout.max_staleness); 0: no overlap."),
+    # The overlap of sampling and training
+    Metric("grpo_pool_idle_ratio", "gauge", "share", "Time of the last step without work.", ("pool",), BY_POOL),
+    _gauge("grpo_batches_ahead", "batches", "Batches that are drawn and wait to be trained.", "pipeline/batches_ahead"),
     # The trainer
     _gauge("grpo_loss", "", "Mean loss of the last step's updates.", "train/loss"),
     Metric("grpo_clip_ratio", "gauge", "share", "Tokens clipped, by bound (low, high).", ("bound",), BY_BOUND),
@@ -120,19 +130,16 @@ CATALOGUE: tuple[Metric, ...] = (
     # Weight sync, checkpoints, evaluation
     Metric("grpo_weight_sync_total", "counter", "syncs", "Weight syncs by result (ok, error).", ("result",)),
     _histogram("grpo_weight_sync_duration_seconds", "seconds", "Duration of a sync.", SECONDS, "sync/seconds"),
+    Metric("grpo_weight_sync_part_seconds", "gauge", "seconds", "Last sync by part.", ("part",), BY_LEG),
     _counter("grpo_weight_sync_bytes_total", "bytes", "Bytes that the syncs have sent.", "sync/bytes"),
-    _gauge("grpo_weight_publish_seconds", "seconds", "Copying the last version.", "sync/publish_seconds"),
-    _gauge("grpo_weight_snapshot_bytes", "bytes", "All copies of published versions.", "sync/snapshot_bytes"),
-    _gauge(
-        "grpo_weight_receive_seconds", "seconds", "Taking the last version beside sampling.", "sync/receive_seconds"
-    ),
-    _gauge("grpo_weight_switch_seconds", "seconds", "Engines' standstill for it.", "sync/switch_seconds"),
+    _gauge("grpo_weight_snapshot_bytes", "bytes", "Published versions that the trainer keeps.", "sync/snapshot_bytes"),
     Metric("grpo_policy_version", "gauge", "steps", "Step whose weights a role holds (rollout, trainer).", ("role",)),
     _gauge("grpo_self_test_diff_nats", "nats", "Mean |trainer - engine| logprob at start.", "sync/self_test_diff"),
     Metric("grpo_checkpoint_step", "gauge", "steps", "Step of the newest checkpoint; 0 before the first."),
     Metric("grpo_checkpoint_every_steps", "gauge", "steps", "Steps between saves (checkpoint.every); 0: at the end."),
     Metric("grpo_checkpoint_size_bytes", "gauge", "bytes", "Size of the last checkpoint that was saved."),
     Metric("grpo_checkpoint_last_success_timestamp_seconds", "gauge", "unix seconds", "When a save last succeeded."),
+    Metric("grpo_checkpoint_part_seconds", "gauge", "seconds", "Last save: stall, durable.", ("part",), BY_WAIT),
     Metric("grpo_checkpoint_failures_total", "counter", "saves", "Checkpoints that could not be written."),
     Metric("grpo_checkpoint_skipped_total", "counter", "checkpoints", "Damaged checkpoints that were passed over."),
     Metric("grpo_eval_score", "gauge", "", "Scores of the last evaluation.", ("metric",), BY_SCORE),
@@ -165,6 +172,7 @@ def summarize(groups: Sequence[Group], step: int) -> Stats:
         "rollout/prompt_tokens": float(sum(len(group.prompt.token_ids) for group in groups)),
         "rollout/completion_tokens": float(sum(lengths_B)),
         "rollout/staleness": fmean(sample.lag(step) for sample in samples),
+        "rollout/staleness_max": float(max(sample.lag(step) for sample in samples)),
     }
 
 
@@ -175,3 +183,12 @@ def _by_source(groups: Sequence[Group]) -> Stats:
         if group.prompt.source:
             rewards.setdefault(group.prompt.source, []).extend(group.rewards_G)
     return {f"reward/source/{name}": fmean(found) for name, found in rewards.items() if found}
+
+
+def digests(groups: Groups) -> dict[str, str]:
+    """What tells whether two runs did the same in a step: digests of its prompts' ids and of its sampled tokens."""
+    named = {
+        "prompts": [group.prompt.id for group in groups],
+        "tokens": [sample.output_ids for group in groups for sample in group.samples],
+    }
+    return {name: hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] for name, value in named.items()}

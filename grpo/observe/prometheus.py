@@ -1,6 +1,7 @@
 """The catalogue as Prometheus series. What comes once a step comes as a row; what must show at once has a verb here."""
 
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 
@@ -12,9 +13,10 @@ from grpo.types import Group, Stats
 
 
 class PrometheusMetrics:
-    """The catalogue as Prometheus series in a registry of its own."""
+    """The catalogue as Prometheus series in a registry of its own. Any thread may call."""
 
     def __init__(self, run: str, version: str, model: str, loss: str) -> None:
+        self._guard = threading.Lock()  # of what belongs together; each series has its own
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the series
         self.registry = CollectorRegistry()
         self._run = run
@@ -75,6 +77,7 @@ class PrometheusMetrics:
         self._set("grpo_attempt", attempt)
         self._set("grpo_run_steps", config.run.steps)
         self._set("grpo_checkpoint_every_steps", config.checkpoint.every)
+        self._set("grpo_max_staleness_steps", config.rollout.max_staleness)
         for role, expected in (("rollout", config.rollout.engines), ("trainer", config.train.ranks)):
             self._set("grpo_workers", expected, role, "expected")
             self.workers(role, ready=0, lost=0)
@@ -100,12 +103,17 @@ class PrometheusMetrics:
 
     def workers(self, role: str, ready: int, lost: int) -> None:
         """How many actors of a role are there and how many are missing."""
-        self._set("grpo_workers", ready, role, "ready")
-        self._set("grpo_workers", lost, role, "lost")
+        with self._guard:
+            self._set("grpo_workers", ready, role, "ready")
+            self._set("grpo_workers", lost, role, "lost")
 
     def policy_version(self, role: str, version: int) -> None:
         """The version of the weights that a role holds."""
         self._set("grpo_policy_version", version, role)
+
+    def version_verified(self) -> None:
+        """Engines have taken a version over beside the steps."""
+        self._add("grpo_weight_sync_total", 1, "ok")
 
     def progress(self) -> None:
         """A sign of progress, now."""

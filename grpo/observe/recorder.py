@@ -1,29 +1,29 @@
 """Everything a person sees of a run: its folder, the progress line, Prometheus and, if asked, W&B or MLflow."""
 
-import hashlib
-import json
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from grpo import __version__
 from grpo.config import Config
-from grpo.errors import ConfigError
-from grpo.observe.folder import RunFolder, number, numbers_of, prepare_folder, read_rows
+from grpo.observe.folder import RunFolder, prepare_folder
 from grpo.observe.health import Health
-from grpo.observe.metrics import summarize
+from grpo.observe.lanes import Lanes, Span
+from grpo.observe.metrics import digests, summarize
 from grpo.observe.progress import RunProgress
 from grpo.observe.prometheus import PrometheusMetrics
-from grpo.observe.server import serving
+from grpo.observe.rows import number, numbers_of, read_rows
+from grpo.observe.server import serving_run
 from grpo.observe.tracking import Tracking
 from grpo.run.faults import fault_point, phase_point
 from grpo.run.layout import METRICS
-from grpo.types import Group, Groups, Stats
+from grpo.types import Group, Lane, Stats
 
 
 class RunRecorder:
@@ -57,6 +57,9 @@ class RunRecorder:
         self._tracking = Tracking(config, self.run_dir, self.say, self._prometheus.tracker_failed)
         self._own: list[str] = []
         """Rows of this start that outlive going back to a checkpoint, whether that holds them or not."""
+        self._guard = threading.RLock()
+        """Of what other threads write while the main thread goes back."""
+        self._lanes = Lanes(self._span_ended, overlapped=config.rollout.max_staleness > 0)
         self._row: Stats = {}
         self._digests: dict[str, str] = {}
         self._depth = 0
@@ -65,7 +68,9 @@ class RunRecorder:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             prepare_folder(self.run_dir, self.config.run.resume)
-            self._serve(stack)
+            self.port = stack.enter_context(serving_run(self.config, self._prometheus.registry, self.health))
+            if self.port is not None:
+                self.say(f"metrics at http://localhost:{self.port}/metrics")
             stack.push(lambda kind, error, trace: self._tracking.close(ok=kind is None))
             self._tracking.open()
             self._folder = RunFolder(self.run_dir, self.config, self._decode)
@@ -93,6 +98,7 @@ class RunRecorder:
     def step(self, step: int) -> Iterator[None]:
         self._step = step
         self.progress.step_started()
+        self._lanes.step_started()
         ok = False
         try:
             with self._block("step", "step/seconds"):
@@ -108,7 +114,7 @@ class RunRecorder:
         self.alive(name)
         ok = False
         try:
-            with self._block(name, f"phase/{name}"):
+            with self._block(name, f"phase/{name}"), self._lanes.phase(name, self._step):
                 phase_point(name, "began", self._step)
                 yield
                 phase_point(name, "ended", self._step)
@@ -119,13 +125,11 @@ class RunRecorder:
             self.alive("")
 
     @contextmanager
-    def lane(self, lane: Literal["rollout", "trainer"], what: str, step: int) -> Iterator[None]:
+    def lane(self, lane: Lane, what: str, step: int) -> Iterator[None]:
         self.alive()
-        yield
+        with self._lanes.span(lane, what, step):
+            yield
         self.alive()
-
-    def log_version(self, version: int, stats: Stats, digest: str) -> None:
-        self._folder.write_row("weight_sync", version, stats, weights=digest)
 
     def log_sync(self, stats: Stats, digest: str) -> None:
         assert self._depth > 0, "log_sync belongs inside of phase('weight_sync')"
@@ -133,6 +137,12 @@ class RunRecorder:
         if digest:  # else engines take them later, which has a row of its own
             self._digests["weights"] = digest
         self.health.ready()
+
+    def log_version(self, version: int, stats: Stats, digest: str) -> None:
+        self._prometheus.version_verified()
+        self._write("weight_sync", version, stats, weights=digest)
+        self.health.ready()
+        self.alive()
 
     def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None:
         assert self._depth > 0, "log_step belongs inside of step()"
@@ -152,12 +162,13 @@ class RunRecorder:
         """A checkpoint of `size` bytes is the newest."""
         self._prometheus.committed(step, size)
         if stats is not None:
-            self._folder.write_row("commit", step, stats)
+            self._write("commit", step, stats)
+        self.alive()
 
-    def attachments(self) -> dict[str, bytes]:
-        """What a checkpoint keeps for `rewind`: the rows of metrics.jsonl."""
+    def attachments(self, step: int | None = None) -> dict[str, bytes]:
+        """What a checkpoint keeps for `rewind`: the rows of metrics.jsonl up to those of `step`, or all."""
         self.alive()  # the ranks have copied their share
-        return {METRICS: self._folder.metrics()}
+        return {METRICS: self._folder.metrics(step)}
 
     def rewind(self, step: int, attachments: Mapping[str, bytes]) -> None:
         """Goes back to what was recorded when a checkpoint took the attachments; step 0 has none.
@@ -166,9 +177,11 @@ class RunRecorder:
         """
         self._step = step
         self._prometheus.rewound(step)
+        self._lanes.rewound()
         kept = attachments.get(METRICS, b"")
         held = set(kept.decode(errors="replace").splitlines(True))
-        self._folder.rewind(step, kept, [row for row in self._own if row not in held])
+        with self._guard:
+            self._folder.rewind(step, kept, [row for row in self._own if row not in held])
         self.progress.rewind(step)
         if step:
             self.say(f"resumes from the checkpoint of step {step}")
@@ -202,7 +215,8 @@ class RunRecorder:
         self._prometheus.recovered(role, seconds)
         self.alive()
         said = {"role": role, "cause": str(error)}
-        self._own.append(self._folder.write_row("recovery", self._step, {"recovery/seconds": seconds}, **said))
+        with self._guard:
+            self._own.append(self._folder.write_row("recovery", self._step, {"recovery/seconds": seconds}, **said))
 
     @contextmanager
     def _block(self, event: str, key: str) -> Iterator[None]:
@@ -227,33 +241,17 @@ class RunRecorder:
     def _finish(self, event: str, row: Stats, text: Mapping[str, str]) -> None:
         if event == "step":
             row["step/tokens_per_second"] = row["rollout/completion_tokens"] / row["step/seconds"]
+            row |= self._lanes.step_ended()
             self._prometheus.record({"step": self._step, "time": time.time()})
-        self._prometheus.record(row)
-        self._folder.write_row(event, self._step, row, **text)
-        self._tracking.log(self._step, row)
+        self._write(event, self._step, row, **text)
         if event == "step":
             self.progress.step_done(self._step, row)
 
-    def _serve(self, stack: ExitStack) -> None:
-        """Serves on `metrics.port`; 0 lets the system choose. On a laptop nobody else needs to read it."""
-        port = self.config.metrics.port
-        if port is None:
-            return
-        host = "127.0.0.1" if self.config.cluster.address is None else "0.0.0.0"
-        try:
-            self.port = stack.enter_context(serving(host, port, self._prometheus.registry, self.health))
-        except OSError as error:
-            raise ConfigError(
-                f"metrics.port: /metrics needs a free port, but {port} cannot be opened ({error.strerror}); "
-                "choose another, 0 for any free one or null for none"
-            ) from error
-        self.say(f"metrics at http://localhost:{self.port}/metrics")
+    def _write(self, event: str, step: int, row: Stats, **text: str) -> None:
+        """A row to all who are told rows, from any thread."""
+        self._prometheus.record(row)
+        self._folder.write_row(event, step, row, **text)
+        self._tracking.log(step, row)
 
-
-def digests(groups: Groups) -> dict[str, str]:
-    """What tells whether two runs did the same in a step: digests of its prompts' ids and of its sampled tokens."""
-    named = {
-        "prompts": [group.prompt.id for group in groups],
-        "tokens": [sample.output_ids for group in groups for sample in group.samples],
-    }
-    return {name: hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] for name, value in named.items()}
+    def _span_ended(self, span: Span) -> None:
+        pass

@@ -13,8 +13,8 @@ from grpo.config.text import clean
 from grpo.config.yaml import MOST_CHARACTERS, parse
 from grpo.errors import CheckpointError
 from grpo.observe.figures import figures, series
-from grpo.observe.folder import Row, finite, read_rows
 from grpo.observe.progress import clock
+from grpo.observe.rows import Row, finite, read_rows
 from grpo.run.layout import CONFIG, METRICS, REPORT, SAMPLES
 from grpo.store.files import read_regular, replace
 

@@ -13,6 +13,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from grpo.config import Config
+from grpo.errors import ConfigError
 from grpo.observe.health import Health
 from grpo.run.threads import PAUSE_SECONDS, start_lasting
 
@@ -140,3 +142,23 @@ def serving(host: str, port: int, registry: CollectorRegistry, health: Health) -
         server.shutdown()
         server.server_close()
         thread.join(CLIENT_SECONDS)
+
+
+@contextlib.contextmanager
+def serving_run(config: Config, registry: CollectorRegistry, health: Health) -> Iterator[int | None]:
+    """Answers on `metrics.port`; 0 lets the system choose, null is nowhere. On a laptop nobody else needs to read it.
+
+    Yields the port. Raises ConfigError if it cannot be opened.
+    """
+    port = config.metrics.port
+    with contextlib.ExitStack() as stack:
+        if port is not None:
+            host = "127.0.0.1" if config.cluster.address is None else "0.0.0.0"
+            try:
+                port = stack.enter_context(serving(host, port, registry, health))
+            except OSError as error:
+                raise ConfigError(
+                    f"metrics.port: /metrics needs a free port, but {port} cannot be opened ({error.strerror}); "
+                    "choose another, 0 for any free one or null for none"
+                ) from error
+        yield port

@@ -28,6 +28,7 @@ class Tracking:
     ) -> None:
         self._config, self._run_dir, self._say, self._failed = config, run_dir, say, failed
         self._said: set[str] = set()
+        self._guard = threading.Lock()  # rows come from several threads
         self._trackers: list[Tracker] = []
 
     def open(self) -> None:
@@ -69,7 +70,8 @@ class Tracking:
     def _each(self, verb: Callable[[Tracker], None]) -> None:
         for tracker in self._trackers:
             try:
-                verb(tracker)
+                with self._guard:
+                    verb(tracker)
             except Interrupted:
                 raise
             except (Exception, SystemExit) as error:  # whatever a library may raise: its numbers are in metrics.jsonl

@@ -1,8 +1,8 @@
 import pytest
 
 from grpo.observe.figures import MOST_BARS, PLOTS, figures, phase_figure, series
-from grpo.observe.folder import read_rows
 from grpo.observe.metrics import lookup
+from grpo.observe.rows import read_rows
 from tests.observe.test_report import ALL_PLOTS
 from tests.runs import write_run
 

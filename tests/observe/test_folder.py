@@ -5,9 +5,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from grpo.errors import CheckpointError, ConfigError
-from grpo.observe import folder
-from grpo.observe.folder import read_rows
+from grpo.observe import rows
 from grpo.observe.recorder import RunRecorder
+from grpo.observe.rows import read_rows
 from tests.observe.recorders import log_step, make_recorder, rewound, rows_of
 from tests.runs import make_config, make_group, make_stats, quiet_progress, write_run
 
@@ -179,7 +179,7 @@ def test_a_pipe_in_the_place_of_rows_is_refused_at_once(tmp_path, name):
 
 
 def test_a_file_of_zeros_without_end_is_refused_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "MOST_LINE", 1 << 16)
+    monkeypatch.setattr(rows, "MOST_LINE", 1 << 16)
     (tmp_path / "metrics.jsonl").touch()
     os.truncate(tmp_path / "metrics.jsonl", 1 << 40)
     with pytest.raises(CheckpointError, match="metrics.jsonl:1: a row must be"):

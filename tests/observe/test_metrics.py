@@ -1,5 +1,6 @@
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -68,7 +69,15 @@ def test_summarize():
         "rollout/prompt_tokens": 10.0,
         "rollout/completion_tokens": 42.0,
         "rollout/staleness": 1.0,  # two samples of version 4, as fresh as can be, two of version 2
+        "rollout/staleness_max": 2.0,
     }
+
+
+def test_the_lag_of_a_sample_is_that_of_its_oldest_token():
+    mixed = make_group([1.0, 0.0], step=5)
+    spans = replace(mixed.samples[0], versions=((0, 2), (4, 3), (9, 4)))
+    stats = summarize([replace(mixed, samples=(spans, mixed.samples[1]))], step=5)
+    assert (stats["rollout/staleness"], stats["rollout/staleness_max"]) == (1.0, 2.0)
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=8), min_size=1, max_size=8))

@@ -120,6 +120,10 @@ def full_step(metrics, step):
     scores = {"eval/accuracy": 0.5, "eval/pass@4": 0.6, "train/kl_reference": 0.1, "sync/self_test_diff": 0.0} | SYNC
     failed = {"train/skipped": 1.0, "reward/failures_timeout": 1.0, "reward/dropped_samples": 1.0}
     failed["reward/source/math"] = 0.5
+    failed |= {"pipeline/rollout_idle": 0.1, "pipeline/trainer_idle": 0.2, "pipeline/batches_ahead": 1.0}
+    failed |= {"rollout/skipped_groups": 1.0}
+    failed |= {f"sync/{part}_seconds": 0.1 for part in ("publish", "receive", "switch")} | {"sync/snapshot_bytes": 9.0}
+    failed |= {"checkpoint/stall_seconds": 0.1, "checkpoint/durable_seconds": 2.0}
     failed |= {"reward/dropped_groups": 0.0, "reward/requests": 2.0, "reward/retries": 0.0, "reward/cached": 1.0}
     timed = {f"phase/{phase}": 0.5 for phase in PHASES} | {"step/seconds": 3.0, "step/tokens_per_second": 7.0}
     metrics.record(make_stats(step) | summarize(groups, step) | scores | failed | timed | {"step": step, "time": 1.8e9})

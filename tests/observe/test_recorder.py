@@ -7,10 +7,10 @@ import yaml
 
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, RewardError
-from grpo.observe.folder import read_rows
 from grpo.observe.health import Health
 from grpo.observe.recorder import RunRecorder
 from grpo.observe.report import write_report
+from grpo.observe.rows import read_rows
 from grpo.observe.server import serving
 from tests.observe.recorders import log_step, make_recorder, rewound, rows_of
 from tests.runs import make_config, make_group, make_stats, quiet_progress, write_run
@@ -273,7 +273,7 @@ def test_whatever_gets_on_is_a_sign_of_progress(tmp_path, monkeypatch):
 def test_only_in_a_cluster_others_can_reach_it(tmp_path, monkeypatch, address, host):
     hosts = []
     monkeypatch.setattr(
-        "grpo.observe.recorder.serving", lambda host, *rest: hosts.append(host) or serving("127.0.0.1", *rest)
+        "grpo.observe.server.serving", lambda host, *rest: hosts.append(host) or serving("127.0.0.1", *rest)
     )
     with make_recorder(tmp_path / "run", metrics={"port": 0}, cluster={"address": address}):
         assert hosts == [host]
