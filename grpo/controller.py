@@ -51,7 +51,7 @@ class Controller:
         self.start = Progress(prompts=components.collector.state())
         self.progress = self.start  # after the last finished step
         self.committed = 0
-        self.committer = Committer(components.checkpoints, components.stop, config.deadlines.save)
+        self.committer = Committer(components.checkpoints, components.stop, config.deadlines.save * config.train.ranks)
         self.training = False  # the trainer is beyond the last finished step
         self.clock = Clock.of(config, bool(components.collector.held_out))
 

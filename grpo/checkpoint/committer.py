@@ -66,7 +66,7 @@ class Durable:
 
 
 class Committer:
-    """Commits steps. All verbs are called by one thread; `seconds` is the longest that the disk may be silent."""
+    """Commits steps. All verbs are called by one thread; `seconds` is what the disk may take at most."""
 
     def __init__(self, folders: Folders, stop: StopRequest, seconds: float) -> None:
         self.folders, self.stop, self.seconds = folders, stop, seconds
@@ -137,8 +137,8 @@ class Committer:
             if since is not None and time.monotonic() - since > self.seconds:
                 self.give_up()
                 raise DeadlineExceeded(
-                    f"checkpoint.dir: a commit must end within deadlines.save = {self.seconds:g} s, but that of step "
-                    f"{self.step} has not; look at the disk, or raise the deadline"
+                    f"checkpoint.dir: what ranks wrote must be committed within {self.seconds:g} s (deadlines.save for "
+                    f"each rank), but step {self.step} is not; look at the disk, or raise the deadline"
                 )
         self._stalled += time.monotonic() - began
         return self.take()

@@ -42,13 +42,17 @@ class HostMemory:
             size += -(-record.numel * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         self.all = torch.empty(size, dtype=torch.uint8)
         if device.type == "cuda" and size:
-            # torch's own pinned memory comes in powers of 2
-            status = torch.cuda.cudart().cudaHostRegister(self.all.data_ptr(), size, 0)
-            torch.cuda.check_error(int(status))
+            self._pin()
         self.all.fill_(0)
         self.views = {
             key: self.all[start:end].view(dtype).view(records[key].shape) for key, (start, end, dtype) in places.items()
         }
+
+    def _pin(self) -> None:
+        """Exactly this memory; what torch pins itself comes in powers of 2."""
+        size = self.all.nbytes
+        if status := int(torch.cuda.cudart().cudaHostRegister(self.all.data_ptr(), size, 0)):
+            raise MemoryError(f"{size} bytes of the host cannot be pinned for a copy of the state (error {status})")
 
 
 class StateSnapshot:

@@ -173,7 +173,9 @@ def test_a_stop_without_time_gives_it_up_and_it_never_becomes_one(folders: Folde
 def test_a_disk_that_is_silent_ends_the_wait(folders: Folders, committer: Committer) -> None:
     committer.seconds = 0.2
     begin(committer, 4)
-    with pytest.raises(DeadlineExceeded, match=r"within deadlines.save = 0.2 s, but that of step 4 has not"):
+    with pytest.raises(
+        DeadlineExceeded, match=r"committed within 0.2 s \(deadlines.save for each rank\), but step 4 is not"
+    ):
         committer.finish(idle)
     folders.gate.set()
 

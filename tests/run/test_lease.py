@@ -449,3 +449,10 @@ def test_a_heartbeat_survives_whatever_is_raised(tmp_path, monkeypatch, error):
         time.sleep(0.8)
         lease.check()
         assert lease._count > count + 1
+
+
+def test_nothing_is_committed_once_the_folder_is_given_back(tmp_path):
+    with Lease(tmp_path, 5) as lease:
+        lease.check()
+    with pytest.raises(Fenced, match="attempt 1 does not: it has ended"):
+        lease.check()
