@@ -4,7 +4,7 @@ from typing import Any
 
 from grpo.rollout import receiver
 from grpo.rollout.receiver import Receiver
-from grpo.rollout.vllm_private import layerwise
+from grpo.rollout.vllm_private import finish_reload, layerwise
 
 
 class Silent:
@@ -31,5 +31,17 @@ class AttackedReceiver(Receiver):
             transport.group = Silent()
         elif fault == "tied head stale":
             receiver.finish_reload = finish_without_head
+        elif fault == "none":
+            receiver.finish_reload = finish_reload
+        elif fault == "copy altered":
+            record, tensor = next(pair for pair in self.shadow._tensors if "up_proj" in pair[0].name)
+            tensor.view(-1)[7] += 1.0
+        elif fault == "copy lost":
+            self.shadow = None
+        elif fault == "copy of another version":
+            self.shadow.version -= 1
+        elif fault == "copy half loaded":
+            kept = [pair for pair in self.shadow._tensors if "up_proj" not in pair[0].name]
+            self.shadow._tensors = kept
         else:
             raise ValueError(fault)

@@ -4,6 +4,7 @@ The module loads no torch: the engine's process starts from it and must be free 
 """
 
 import asyncio
+import itertools
 import multiprocessing
 import os
 import threading
@@ -147,10 +148,15 @@ async def do(engine: RolloutEngine, verb: str, args: tuple[Any, ...]) -> Any:
         return {name: os.environ.get(name) for name in args}
     if verb == "attack":
         return await engine.llm.collective_rpc("attack", args=args)
-    if verb == "keep_cache":
-        replaced = {"reset_prefix_cache": answer_true} if args[0] else {}
+    if verb == "renew":  # no fault of a test before is left; a model in pieces is one until the next whole sync
         vars(engine.llm).pop("reset_prefix_cache", None)
-        vars(engine.llm).update(replaced)
+        engine.stale, engine.salts = None, map(str, itertools.count(engine.requests))
+        return await engine.llm.engine_core.resume_scheduler_async()
+    if verb == "unsalted":
+        engine.salts = itertools.repeat("same")
+        return None
+    if verb == "keep_cache":
+        engine.llm.reset_prefix_cache = answer_true
         return None
     return await getattr(engine, verb)(*args)
 

@@ -54,9 +54,12 @@ class Stack:
             for name, tensor in self.tensors()
         )
 
-    def exchange(self, version: int, tensors: Any = None, records: Any = None) -> tuple[Manifest, list[Manifest]]:
+    def exchange(
+        self, version: int, tensors: Any = None, records: Any = None, ahead: bool = False
+    ) -> tuple[Manifest, list[Manifest]]:
         """What was sent and what was received; nothing is compared or committed."""
-        receiving = self.engine.begin("receive_weights", version, self.records() if records is None else records)
+        announced = self.records() if records is None else records
+        receiving = self.engine.begin("receive_weights", version, announced, ahead)
         sent = Manifest(version, self.sender.send(version, self.tensors() if tensors is None else tensors))
         return sent, receiving.result()
 

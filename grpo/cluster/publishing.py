@@ -28,6 +28,8 @@ SLICE_SECONDS = 0.25
 class PublishedWeights(WeightSync):
     """`Weights` for `rollout.max_staleness` above 0."""
 
+    ahead = True
+
     def __init__(
         self,
         context: RunContext,
@@ -58,7 +60,8 @@ class PublishedWeights(WeightSync):
         held = self.trainer.publish(version, version)
         self.trainer.moved = False
         self.published[version] = False
-        sent = self._bring_slowly(version)
+        sent = self._bring(version)
+        self._took(version)
         self.context.workers.background.start("carrier", self._carry)
         return {
             "sync/seconds": time.perf_counter() - began,
@@ -170,11 +173,12 @@ class PublishedWeights(WeightSync):
         began = time.perf_counter()
         try:
             with self.recorder.lane("rollout", "switch", version):
-                self._exchange([engine.commit_weights(version, self.in_flight) for engine in self._engines()])
+                self._commit(version, self.in_flight)
         except EngineLost:
             return False
         seconds = {"sync/receive_seconds": self.receive_seconds, "sync/switch_seconds": time.perf_counter() - began}
-        self._took(version, seconds)
+        self._took(version)
+        self.recorder.log_version(version, seconds, self.digest)
         return True
 
     def _bring_slowly(self, version: int) -> Manifest:
@@ -184,23 +188,23 @@ class PublishedWeights(WeightSync):
             self.trainer.ready()
             sent = self._bring(version)
             self.trainer.moved = moved
-        self._took(version, {})
+        self._took(version)
+        self.recorder.log_version(version, {}, self.digest)
         return sent
 
     def _deliver(self, version: int) -> Manifest:
         send = self.trainer.ranks[0].send_published(version)
-        receipts = [engine.receive_weights(version, self.records) for engine in self._engines()]
+        receipts = [engine.receive_weights(version, self.records, ahead=True) for engine in self._engines()]
         fault_point("sync.dispatched", version)
         self._exchange([send, *receipts])
         return self._verify(version, send, receipts, self._moved(version))
 
-    def _took(self, version: int, stats: Stats) -> None:
+    def _took(self, version: int) -> None:
         with self._changed:
             self._taken(version)
             self.arrived = self.tried = version
             self.published = {number: moved for number, moved in self.published.items() if number >= version}
             self._changed.notify_all()
-        self.recorder.log_version(version, stats, self.digest)
 
     def _end_trainer(self, error: TrainerLost) -> None:
         """A loss that the carrier has noticed before the loop did."""

@@ -32,6 +32,9 @@ class WeightSync:
     Whenever an engine or the trainer is new, a new transfer is opened and all must pass the self-test.
     """
 
+    ahead = in_flight = False
+    """How engines take weights, also in the self-test: it proves the way that is used."""
+
     def __init__(
         self, context: RunContext, fleet: Fleet, trainer: TrainerGroup, self_test_prompt: Sequence[int]
     ) -> None:
@@ -130,7 +133,7 @@ class WeightSync:
     def _compare(self) -> tuple[list[float], list[list[float]]]:
         """Logprobs of the self-test's prompt after a sync: the trainer's, and each engine's."""
         self._send(version=0)
-        self._commit(0)
+        self._commit(0, self.in_flight)
         trained = [rank.logprobs(self.self_test_prompt) for rank in self.trainer.ranks]
         sampled = [engine.prompt_logprobs(self.self_test_prompt) for engine in self._engines()]
         self._exchange([*trained, *sampled])
@@ -143,7 +146,7 @@ class WeightSync:
     def _send(self, version: int) -> Manifest:
         """The live weights, verified but not committed."""
         sends = [rank.send_weights(version) for rank in self.trainer.ranks]
-        receipts = [engine.receive_weights(version, self.records) for engine in self._engines()]
+        receipts = [engine.receive_weights(version, self.records, self.ahead) for engine in self._engines()]
         fault_point("sync.dispatched", version)
         self._exchange([*sends, *receipts])
         moved, self.trainer.moved = self.trainer.moved, False
@@ -164,8 +167,8 @@ class WeightSync:
         fault_point("sync.received", version)
         return sent
 
-    def _commit(self, version: int) -> None:
-        self._exchange([engine.commit_weights(version) for engine in self._engines()])
+    def _commit(self, version: int, in_flight: bool = False) -> None:
+        self._exchange([engine.commit_weights(version, in_flight) for engine in self._engines()])
 
     def _slots(self) -> list[Slot]:
         return self.fleet.of(State.STALE, State.HEALTHY)

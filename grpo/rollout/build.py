@@ -119,9 +119,9 @@ def cache_probe_prompt(vllm_config: VllmConfig) -> list[int]:
     return [place % vocab_size for place in range(length)] if fits else []
 
 
-def tokens(token_ids: Sequence[int]) -> TokensInput:
-    """A prompt in vLLM's own form."""
-    return tokens_input(list(token_ids))
+def tokens(token_ids: Sequence[int], salt: str | None) -> TokensInput:
+    """A prompt in vLLM's own form. It finds in the prefix cache only what was computed with the same salt."""
+    return tokens_input(list(token_ids), cache_salt=salt)
 
 
 def prompt_params() -> SamplingParams:

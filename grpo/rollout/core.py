@@ -43,6 +43,7 @@ class EngineCore:
     def __init__(self, config: Config, index: int, device: str, metrics: ModuleType | None = None) -> None:
         self.config, self.index, self.device, self.metrics = config, index, device, metrics
         self.requests = 0
+        self.salt: str | None = None  # of the prefix cache
         self.stale: str | None = None  # why the model is in pieces: nothing may be generated from it
         self.exclusive = 0  # transfers and commits under way: nothing else may be asked of the core
         self.failure: Failure | None = None  # that ended the core
@@ -96,7 +97,7 @@ class EngineCore:
     async def complete(self, token_ids: Sequence[int], params: "SamplingParams") -> "RequestOutput":
         """vLLM's own answer to one request, unchecked and without a deadline."""
         self.requests += 1
-        outputs = self.llm.generate(self.build.tokens(token_ids), params, str(self.requests))
+        outputs = self.llm.generate(self.build.tokens(token_ids, self.salt), params, str(self.requests))
         return [output async for output in outputs][-1]
 
     async def health(self, seconds: float) -> Literal["ok", "busy"]:

@@ -5,6 +5,7 @@ until `commit_weights` has dropped the prefix cache, proved it, and stamped thei
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Coroutine, Sequence
 from types import ModuleType
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
 
 
+LOOK_AHEAD_SECONDS = 0.02
+"""Between two looks at whether weights have arrived beside sampling."""
+
+
 class RolloutEngine(EngineCore):
     """One engine on `device` ("cpu" or "cuda"). `start` builds it; all verbs belong to the event loop it ran on."""
 
@@ -28,6 +33,9 @@ class RolloutEngine(EngineCore):
         super().__init__(config, index, device, metrics)
         self.received: int | None = None
         self.committed: int | None = None
+        self.ahead: int | None = None  # the version in the copy beside the model
+        self.switching = asyncio.Lock()
+        self.salts = map(str, itertools.count())  # a version may come twice, with other weights
         self.drawing: set[asyncio.Task[RequestOutput]] = set()
 
     async def start(self) -> None:
@@ -48,6 +56,8 @@ class RolloutEngine(EngineCore):
         temperature and top_p. Raises: DataError for a prompt that the model cannot take; WeightSyncError while there
         are no committed weights; EngineLost if the engine core died or has not answered within `deadlines.rollout`.
         """
+        async with self.switching:
+            pass
         self._refuse_stale()
         if self.committed is None:
             raise WeightSyncError(
@@ -116,69 +126,117 @@ class RolloutEngine(EngineCore):
     async def receive_weights(
         self, version: int, records: tuple[TensorRecord, ...], ahead: bool = False
     ) -> list[Manifest]:
-        """Every worker loads what the trainer sends; what each received, with the digests of the received bytes.
+        """Every worker takes what the trainer sends; what each received, with the digests of the received bytes.
 
-        `records` is what the trainer announced. From here to the next commit the engine samples nothing. If the
-        transfer breaks off, the engine is stale: it refuses everything from then on, and only a new one helps.
+        `records` is what the trainer announced. It is loaded at once, and from here to the next commit the engine
+        samples nothing; if the transfer breaks off, the engine is stale: it refuses everything from then on, and only a
+        new one helps. `ahead` it is taken into a copy beside sampling, which `commit_weights` loads; if that transfer
+        breaks off, the copy is dropped, and a new transfer is needed.
         Raises: WeightSyncError if a tensor was not announced or not claimed, or a layer did not get all its weights, or
         if the engine is stale; ClusterError if the transfer broke off; EngineLost.
         """
         self._refuse_stale()
-        if ahead:
-            raise WeightSyncError(f"engine {self.index} takes no weights ahead")
-        self.committed = None
         expected = [[record.name, list(record.shape), record.dtype] for record in records]
-        async with self.alone():
-            self.stale = f"the transfer of version {version} broke off"
-            self.received = version
-            answers = await self.on_workers("receive_tensors", expected)
-            self.stale = None
+        self.ahead = None
+        if ahead:
+            answers = await self._receive_ahead(version, expected)
+        else:
+            self.committed = None
+            async with self.alone():
+                self.stale = f"the transfer of version {version} broke off"
+                self.received = version
+                answers = await self.on_workers("receive_tensors", expected)
+                self.stale = None
         manifests = []
         for worker, (received, problems) in enumerate(answers):
-            if problems:
-                raise WeightSyncError(
-                    f"engine {self.index} must load every tensor of version {version} and nothing else, but worker "
-                    f"{worker}: {'; '.join(problems[:5])} ({len(problems)} in all); their models differ"
-                )
+            self._refuse(version, worker, problems)
             taken = tuple(TensorRecord(name, tuple(shape), dtype, digest) for name, shape, dtype, digest in received)
             manifests.append(Manifest(version, taken))
+        self.ahead = version if ahead else None
         return manifests
 
+    async def _receive_ahead(self, version: int, expected: Sequence[Sequence[object]]) -> list[Any]:
+        """The transfer's own deadline ends it."""
+        await self.on_workers("receive_ahead", version, expected)
+        while None in (answers := await self.on_workers("received_ahead")):
+            await asyncio.sleep(LOOK_AHEAD_SECONDS)
+        return answers
+
+    def _refuse(self, version: int, worker: int, problems: Sequence[str]) -> None:
+        if problems:
+            raise WeightSyncError(
+                f"engine {self.index} must load every tensor of version {version} and nothing else, but worker "
+                f"{worker}: {'; '.join(problems[:5])} ({len(problems)} in all); their models differ"
+            )
+
     async def commit_weights(self, version: int, in_flight: bool = False) -> float:
-        """Drops everything computed under older weights and stamps `version` on all samples from now on.
+        """Stamps `version` on all samples from now on, and loads it first if it was received ahead; seconds it took.
 
         Call it only after the manifests were compared; twice is as good as once. Before any transfer it commits the
-        weights of `model.path`. That the cache is gone is proved by a prompt that was in it.
+        weights of `model.path`. No request may run: everything computed under older weights is dropped, and that the
+        cache is gone is proved by a prompt that was in it. `in_flight` requests go on with the new weights behind the
+        tokens that they have; each switch begins a part of the cache of its own, so no new request finds older blocks.
         Raises: WeightSyncError if requests are still running, if the cache was kept, or if another version was received
         last; EngineLost.
         """
         self._refuse_stale()
         began = time.perf_counter()
-        if self.received not in (None, version):
+        if self.ahead != version and self.received not in (None, version):
             raise WeightSyncError(
                 f"engine {self.index} commits only what it received last, version {self.received}, but was asked for "
                 f"version {version}; sync that version first"
             )
         async with self.alone():
-            await self._probe_cache()
-            if not await self.answer(self.llm.reset_prefix_cache()):
-                raise WeightSyncError(
-                    f"engine {self.index} must drop its prefix cache with version {version}, but requests still use "
-                    "it; wait for them before the sync"
-                )
-            await self.answer(self.llm.update_weight_version(str(version)))
-            kept = await self._probe_cache()
-            if kept:
-                raise WeightSyncError(
-                    f"engine {self.index} must hold nothing of older weights, but its prefix cache kept {kept} tokens "
-                    f"over the sync of version {version}; this vLLM does not reset it, use the pinned one"
-                )
+            if in_flight:
+                await self._switch(version)
+            else:
+                await self._load_ahead(version)
+                await self._drop_cache(version)
         self.committed = version
         return time.perf_counter() - began
+
+    async def _switch(self, version: int) -> None:
+        """Between two steps of the core, which has told of all tokens of the older weights by then."""
+        async with self.switching:
+            await self.answer(self.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False))
+            await self._load_ahead(version)
+            await self.answer(self.llm.update_weight_version(str(version)))
+            self.salt = next(self.salts)
+            await self.answer(self.llm.engine_core.resume_scheduler_async())
+        if kept := await self._probe_cache():
+            raise self._kept(kept, version)
+
+    async def _load_ahead(self, version: int) -> None:
+        if self.ahead != version:
+            return
+        self.committed = self.ahead = None
+        self.stale = f"the switch to version {version} broke off"
+        for worker, problems in enumerate(await self.on_workers("load_ahead", version)):
+            self._refuse(version, worker, problems)
+        self.received, self.stale = version, None
+
+    async def _drop_cache(self, version: int) -> None:
+        await self._probe_cache()
+        if not await self.answer(self.llm.reset_prefix_cache()):
+            raise WeightSyncError(
+                f"engine {self.index} must drop its prefix cache with version {version}, but requests still use "
+                "it; wait for them before the sync"
+            )
+        await self.answer(self.llm.update_weight_version(str(version)))
+        if kept := await self._probe_cache():
+            raise self._kept(kept, version)
+
+    def _kept(self, tokens: int, version: int) -> WeightSyncError:
+        return WeightSyncError(
+            f"engine {self.index} must hold nothing of older weights, but its prefix cache kept {tokens} tokens "
+            f"over the sync of version {version}; this vLLM does not reset it, use the pinned one"
+        )
 
     async def _draw(self, prompt: Prompt, params: "SamplingParams") -> "RequestOutput":
         """One sample. vLLM's own queue stays empty: a health check would have to wait in it."""
         async with self.slots:
+            async with self.switching:  # a request belongs to the version of its salt
+                pass
             return await self.complete(prompt.token_ids, params)
 
     async def _probe_cache(self) -> int:

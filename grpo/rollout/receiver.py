@@ -4,6 +4,7 @@ vLLM mixes this class into its worker (`worker_extension_cls`) and calls it by n
 The tensors go through vLLM's layerwise reload, which also fuses, shards and packs them as at start-up.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,11 +12,10 @@ from vllm.config import set_current_vllm_config
 from vllm.utils.nccl import unpinned_nccl_env
 
 from grpo.config import Config
+from grpo.rollout.shadow import Announced, Expected, PlainRecord, Shadow
 from grpo.rollout.vllm_private import begin_reload, finish_reload, load_tensor, not_loaded
+from grpo.types import TensorRecord
 from grpo.weights import Transport, make_transport
-
-PlainRecord = tuple[str, tuple[int, ...], str, str]
-"""Name, shape, dtype, digest: what crosses the border between vLLM's processes."""
 
 
 class Receiver:
@@ -27,6 +27,7 @@ class Receiver:
     model_config: Any
     vllm_config: Any
     transport: Transport | None = None
+    shadow: Shadow | None = None
 
     def ping(self) -> None:
         """Does nothing: its answer shows that the worker still takes calls between two steps."""
@@ -37,6 +38,7 @@ class Receiver:
         `config` is the run's, as JSON.
         """
         parsed = Config.model_validate_json(config)
+        self.shadow = None
         if self.transport is not None:
             self.transport.close()
             self.transport = None
@@ -46,7 +48,7 @@ class Receiver:
             rank = rank_offset + self.rank
             self.transport = make_transport(parsed, self.device.type, url, rank, world_size, secret)
 
-    def receive_tensors(self, expected: list[tuple[str, list[int], str]]) -> tuple[list[PlainRecord], list[str]]:
+    def receive_tensors(self, expected: Expected) -> tuple[list[PlainRecord], list[str]]:
         """Loads what the trainer sends. `expected` is [[name, shape, dtype], ...] as the trainer announced it.
 
         Returns what arrived, in order, and what is wrong with it; with anything wrong the model must not be used. Reads
@@ -54,23 +56,47 @@ class Receiver:
         the group and raises, and the model is in pieces.
         """
         assert self.transport is not None, "receive_tensors before join_transfer"
-        missing = {name: (tuple(shape), dtype) for name, shape, dtype in expected}
+        self.shadow = None
+        announced = Announced(expected)
+        try:
+            problems = self._load(self.transport.receive(), announced)
+        except BaseException:
+            self.transport.close()
+            raise
+        return announced.received, problems
+
+    def receive_ahead(self, version: int, expected: Expected) -> None:
+        """Begins to take what the trainer sends into a copy beside the model; `received_ahead` tells of its end."""
+        assert self.transport is not None, "receive_ahead before join_transfer"
+        assert self.shadow is None or self.shadow.ended, "one version is received at a time"
+        self.shadow = Shadow(version, self.transport, expected, self.device)
+
+    def received_ahead(self) -> tuple[list[PlainRecord], list[str]] | None:
+        """What `receive_tensors` returns, of the copy; None as long as something is to come. Raises what broke it."""
+        assert self.shadow is not None, "nothing is received"
+        return self.shadow.answer() if self.shadow.ended else None
+
+    def load_ahead(self, version: int) -> list[str]:
+        """Loads the copy, which must be of this version; what is wrong. Then the model must not be used."""
+        shadow, self.shadow = self.shadow, None
+        if shadow is None:
+            return [f"there is no copy of version {version}"]
+        try:
+            return self._load(shadow.take(version), None)
+        except ValueError as error:
+            return [str(error)]
+
+    def _load(self, tensors: Iterable[tuple[TensorRecord, torch.Tensor]], announced: Announced | None) -> list[str]:
+        """Through vLLM's reload; what is wrong. Tensors that were not announced are not loaded."""
         model = self.model_runner.get_model()
-        received: list[PlainRecord] = []
         problems: list[str] = []
         with set_current_vllm_config(self.vllm_config), torch.no_grad():
             begin_reload(model, self.device)
             try:
-                for record, tensor in self.transport.receive():
-                    received.append((record.name, record.shape, record.dtype, record.digest))
-                    if missing.pop(record.name, None) == (record.shape, record.dtype):
-                        problems += load_tensor(model, record, tensor)
-                    else:
-                        problems.append(f"{record.name} {list(record.shape)} {record.dtype} was not announced")
-                problems += [f"{name} was announced and not sent" for name in missing] + not_loaded(model)
-            except BaseException:
-                self.transport.close()
-                raise
+                for record, tensor in tensors:
+                    odd = announced.problem(record) if announced else []
+                    problems += odd or load_tensor(model, record, tensor)
+                problems += (announced.left() if announced else []) + not_loaded(model)
             finally:
                 finish_reload(model, self.model_config, self.device)
-        return received, problems
+        return problems

@@ -115,7 +115,7 @@ def test_an_engine_lost_in_a_batch_is_brought_to_the_version_of_the_batch(betwee
         engine.fails["generate"] = EngineLost("died")
     groups = between.rollouts.generate(PROMPTS, SAMPLING, step=4)
     assert {sample.versions for group in groups for sample in group.samples} == {((0, 1),)}
-    assert "engine 0 receive_weights 1" in between.events and "trainer rank 0 perturb" in between.events
+    assert "engine 0 receive_weights 1 ahead" in between.events and "trainer rank 0 perturb" in between.events
     assert between.weights.version == 1
     between.weights.hold(2)
     assert between.weights.version == 2 and {slot.state for slot in between.fleet.slots} == {State.HEALTHY}

@@ -176,7 +176,9 @@ def test_ensure_brings_new_engines_to_the_trainers_version(stack: Stack) -> None
 class FrozenCore(LocalEngine):
     """Its process lives, its core is stopped while weights arrive."""
 
-    def receive_weights(self, version: int, records: tuple[TensorRecord, ...]) -> Call[list[Manifest]]:
+    def receive_weights(
+        self, version: int, records: tuple[TensorRecord, ...], ahead: bool = False
+    ) -> Call[list[Manifest]]:
         self.events.append(f"{self} receive_weights {version}")
         self.fails["health"] = EngineLost(f"{self} made no token and took no call; it is frozen")
         return Call(self, Future())

@@ -15,7 +15,7 @@ from grpo.observe.report import examples, summarize_run, write_report
 from tests.runs import HOSTILE, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ALL_PLOTS = [plot.title for plot in PLOTS] + ["Time by phase", "What each pool did"]
+ALL_PLOTS = [plot.title for plot in PLOTS] + ["Time by phase"]
 
 
 class Page(HTMLParser):
@@ -74,7 +74,7 @@ class TestInBrowser:
         path = write_report(write_run(tmp_path / "run", steps=6, eval_every=2))
         dom, console = open_in_browser(path, tmp_path / "profile")
         assert console == []
-        assert drawn_plots(dom) == len(ALL_PLOTS) + 1  # six steps are two stretches of what each pool did
+        assert drawn_plots(dom) == len(ALL_PLOTS)
 
     def test_a_run_of_one_step_with_hostile_text(self, tmp_path):
         path = write_report(write_run(tmp_path / "run", steps=1, text=HOSTILE + "</script><script>oops()</script>"))

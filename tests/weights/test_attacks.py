@@ -1,6 +1,8 @@
 """Eight ways in which a weight sync goes wrong, against a real engine: each is found before a sample can be trained on.
 
-And 200 clean syncs, which raise no alarm and leave the engine's memory as it was.
+In three ways of taking weights: streamed into the model; beside sampling into a copy, which the engine switches to when
+nothing runs; the same in the middle of requests. And 200 clean syncs of each, which raise no alarm and leave the
+engine's memory as it was. What only the copy makes possible is attacked too.
 """
 
 import time
@@ -21,26 +23,46 @@ Tensors = list[tuple[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A tied Llama."""
     receiver = "tests.attacked_receiver.AttackedReceiver"
     with open_stack(tmp_path_factory.mktemp("llama"), "llama", receiver) as stack:
         yield stack
 
 
+@pytest.fixture
+def stack(shared: Stack) -> Stack:
+    """The engine as it is after a good sync, whatever was done to it before."""
+    shared.engine.call("renew")
+    shared.engine.call("attack", "none")
+    shared.join()
+    verified_sync(shared, 100)
+    return shared
+
+
+STREAMED, BETWEEN, IN_FLIGHT = WAYS = ("streamed", "between batches", "in flight")
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
 def verified_sync(
-    stack: Stack, version: int, previous: Manifest | None = None, tensors: Tensors | None = None
+    stack: Stack,
+    version: int,
+    previous: Manifest | None = None,
+    tensors: Tensors | None = None,
+    way: str = STREAMED,
 ) -> Manifest:
     """A sync as a run makes it after every training step."""
     from grpo.weights import verify
 
-    sent, received = stack.exchange(version, tensors)
+    sent, received = stack.exchange(version, tensors, ahead=way != STREAMED)
     verify(sent, received, previous, updated=True)
-    stack.engine.call("commit_weights", version)
+    stack.engine.call("commit_weights", version, way == IN_FLIGHT)
     return sent
 
 
-def self_test(stack: Stack, order: Callable[[Tensors], Tensors] = lambda tensors: tensors) -> float:
+def self_test(
+    stack: Stack, order: Callable[[Tensors], Tensors] = lambda tensors: tensors, way: str = STREAMED
+) -> float:
     """The test that every new engine must pass: it follows the trainer to other weights and back."""
     from grpo.weights import check_self_test
 
@@ -52,14 +74,19 @@ def self_test(stack: Stack, order: Callable[[Tensors], Tensors] = lambda tensors
         else:
             for (_, tensor), original in zip(stack.tensors(), true, strict=True):
                 tensor.copy_(original)
-        verified_sync(stack, version=0, tensors=order(stack.tensors()))
+        verified_sync(stack, version=0, tensors=order(stack.tensors()), way=way)
         compared.append((token_logprobs(stack.model, PROMPT), [stack.engine.call("prompt_logprobs", PROMPT)]))
     return check_self_test(*compared, tolerance=TOLERANCE)
 
 
-def assert_it_samples_nothing(stack: Stack) -> None:
-    with pytest.raises(WeightSyncError, match="only from committed weights"):
-        stack.generate([prompt(0)])
+def assert_it_samples_nothing_of_it(stack: Stack, way: str, version: int) -> None:
+    """What was streamed is in the model, so nothing is sampled at all; a copy beside it changes nothing."""
+    if way == STREAMED:
+        with pytest.raises(WeightSyncError, match="only from committed weights"):
+            stack.generate([prompt(0)])
+    else:
+        versions = {sample.versions for sample in stack.generate([prompt(0)])[0].samples}
+        assert len(versions) == 1 and versions != {((0, version),)}
 
 
 def exchanged(tensors: Tensors) -> Tensors:
@@ -69,19 +96,21 @@ def exchanged(tensors: Tensors) -> Tensors:
 
 
 @pytest.mark.slow
-def test_a_clean_start(stack: Stack) -> None:
-    assert self_test(stack) < PARITY
+@every_way
+def test_a_clean_start(stack: Stack, way: str) -> None:
+    assert self_test(stack, way=way) < PARITY
     assert {sample.versions for sample in stack.generate([prompt(0)])[0].samples} == {((0, 0),)}
 
 
 @pytest.mark.slow
-def test_200_clean_syncs_raise_no_alarm_and_keep_no_memory(stack: Stack) -> None:
+@every_way
+def test_200_clean_syncs_raise_no_alarm_and_keep_no_memory(stack: Stack, way: str) -> None:
     core = psutil.Process(stack.engine.pids[0])
     sent, seconds, memory, handles = None, [], [], []
     for version in range(1, 201):
         stack.replace(seed=version)
         began = time.perf_counter()
-        sent = verified_sync(stack, version, previous=sent)
+        sent = verified_sync(stack, version, previous=sent, way=way)
         seconds.append(time.perf_counter() - began)
         if version % 50 == 0:
             memory.append(core.memory_info().rss / 2**20)
@@ -93,25 +122,27 @@ def test_200_clean_syncs_raise_no_alarm_and_keep_no_memory(stack: Stack) -> None
 
 
 @pytest.mark.slow
-def test_communicator_disabled(stack: Stack) -> None:
+@every_way
+def test_communicator_disabled(stack: Stack, way: str) -> None:
     """In the middle of a run: the worker's broadcasts return at once, with zeros, whatever the trainer does."""
     stack.engine.call("attack", "communicator disabled")
     with pytest.raises(WeightSyncError, match="model.embed_tokens.weight was announced and not sent"):
-        stack.engine.call("receive_weights", 201, stack.records())
-    assert_it_samples_nothing(stack)
-    stack.join()
+        stack.engine.call("receive_weights", 201, stack.records(), way != STREAMED)
+    assert_it_samples_nothing_of_it(stack, way, 201)
 
 
 @pytest.mark.slow
-def test_tensor_dropped(stack: Stack) -> None:
+@every_way
+def test_tensor_dropped(stack: Stack, way: str) -> None:
     with pytest.raises(WeightSyncError, match=f"{UP} was announced and not sent"):
-        verified_sync(stack, 202, tensors=[pair for pair in stack.tensors() if pair[0] != UP])
-    assert_it_samples_nothing(stack)
+        verified_sync(stack, 202, tensors=[pair for pair in stack.tensors() if pair[0] != UP], way=way)
+    assert_it_samples_nothing_of_it(stack, way, 202)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["tensor zeroed", "names swapped"])
-def test_on_the_way(stack: Stack, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@every_way
+def test_on_the_way(stack: Stack, way: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = stack.sender._buckets
 
     def faulty(tensors: Any) -> Iterator[Any]:
@@ -126,46 +157,102 @@ def test_on_the_way(stack: Stack, fault: str, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         patch.setattr(stack.sender, "_buckets", faulty)
         with pytest.raises(WeightSyncError, match=f"{UP} differs in digest"):
-            verified_sync(stack, 203)
-    assert_it_samples_nothing(stack)
+            verified_sync(stack, 203, way=way)
+    assert_it_samples_nothing_of_it(stack, way, 203)
 
 
 @pytest.mark.slow
-def test_names_swapped_before_they_are_sent(stack: Stack) -> None:
+@every_way
+def test_names_swapped_before_they_are_sent(stack: Stack, way: str) -> None:
     """Both sides then write down the same digests; only the self-test can tell."""
     with pytest.raises(WeightSyncError, match="engine 0 must follow the trainer .* with the perturbed weights"):
-        self_test(stack, exchanged)
+        self_test(stack, exchanged, way)
 
 
 @pytest.mark.slow
-def test_old_version_sent(stack: Stack) -> None:
-    old = verified_sync(stack, 204)
+@every_way
+def test_old_version_sent(stack: Stack, way: str) -> None:
+    old = verified_sync(stack, 204, way=way)
     snapshot = [(name, tensor.clone()) for name, tensor in stack.tensors()]
-    stack.replace(seed=204)
+    stack.replace(seed=204 + WAYS.index(way))
     with pytest.raises(WeightSyncError, match="has moved, but sent the weights of version 204 again"):
-        verified_sync(stack, 205, previous=old, tensors=snapshot)
-    assert_it_samples_nothing(stack)
-    verified_sync(stack, 206, previous=old)
+        verified_sync(stack, 205, previous=old, tensors=snapshot, way=way)
+    assert_it_samples_nothing_of_it(stack, way, 205)
+    verified_sync(stack, 206, previous=old, way=way)
     assert stack.difference() < PARITY
 
 
 @pytest.mark.slow
-def test_kv_cache_kept(stack: Stack) -> None:
+@pytest.mark.parametrize("way", [STREAMED, BETWEEN])
+def test_kv_cache_kept(stack: Stack, way: str) -> None:
     """vLLM says that it has dropped the cache, and has not."""
-    stack.engine.call("keep_cache", True)
+    stack.engine.call("keep_cache")
     with pytest.raises(WeightSyncError, match="prefix cache kept 128 tokens over the sync of version 207"):
-        verified_sync(stack, 207)
-    assert_it_samples_nothing(stack)
-    stack.engine.call("keep_cache", False)
+        verified_sync(stack, 207, way=way)
+    with pytest.raises(WeightSyncError, match="only from committed weights"):
+        stack.generate([prompt(0)])
 
 
 @pytest.mark.slow
-def test_tied_head_stale(stack: Stack) -> None:
+def test_kv_cache_kept_in_flight(stack: Stack) -> None:
+    """The salt that keeps versions apart does nothing: blocks of the older weights are found."""
+    verified_sync(stack, 208, way=IN_FLIGHT)
+    stack.engine.call("unsalted")
+    with pytest.raises(WeightSyncError, match="prefix cache kept 128 tokens over the sync of version 209"):
+        for version in (208, 209):
+            verified_sync(stack, version, way=IN_FLIGHT)
+
+
+@pytest.mark.slow
+@every_way
+def test_tied_head_stale(stack: Stack, way: str) -> None:
     """The bytes arrive, and all digests are right: the engine computes with an old copy of the head."""
-    assert self_test(stack) < PARITY
+    assert self_test(stack, way=way) < PARITY
     stack.engine.call("attack", "tied head stale")
     with pytest.raises(WeightSyncError, match="engine 0 must follow the trainer .* with the perturbed weights"):
-        self_test(stack)
+        self_test(stack, way=way)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [BETWEEN, IN_FLIGHT])
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("copy altered", f"{UP} has changed since it was received"),
+        ("copy lost", "there is no copy of version 210"),
+        ("copy of another version", "the copy is of version 209 and not a whole version 210"),
+        ("copy half loaded", "layer model.layers.0.mlp.gate_up_proj got"),
+    ],
+)
+def test_a_copy_that_is_not_what_was_verified(stack: Stack, way: str, fault: str, said: str) -> None:
+    """After both sides have compared their digests."""
+    from grpo.weights import verify
+
+    stack.replace(seed=210)
+    verify(*stack.exchange(210, ahead=True))
+    stack.engine.call("attack", fault)
+    with pytest.raises(WeightSyncError, match=said):
+        stack.engine.call("commit_weights", 210, way == IN_FLIGHT)
+
+
+@pytest.mark.slow
+def test_a_transfer_that_breaks_off_beside_sampling_leaves_the_engine_at_work(stack: Stack) -> None:
+    tensors = stack.tensors()
+
+    def cut() -> Iterator[tuple[str, Any]]:
+        yield from tensors[: len(tensors) // 2]
+        raise OSError("the trainer died")
+
+    receiving = stack.engine.begin("receive_weights", 221, stack.records(), True)
+    with pytest.raises(OSError, match="the trainer died"):
+        stack.sender.send(221, cut())
+    with pytest.raises(ClusterError, match="broke off"):
+        receiving.result(30)
+    assert {sample.versions for sample in stack.generate([prompt(0)])[0].samples} == {((0, 100),)}
+    with pytest.raises(WeightSyncError, match="commits only what it received last, version 100"):
+        stack.engine.call("commit_weights", 221)
+    stack.join()
+    verified_sync(stack, 222, way=BETWEEN)
 
 
 @pytest.mark.slow

@@ -1,0 +1,94 @@
+"""Weights that a worker takes beside its work: they lie next to those that it computes with until it switches."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from grpo.types import TensorRecord
+from grpo.weights import Transport
+from grpo.weights.digest import record as recorded
+
+SPARE = 2.0
+"""A GPU takes the copy if it has so many times its size free; else pinned host memory does."""
+
+PlainRecord = tuple[str, tuple[int, ...], str, str]
+"""Name, shape, dtype, digest: what crosses the border between vLLM's processes."""
+Expected = Sequence[tuple[str, Sequence[int], str]]
+
+
+class Announced:
+    """Compares what arrives with what the trainer has announced."""
+
+    def __init__(self, expected: Expected) -> None:
+        self.missing = {name: (tuple(shape), dtype) for name, shape, dtype in expected}
+        self.received: list[PlainRecord] = []
+
+    def problem(self, record: TensorRecord) -> list[str]:
+        """What is wrong with a tensor that has arrived."""
+        self.received.append((record.name, record.shape, record.dtype, record.digest))
+        if self.missing.pop(record.name, None) == (record.shape, record.dtype):
+            return []
+        return [f"{record.name} {list(record.shape)} {record.dtype} was not announced"]
+
+    def left(self) -> list[str]:
+        """What has not arrived."""
+        return [f"{name} was announced and not sent" for name in self.missing]
+
+
+class Shadow:
+    """One version, read from a transfer by a thread of its own; `take` hands its tensors over, once."""
+
+    def __init__(self, version: int, transport: Transport, expected: Expected, device: torch.device) -> None:
+        self.version, self.transport, self.device = version, transport, device
+        self.announced = Announced(expected)
+        self.problems: list[str] = []
+        self.error: BaseException | None = None
+        self._tensors: list[tuple[TensorRecord, torch.Tensor]] = []
+        size = sum(TensorRecord(name, tuple(shape), dtype).nbytes for name, shape, dtype in expected)
+        self.on_device = device.type != "cuda" or torch.cuda.mem_get_info(device)[0] > SPARE * size
+        self._thread = threading.Thread(target=self._read, name="receive-ahead", daemon=True)
+        self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether all has arrived, or nothing more will."""
+        return not self._thread.is_alive()
+
+    def answer(self) -> tuple[list[PlainRecord], list[str]]:
+        """What has arrived, in order, and what is wrong with it. Raises what broke the transfer off."""
+        if self.error is not None:
+            raise self.error
+        return self.announced.received, self.problems
+
+    def take(self, version: int) -> Iterator[tuple[TensorRecord, torch.Tensor]]:
+        """The tensors on the device, each as it was received. Raises ValueError for another version or other bytes."""
+        if version != self.version or not self.ended or self.error or self.problems:
+            raise ValueError(f"the copy is of version {self.version} and not a whole version {version}")
+        while self._tensors:
+            record, tensor = self._tensors.pop(0)
+            tensor = tensor.to(self.device)
+            if recorded(record.name, tensor) != record:
+                raise ValueError(f"{record.name} has changed since it was received")
+            yield record, tensor
+
+    def _read(self) -> None:
+        try:
+            with torch.no_grad():
+                if self.device.type == "cuda":
+                    torch.cuda.set_device(self.device)
+                    with torch.cuda.stream(torch.cuda.Stream(self.device)):
+                        self._receive(lambda tensor: tensor if self.on_device else tensor.cpu().pin_memory())
+                        torch.cuda.current_stream().synchronize()
+                else:
+                    self._receive(lambda tensor: tensor)
+        except BaseException as error:  # raised again by who asks; the transfer is of no use to anybody then
+            self.error = error
+            self._tensors.clear()
+            self.transport.close()
+
+    def _receive(self, keep: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        for record, tensor in self.transport.receive():
+            self.problems += self.announced.problem(record)
+            self._tensors.append((record, keep(tensor)))
+        self.problems += self.announced.left()
