@@ -110,7 +110,8 @@ class PublishedWeights(WeightSync):
                 version = self._wanted()
                 assert version is not None
                 with self._link:
-                    arrived = self._receive_ahead(version)
+                    with self.recorder.lane("rollout", "receive", version):
+                        arrived = self._receive_ahead(version)
                     switched = arrived and self.in_flight and self._switch(version)
                 if self.in_flight and not switched:
                     with self.fleet.gate.alone(), self._link:
@@ -176,14 +177,17 @@ class PublishedWeights(WeightSync):
                 self._commit(version, self.in_flight)
         except EngineLost:
             return False
-        seconds = {"sync/receive_seconds": self.receive_seconds, "sync/switch_seconds": time.perf_counter() - began}
+        seconds = time.perf_counter() - began
+        stats = {"sync/receive_seconds": self.receive_seconds, "sync/switch_seconds": seconds}
+        stats["sync/seconds"] = self.receive_seconds + seconds
+        stats["sync/bytes"] = float(sum(record.nbytes for record in self.records))
         self._took(version)
-        self.recorder.log_version(version, seconds, self.digest)
+        self.recorder.log_version(version, stats, self.digest)
         return True
 
     def _bring_slowly(self, version: int) -> Manifest:
         """To engines that may be new. Nothing may run on them, and the trainer waits."""
-        with self.trainer.turn:
+        with self.trainer.turn, self.recorder.lane("rollout", "sync", version):
             moved = self.trainer.moved  # of a step whose weights are not published yet
             self.trainer.ready()
             sent = self._bring(version)

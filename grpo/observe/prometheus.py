@@ -111,9 +111,9 @@ class PrometheusMetrics:
         """The version of the weights that a role holds."""
         self._set("grpo_policy_version", version, role)
 
-    def version_verified(self) -> None:
-        """Engines have taken a version over beside the steps."""
-        self._add("grpo_weight_sync_total", 1, "ok")
+    def sync_ended(self, ok: bool) -> None:
+        """Counts a sync: all engines have taken verified weights, or it ended by an exception."""
+        self._add("grpo_weight_sync_total", 1, "ok" if ok else "error")
 
     def progress(self) -> None:
         """A sign of progress, now."""
@@ -146,10 +146,10 @@ class PrometheusMetrics:
         self._set("grpo_phase", 1, phase)
 
     def phase_ended(self, phase: str, ok: bool) -> None:
-        """Not `ok`: it ended by an exception. Syncs are counted by how they ended, and checkpoints that failed."""
+        """Not `ok`: it ended by an exception. Counts syncs and checkpoints that failed."""
         self._set("grpo_phase", 0, phase)
-        if phase == "weight_sync":
-            self._add("grpo_weight_sync_total", 1, "ok" if ok else "error")
+        if phase == "weight_sync" and not ok:
+            self.sync_ended(ok=False)
         if phase == "checkpoint" and not ok:
             self._add("grpo_checkpoint_failures_total", 1)
 

@@ -12,6 +12,7 @@ from typing import Self
 
 from grpo import __version__
 from grpo.config import Config
+from grpo.errors import WeightSyncError
 from grpo.observe.folder import RunFolder, prepare_folder
 from grpo.observe.health import Health
 from grpo.observe.lanes import Lanes, Span
@@ -127,8 +128,12 @@ class RunRecorder:
     @contextmanager
     def lane(self, lane: Lane, what: str, step: int) -> Iterator[None]:
         self.alive()
-        with self._lanes.span(lane, what, step):
-            yield
+        try:
+            with self._lanes.span(lane, what, step):
+                yield
+        except WeightSyncError:  # the phase of the same name does not see what is beside the steps
+            self._prometheus.sync_ended(ok=False)
+            raise
         self.alive()
 
     def log_sync(self, stats: Stats, digest: str) -> None:
@@ -136,10 +141,11 @@ class RunRecorder:
         self._row |= stats
         if digest:  # else engines take them later, which has a row of its own
             self._digests["weights"] = digest
+            self._prometheus.sync_ended(ok=True)
         self.health.ready()
 
     def log_version(self, version: int, stats: Stats, digest: str) -> None:
-        self._prometheus.version_verified()
+        self._prometheus.sync_ended(ok=True)
         self._write("weight_sync", version, stats, weights=digest)
         self.health.ready()
         self.alive()

@@ -4,7 +4,9 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from grpo.errors import ClusterError
+import pytest
+
+from grpo.errors import ClusterError, EngineLost, WeightSyncError
 from grpo.observe.rows import read_rows
 from tests.observe.recorders import log_step, make_recorder, rows_of
 from tests.runs import make_group, make_stats
@@ -66,6 +68,29 @@ def test_lanes_of_other_threads_make_the_idle_shares_of_a_step(tmp_path):
         feeder.join(30)
     row = rows_of(tmp_path)[1]
     assert (row["pipeline/rollout_idle"], row["pipeline/trainer_idle"]) == (0.0, 1.0)
+
+
+def test_a_version_is_counted_once_when_the_engines_have_it(tmp_path):
+    with make_recorder(tmp_path, rollout={"max_staleness": 1}, metrics={"port": 0}) as recorder:
+        with recorder.phase("weight_sync"):
+            recorder.log_sync({}, "zero")  # the first one comes all at once
+        with recorder.phase("weight_sync"):
+            recorder.log_sync({"sync/publish_seconds": 0.1}, "")
+        registry, labels = recorder._prometheus.registry, {"run": "fake", "result": "ok"}
+        before = registry.get_sample_value("grpo_weight_sync_total", labels)
+        in_a_thread(recorder.log_version, 1, {}, "abc")
+        assert (before, registry.get_sample_value("grpo_weight_sync_total", labels)) == (1, 2)
+
+
+def test_a_sync_that_fails_beside_the_steps_is_counted(tmp_path):
+    """What fails otherwise in a lane, as an engine that is lost, is no failed sync."""
+    with make_recorder(tmp_path, rollout={"max_staleness": 1}, metrics={"port": 0}) as recorder:
+        for what, error in (("receive", WeightSyncError), ("switch", WeightSyncError), ("switch", EngineLost)):
+            with pytest.raises(error), recorder.lane("rollout", what, 1):
+                raise error("gone wrong")
+        registry = recorder._prometheus.registry
+        labels = {"run": "fake", "result": "error"}
+        assert registry.get_sample_value("grpo_weight_sync_total", labels) == 2
 
 
 def test_a_late_commit_keeps_nothing_of_the_steps_after_it(tmp_path):
