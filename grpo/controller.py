@@ -8,39 +8,17 @@ checkpoint, or from step 0 where there is none. A lost trainer is the same once 
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from statistics import fmean
-from typing import Any
 
-from grpo.checkpoint import Commit, Committer, Content
+from grpo.checkpoint import Commit, Committer, Content, Progress
 from grpo.checkpoint.committer import Durable
 from grpo.config import Config
 from grpo.errors import Fenced, GrpoError, Interrupted, InterruptedEarly, NoLearningSignal, TrainerLost
 from grpo.interfaces import DRAWN, Batch, Components
 from grpo.run.clock import Clock, due
 from grpo.types import FileRecord, Groups, Stats
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the loop is after a finished step; a checkpoint keeps it as JSON."""
-
-    prompts: Mapping[str, object]
-    """State of the prompt stream: what the finished steps have consumed, not what the next one has taken."""
-    step: int = 0
-    zero_variance_steps: int = 0
-    """Steps in a row up to this one that had nothing to teach."""
-    evaluated: int = -1
-    """Step of the last evaluation."""
-    score: float | None = None
-    """Accuracy of the last evaluation, or the step's mean reward where nothing is evaluated."""
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Progress":
-        """What `asdict` made, also in the words of 0.1.0 as it was first released (`silent`)."""
-        words = {"silent": "zero_variance_steps"}
-        return cls(**{words.get(name, name): value for name, value in state.items()})
 
 
 class Controller:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from grpo.checkpoint import Checkpoints
+from grpo.checkpoint import Checkpoints, Progress
 from grpo.config import Config
-from grpo.controller import Controller, Progress
+from grpo.controller import Controller
 from grpo.errors import (
     CheckpointError,
     ClusterError,

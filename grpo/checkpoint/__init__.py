@@ -3,5 +3,6 @@
 from grpo.checkpoint.checkpoints import Checkpoints
 from grpo.checkpoint.commit import Commit
 from grpo.checkpoint.committer import Committer, Content
+from grpo.checkpoint.progress import Progress
 
-__all__ = ["Checkpoints", "Commit", "Committer", "Content"]
+__all__ = ["Checkpoints", "Commit", "Committer", "Content", "Progress"]

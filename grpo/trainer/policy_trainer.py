@@ -11,7 +11,6 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 
@@ -24,7 +23,7 @@ from grpo.data.generation import load_generation_config
 from grpo.run.faults import fault_point
 from grpo.trainer import rng
 from grpo.trainer.deepspeed import Engine, start_process_group
-from grpo.trainer.finite import check_finite
+from grpo.trainer.kept import Kept
 from grpo.trainer.limits import make_limits
 from grpo.trainer.malloc import keep_freed_memory
 from grpo.trainer.model import Policy, load_policy
@@ -33,14 +32,13 @@ from grpo.trainer.published import PublishedVersions
 from grpo.trainer.rehearsal import prove_on_rank_0, rehearse_update
 from grpo.trainer.saving import prepare_saving
 from grpo.trainer.snapshot import StateSnapshot
-from grpo.trainer.state import StateFolder
 from grpo.trainer.statistics import reduce_outputs, summarise
 from grpo.trainer.validation import SkipBudget, check_mismatch, check_samples
 from grpo.trainer.weights import LiveWeights
-from grpo.types import Sample, Stats, TensorRecord
+from grpo.types import Sample, Stats
 
 
-class PolicyTrainer:
+class PolicyTrainer(Kept):
     """What one rank's actor holds. Every verb is called on all ranks; the results are the same on all of them."""
 
     def __init__(
@@ -218,31 +216,6 @@ class PolicyTrainer:
         """Mean difference of logprobs, in nats, that an engine with the same weights may have."""
         return self.limits.tolerance
 
-    def weight_records(self) -> tuple[TensorRecord, ...]:
-        """Names, shapes and dtypes of the weights, without digests, in the order of `iter_weights`."""
-        return self.weights.records()
-
-    def iter_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Whole tensors on the training device; a collective at ZeRO stage 3. Use each before asking for the next."""
-        return self.weights.published()
-
-    def publish(self, version: int, oldest: int) -> int:
-        """Rank 0 keeps a copy of the weights as `version`, none below `oldest`; bytes of all its copies."""
-        if self.rank == 0:
-            size = sum(record.nbytes for record in self.weight_records())
-            return self.published.publish(version, oldest, self.iter_weights(), size, self.stepped)
-        for _ in self.iter_weights():
-            pass
-        return 0
-
-    def perturb(self, scale: float, seed: int) -> None:
-        """Adds noise of `scale` times each tensor's root mean square to the live weights, until `restore`."""
-        self.weights.perturb(scale, seed)
-
-    def restore(self) -> None:
-        """Undoes `perturb`, bit for bit."""
-        self.weights.restore()
-
     @torch.no_grad()
     def logprobs(self, input_ids: Sequence[int]) -> list[float]:
         """Logprobs of tokens 1..T-1 given those before them, at temperature 1, under the live weights."""
@@ -250,52 +223,6 @@ class PolicyTrainer:
         sample = Sample("", 0, prompt, outputs, (0.0,) * len(outputs), ((0, 0),), "stop", "", advantage=0.0)
         values: list[float] = self.policy(pack([sample]).to(self.device), temperature=1.0)[0].tolist()
         return values
-
-    def save(self, path: Path) -> None:
-        """Writes the policy as a Hugging Face folder (config, safetensors, tokenizer).
-
-        Raises on all ranks alike: NonFiniteError if the model is not finite, CheckpointError if it cannot be written.
-        """
-        check_finite(self.weights.params, self.engine.shards)
-        self.weights.save(Path(path), self.config)
-
-    def try_saving(self, path: Path) -> None:
-        """Writes what `save` writes but the weights. Raises on all ranks alike ConfigError or CheckpointError."""
-        self.weights.try_saving(Path(path), self.config)
-        if self.config.checkpoint.background:
-            self.kept.prepare()
-
-    def save_state(self, folder: Path, step: int = 0) -> None:
-        """Writes the whole state into a folder that exists; see `state.py`. Raises what `save` raises."""
-        self.save(Path(folder) / "policy")
-        self._state_folder(folder).write(self._header(step), self.device)
-        fault_point("save.files", step, self.rank)
-
-    def _header(self, step: int) -> dict[str, object]:
-        counters = {"skipped_in_row": self.budget.in_row}
-        train = self.config.train
-        return {"step": step, "zero_stage": train.zero_stage, "dtype": self.config.model.dtype, "counters": counters}
-
-    def snapshot(self, step: int) -> None:
-        """Copies the whole state to the host, for `write`. Raises NonFiniteError on all ranks alike."""
-        self.kept.take(step, self._header(step))
-
-    def write(self, folder: Path, step: int) -> None:
-        """Writes this rank's share of the copy, beside the training; see `snapshot.py`."""
-        self.kept.write(Path(folder), step, self.config)
-        fault_point("save.files", step, self.rank)
-
-    def load_state(self, folder: Path, step: int = 0) -> None:
-        """Takes over what `save_state` wrote, bit for bit, whatever the number of ranks and the ZeRO stage were.
-
-        Raises CheckpointError on all ranks alike, naming the file and the tensor; the trainer is then of no use.
-        """
-        header = self._state_folder(folder).read(self.device)
-        self.budget.in_row = int(header["counters"].get("skipped_in_row", 0))
-        fault_point("resume.loaded", step, self.rank)
-
-    def _state_folder(self, folder: Path) -> StateFolder:
-        return StateFolder(Path(folder), self.weights.params, self.weights.param_records(), self.engine.shards)
 
     def close(self) -> None:
         """Leaves the process group; the object is of no use afterwards."""

@@ -1,0 +1,103 @@
+"""What is kept of a rank's trainer: its weights for engines, the policy as a folder, its whole state."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from grpo.config import Config
+from grpo.run.faults import fault_point
+from grpo.trainer.deepspeed import Engine
+from grpo.trainer.finite import check_finite
+from grpo.trainer.published import PublishedVersions
+from grpo.trainer.snapshot import StateSnapshot
+from grpo.trainer.state import StateFolder
+from grpo.trainer.validation import SkipBudget
+from grpo.trainer.weights import LiveWeights
+from grpo.types import TensorRecord
+
+
+class Kept:
+    """Verbs of a `PolicyTrainer` that read or replace its state; all but `write` are called on all ranks together."""
+
+    config: Config
+    rank: int
+    device: torch.device
+    weights: LiveWeights
+    engine: Engine
+    budget: SkipBudget
+    published: PublishedVersions
+    kept: StateSnapshot
+    stepped: bool
+    """Whether a step was made."""
+
+    def weight_records(self) -> tuple[TensorRecord, ...]:
+        """Names, shapes and dtypes of the weights, without digests, in the order of `iter_weights`."""
+        return self.weights.records()
+
+    def iter_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole tensors on the training device; a collective at ZeRO stage 3. Use each before asking for the next."""
+        return self.weights.published()
+
+    def publish(self, version: int, oldest: int) -> int:
+        """Rank 0 keeps a copy of the weights as `version`, none below `oldest`; bytes of all its copies."""
+        if self.rank == 0:
+            size = sum(record.nbytes for record in self.weight_records())
+            return self.published.publish(version, oldest, self.iter_weights(), size, self.stepped)
+        for _ in self.iter_weights():
+            pass
+        return 0
+
+    def perturb(self, scale: float, seed: int) -> None:
+        """Adds noise of `scale` times each tensor's root mean square to the live weights, until `restore`."""
+        self.weights.perturb(scale, seed)
+
+    def restore(self) -> None:
+        """Undoes `perturb`, bit for bit."""
+        self.weights.restore()
+
+    def save(self, path: Path) -> None:
+        """Writes the policy as a Hugging Face folder (config, safetensors, tokenizer).
+
+        Raises on all ranks alike: NonFiniteError if the model is not finite, CheckpointError if it cannot be written.
+        """
+        check_finite(self.weights.params, self.engine.shards)
+        self.weights.save(Path(path), self.config)
+
+    def try_saving(self, path: Path) -> None:
+        """Writes what `save` writes but the weights. Raises on all ranks alike ConfigError or CheckpointError."""
+        self.weights.try_saving(Path(path), self.config)
+        if self.config.checkpoint.background:
+            self.kept.prepare()
+
+    def save_state(self, folder: Path, step: int = 0) -> None:
+        """Writes the whole state into a folder that exists; see `state.py`. Raises what `save` raises."""
+        self.save(Path(folder) / "policy")
+        self._state_folder(folder).write(self._header(step), self.device)
+        fault_point("save.files", step, self.rank)
+
+    def _header(self, step: int) -> dict[str, object]:
+        counters = {"skipped_in_row": self.budget.in_row}
+        train = self.config.train
+        return {"step": step, "zero_stage": train.zero_stage, "dtype": self.config.model.dtype, "counters": counters}
+
+    def snapshot(self, step: int) -> None:
+        """Copies the whole state to the host, for `write`. Raises NonFiniteError on all ranks alike."""
+        self.kept.take(step, self._header(step))
+
+    def write(self, folder: Path, step: int) -> None:
+        """Writes this rank's share of the copy, beside the training; see `snapshot.py`."""
+        self.kept.write(Path(folder), step, self.config)
+        fault_point("save.files", step, self.rank)
+
+    def load_state(self, folder: Path, step: int = 0) -> None:
+        """Takes over what `save_state` wrote, bit for bit, whatever the number of ranks and the ZeRO stage were.
+
+        Raises CheckpointError on all ranks alike, naming the file and the tensor; the trainer is then of no use.
+        """
+        header = self._state_folder(folder).read(self.device)
+        self.budget.in_row = int(header["counters"].get("skipped_in_row", 0))
+        fault_point("resume.loaded", step, self.rank)
+
+    def _state_folder(self, folder: Path) -> StateFolder:
+        return StateFolder(Path(folder), self.weights.params, self.weights.param_records(), self.engine.shards)
