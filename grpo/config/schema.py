@@ -252,6 +252,8 @@ class Metrics(Section):
     """Port of /metrics for Prometheus; 0 picks a free one, null serves none."""
     completions_per_step: int = Field(4, ge=0, le=MOST_ROWS)
     """Groups of each step whose completions are written to samples.jsonl."""
+    trace: bool = False
+    """Write trace.json, what each pool did when, for Perfetto and Chrome."""
     wandb_project: Line | None = None
     """Weights & Biases project; needs `pip install wandb`."""
     mlflow_uri: Line | None = None

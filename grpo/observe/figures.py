@@ -73,6 +73,19 @@ PLOTS = (
     Plot("Loss", "Mean of the step's updates. It hovers around 0 and need not fall.", {"train/loss": "loss"}),
     Plot("Gradient norm", "Before clipping.", {"train/grad_norm": "norm"}),
     Plot("Learning rate", "Of the step's last update.", {"train/learning_rate": "rate"}),
+    Plot(
+        "Idle pools",
+        "Share of a step's time in which the engines or the trainer had nothing to do; without overlap each waits for "
+        "the other.",
+        {"pipeline/rollout_idle": "engines", "pipeline/trainer_idle": "trainer"},
+        share=True,
+    ),
+    Plot(
+        "Lag",
+        "Versions that the weights which drew the samples were behind those that were trained.",
+        {"rollout/staleness": "mean", "rollout/staleness_max": "largest"},
+        "versions",
+    ),
     Plot("Throughput", "Completion tokens by time of the step.", {"step/tokens_per_second": "speed"}, "tokens/s"),
 )
 
@@ -122,7 +135,7 @@ def line_figure(plot: Plot, rows: Sequence[Row]) -> go.Figure | None:
         figure.add_scatter(x=steps, y=values, name=name, mode=mode, line={"color": color, "width": 2}, marker=marker)
     if not figure.data:
         return None
-    _lay_out(figure, plot.unit, legend=len(names) > 1)
+    lay_out(figure, plot.unit, legend=len(names) > 1)
     if plot.share:
         highest = max(max(trace.y) for trace in figure.data)
         figure.update_yaxes(tickformat=".0%" if highest > 0.05 else ".1%")
@@ -146,9 +159,11 @@ def phase_figure(rows: Sequence[Row]) -> Iterator[Drawn]:
             bars[step // width * width] += value / width
         if bars:
             figure.add_bar(x=list(bars), y=list(bars.values()), name=phase.replace("_", " "), marker={"color": color})
-    _lay_out(figure, "seconds", legend=True)
+    lay_out(figure, "seconds", legend=True)
     figure.update_layout(barmode="stack", bargap=0.1 if last > 10 else 0.6)
     caption = "What a step's time goes into; evaluations and saves count to the step before them."
+    if any("pipeline/batches_ahead" in row for row in rows):
+        caption += " Batches are drawn ahead: rollout is the time in which the trainer waited for one."
     if width > 1:
         caption += f" A bar is the mean of {width} steps."
     yield {"title": "Time by phase", "caption": caption, "wide": True, "figure": json.loads(figure.to_json())}
@@ -165,7 +180,7 @@ def _add_band(figure: go.Figure, steps: list[int], values: list[float], widths: 
     figure.add_scatter(x=steps, y=lower, mode="lines", line=edge, hoverinfo="skip", showlegend=False, **fill)
 
 
-def _lay_out(figure: go.Figure, unit: str, legend: bool) -> None:
+def lay_out(figure: go.Figure, unit: str, legend: bool) -> None:
     """Colours of text, grid and background come from the page, so that they follow its light or dark scheme."""
     figure.update_layout(
         template="none",

@@ -4,6 +4,7 @@
     metrics.jsonl   one row for each step and evaluation and for each phase outside of them; first "start", last "end"
     samples.jsonl   one row for each group that is kept, of training ("step") and of evaluation ("eval"); "prompt" is
                     what the model saw, control tokens included
+    timeline.jsonl  what each pool did when (grpo/observe/timeline.py); trace.json: the same for Perfetto
     tensorboard/    the numbers of metrics.jsonl, under the same names
     checkpoints/    what a run resumes from, and its policies (grpo/checkpoint)
     rewards.jsonl   replies of reward services, by digest of the request (grpo/rewards/replies.py)
@@ -44,7 +45,7 @@ from grpo.types import Group, Stats
 
 def prepare_folder(run_dir: Path, resume: str) -> None:
     """Creates the folder. Raises ConfigError if it holds a run and `run.resume` is never."""
-    with _writing(run_dir):
+    with writing(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
         found = [name for name in (CONFIG, METRICS, SAMPLES, CHECKPOINTS) if (run_dir / name).exists()]
     if found and resume == "never":
@@ -68,25 +69,27 @@ class RunFolder:
         self.run_dir = run_dir
         self._decode = decode
         self._guard = threading.Lock()
+        self._closed = False
         self._groups_kept = config.metrics.completions_per_step
-        with _writing(run_dir):
-            _replace(run_dir / CONFIG, dump_config(config).encode())
+        with writing(run_dir):
+            commit_file(run_dir / CONFIG, dump_config(config).encode())
             self._open()
 
     def _open(self) -> None:
         with ExitStack() as stack:
-            self._metrics = stack.enter_context(_appended(self.run_dir / METRICS))
-            self._samples = stack.enter_context(_appended(self.run_dir / SAMPLES))
+            self._metrics = stack.enter_context(appended(self.run_dir / METRICS))
+            self._samples = stack.enter_context(appended(self.run_dir / SAMPLES))
             self._stack = stack.pop_all()
 
     def close(self) -> None:
         """Flushes and closes what it writes. Raises CheckpointError for a disk that is full only now."""
-        with self._guard, _writing(self.run_dir):
+        with self._guard, writing(self.run_dir):
+            self._closed = True
             self._stack.close()
 
     def metrics(self, step: int | None = None) -> bytes:
         """The rows of metrics.jsonl so far, without those of steps after `step`."""
-        with self._guard, _writing(self.run_dir):
+        with self._guard, writing(self.run_dir):
             content = read_regular(self.run_dir / METRICS, MOST_READ)
         if step is None:
             return content
@@ -102,13 +105,13 @@ class RunFolder:
         Rows that are taken out, since their steps will be made again, are kept in superseded/. New files take the place
         of the old ones, so that an older start which still holds those open cannot write into them.
         """
-        with self._guard, _writing(self.run_dir):
+        with self._guard, writing(self.run_dir):
             self._stack.close()
             samples = self.run_dir / SAMPLES
             kept = [line for line in read_regular(samples, MOST_SAMPLES).splitlines(True) if step_of(line) <= step]
             for name, content in ((METRICS, metrics + "".join(own).encode()), (SAMPLES, b"".join(kept))):
                 self._set_aside(name, content)
-                _replace(self.run_dir / name, content)
+                commit_file(self.run_dir / name, content)
             self._open()
 
     def _set_aside(self, name: str, content: bytes) -> None:
@@ -121,29 +124,32 @@ class RunFolder:
             folder.mkdir(exist_ok=True)
             stem, _, suffix = name.rpartition(".")
             number = len(list(folder.glob(f"{stem}-*")))
-            _replace(folder / f"{stem}-{number:04d}.{suffix}", b"\n".join(lost) + b"\n")
+            commit_file(folder / f"{stem}-{number:04d}.{suffix}", b"\n".join(lost) + b"\n")
 
     def write_row(self, event: str, step: int, row: Stats, **text: str) -> str:
         """One row of metrics.jsonl; returns the line."""
         numbers = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        with self._guard, _writing(self.run_dir):
-            line = _line({"event": event, "step": step, "time": round(time.time(), 3), **text, **numbers})
-            self._metrics.write(line)
+        with self._guard, writing(self.run_dir):
+            line = line_of({"event": event, "step": step, "time": round(time.time(), 3), **text, **numbers})
+            if not self._closed:  # else a thread is at something yet after the last row of the run
+                self._metrics.write(line)
         return line
 
     def write_samples(self, event: str, step: int, groups: Sequence[Group]) -> None:
         """The first `metrics.completions_per_step` groups, one row of samples.jsonl each."""
-        with self._guard, _writing(self.run_dir):
+        with self._guard, writing(self.run_dir):
             for group in groups[: self._groups_kept]:
                 seen = {"prompt": self._decode(group.prompt.token_ids)} if self._decode else {}
-                self._samples.write(_line({"event": event, "step": step, **sample_row(group), **seen}))
+                self._samples.write(line_of({"event": event, "step": step, **sample_row(group), **seen}))
 
 
-def _appended(path: Path) -> IO[str]:
+def appended(path: Path) -> IO[str]:
+    """A regular file, opened to add lines to it."""
     return open(open_append(path), "a", buffering=1, encoding="utf-8")
 
 
-def _line(row: Mapping[str, object]) -> str:
+def line_of(row: Mapping[str, object]) -> str:
+    """A row as it stands in a file."""
     return json.dumps(row, allow_nan=False) + "\n"
 
 
@@ -151,13 +157,14 @@ def _is_end_of(step: int, line: bytes) -> bool:
     return step_of(line) == step and line.startswith(b'{"event": "step"')
 
 
-def _replace(path: Path, content: bytes) -> None:
+def commit_file(path: Path, content: bytes) -> None:
     """Commits a file by rename."""
     open_store(str(path.parent)).write(path.name, content)
 
 
 @contextmanager
-def _writing(run_dir: Path) -> Iterator[None]:
+def writing(run_dir: Path) -> Iterator[None]:
+    """Raises CheckpointError where the run's folder cannot be written inside."""
     try:
         yield
     except OSError as error:

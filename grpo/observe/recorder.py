@@ -15,12 +15,13 @@ from grpo.config import Config
 from grpo.errors import WeightSyncError
 from grpo.observe.folder import RunFolder, prepare_folder
 from grpo.observe.health import Health
-from grpo.observe.lanes import Lanes, Span
+from grpo.observe.lanes import Lanes
 from grpo.observe.metrics import digests, summarize
 from grpo.observe.progress import RunProgress
 from grpo.observe.prometheus import PrometheusMetrics
 from grpo.observe.rows import number, numbers_of, read_rows
 from grpo.observe.server import serving_run
+from grpo.observe.timeline import Timeline
 from grpo.observe.tracking import Tracking
 from grpo.run.faults import fault_point, phase_point
 from grpo.run.layout import METRICS
@@ -60,7 +61,7 @@ class RunRecorder:
         """Rows of this start that outlive going back to a checkpoint, whether that holds them or not."""
         self._guard = threading.RLock()
         """Of what other threads write while the main thread goes back."""
-        self._lanes = Lanes(self._span_ended, overlapped=config.rollout.max_staleness > 0)
+        self._lanes = Lanes(lambda span: self._timeline.add(span), overlapped=config.rollout.max_staleness > 0)
         self._row: Stats = {}
         self._digests: dict[str, str] = {}
         self._depth = 0
@@ -76,6 +77,8 @@ class RunRecorder:
             self._tracking.open()
             self._folder = RunFolder(self.run_dir, self.config, self._decode)
             stack.callback(self._folder.close)
+            self._timeline = Timeline(self.run_dir, self.config.rollout.max_staleness, self.config.metrics.trace)
+            stack.callback(self._timeline.close)
             stack.callback(self.progress.close)
             said = {"command": self._command, "version": __version__, "attempt": str(self._attempt)}
             self._own.append(self._folder.write_row("start", 0, {}, **said))
@@ -184,6 +187,7 @@ class RunRecorder:
         self._step = step
         self._prometheus.rewound(step)
         self._lanes.rewound()
+        self._timeline.rewind(step)
         kept = attachments.get(METRICS, b"")
         held = set(kept.decode(errors="replace").splitlines(True))
         with self._guard:
@@ -258,6 +262,3 @@ class RunRecorder:
         self._prometheus.record(row)
         self._folder.write_row(event, step, row, **text)
         self._tracking.log(step, row)
-
-    def _span_ended(self, span: Span) -> None:
-        pass

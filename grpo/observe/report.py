@@ -13,6 +13,7 @@ from grpo.config.text import clean
 from grpo.config.yaml import MOST_CHARACTERS, parse
 from grpo.errors import CheckpointError
 from grpo.observe.figures import figures, series
+from grpo.observe.lane_figures import lane_figures, read_spans
 from grpo.observe.progress import clock
 from grpo.observe.rows import Row, finite, read_rows
 from grpo.run.layout import CONFIG, METRICS, REPORT, SAMPLES
@@ -33,7 +34,8 @@ def write_report(run_dir: Path) -> Path:
         raise CheckpointError(f"a run's folder must hold {METRICS}, but {run_dir} does not; give the run.dir of a run")
     rows = list(read_rows(run_dir / METRICS))
     config_text = _read(run_dir / CONFIG)
-    drawn = list(figures(rows)) if any(row["event"] == "step" for row in rows) else []
+    spans = read_spans(run_dir)
+    drawn = [*figures(rows), *lane_figures(spans)] if any(row["event"] == "step" for row in rows) else []
     # The file's name does not end in .html, so that autoescape must be asked for.
     environment = Environment(loader=PackageLoader("grpo.observe", ""), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 from grpo.errors import ClusterError, GrpoError, TrainerLost
@@ -70,7 +71,8 @@ class AheadCollector:
         with self._changed:
             for old in [number for number in self._batches if number < step]:
                 del self._batches[old]
-        return batch
+            ahead = sum(future.done() for number, future in self._batches.items() if number > step)
+        return replace(batch, ahead=ahead)
 
     def evaluate(self, step: int) -> tuple[Groups, Stats]:
         """Scored groups of the held-out prompts. The engines go on with batches that have the same version."""

@@ -2,6 +2,7 @@
 
 CONFIG, METRICS, SAMPLES, TENSORBOARD = "config.yaml", "metrics.jsonl", "samples.jsonl", "tensorboard"
 CHECKPOINTS, SUPERSEDED = "checkpoints", "superseded"
+TIMELINE, TRACE = "timeline.jsonl", "trace.json"
 REPORT, TRACKERS = "report.html", "trackers.json"
 REWARD_CACHE = "rewards.jsonl"
 LOGS = "logs"

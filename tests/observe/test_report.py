@@ -15,7 +15,7 @@ from grpo.observe.report import examples, summarize_run, write_report
 from tests.runs import HOSTILE, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ALL_PLOTS = [plot.title for plot in PLOTS] + ["Time by phase"]
+ALL_PLOTS = [plot.title for plot in PLOTS] + ["Time by phase", "What each pool did"]
 
 
 class Page(HTMLParser):
