@@ -66,7 +66,7 @@ def lane_figures(spans: Sequence[Span]) -> Iterator[Drawn]:
             if len(shown) > 1
             else f"What each pool did, step {shown[0]}"
         )
-        caption = "The number is the step that a batch or version is for. Where a lane is empty or pale its devices idle."
+        caption = "Numbers are the steps of batches and versions. Where a lane is empty or pale its devices idle."
         yield {"title": title, "caption": caption, "wide": True, "figure": json.loads(figure.to_json())}
 
 

@@ -108,7 +108,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "rollout/skipped_groups",
     ),
     _gauge("grpo_sample_staleness_max_steps", "steps", "Largest lag in the last step.", "rollout/staleness_max"),
-    Metric("grpo_max_staleness_steps", "gauge", "steps", "Bound of the lag (rollout.max_staleness); 0: no overlap."),
+    Metric("grpo_max_staleness_steps", "gauge", "steps", "rollout.max_staleness; 0: no overlap.", ("update",)),
     # The overlap of sampling and training
     Metric("grpo_pool_idle_ratio", "gauge", "share", "Time of the last step without work.", ("pool",), BY_POOL),
     _gauge("grpo_batches_ahead", "batches", "Batches that are drawn and wait to be trained.", "pipeline/batches_ahead"),

@@ -77,7 +77,7 @@ class PrometheusMetrics:
         self._set("grpo_attempt", attempt)
         self._set("grpo_run_steps", config.run.steps)
         self._set("grpo_checkpoint_every_steps", config.checkpoint.every)
-        self._set("grpo_max_staleness_steps", config.rollout.max_staleness)
+        self._set("grpo_max_staleness_steps", config.rollout.max_staleness, config.rollout.update)
         for role, expected in (("rollout", config.rollout.engines), ("trainer", config.train.ranks)):
             self._set("grpo_workers", expected, role, "expected")
             self.workers(role, ready=0, lost=0)

@@ -74,7 +74,7 @@ class TestInBrowser:
         path = write_report(write_run(tmp_path / "run", steps=6, eval_every=2))
         dom, console = open_in_browser(path, tmp_path / "profile")
         assert console == []
-        assert drawn_plots(dom) == len(ALL_PLOTS)
+        assert drawn_plots(dom) == len(ALL_PLOTS) + 1  # six steps are two stretches of what each pool did
 
     def test_a_run_of_one_step_with_hostile_text(self, tmp_path):
         path = write_report(write_run(tmp_path / "run", steps=1, text=HOSTILE + "</script><script>oops()</script>"))

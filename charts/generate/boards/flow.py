@@ -1,4 +1,4 @@
-"""The rows of the pipeline dashboard about samples, weights and checkpoints."""
+"""The rows of the pipeline dashboard about samples, their overlap with training, weights and checkpoints."""
 
 from charts.generate.panels import heat, lines, mean_and_p99
 
@@ -37,14 +37,6 @@ SAMPLES = [
         alerts=["GrpoStaleness"],
     ),
     lines(
-        "Mean staleness",
-        "Mean lag of the last step's samples, in weight versions.",
-        "none",
-        {"{{run}}": "max by (run) (grpo_sample_staleness_mean_steps{<run>})"},
-        low=0,
-        alerts=["GrpoStaleness"],
-    ),
-    lines(
         "Sampler and trainer",
         "How far vLLM and the trainer differ about the same tokens, in nats: mean difference, and at the self-test.",
         "none",
@@ -54,6 +46,59 @@ SAMPLES = [
         },
         low=0,
         alerts=["GrpoSamplerMismatch"],
+    ),
+]
+OVERLAP = [
+    lines(
+        "Lag",
+        "Weight versions that the last step's samples are behind it, and the bound (rollout.max_staleness).",
+        "none",
+        {
+            "mean {{run}}": "max by (run) (grpo_sample_staleness_mean_steps{<run>})",
+            "largest {{run}}": "max by (run) (grpo_sample_staleness_max_steps{<run>})",
+            "bound {{run}}": "max by (run) (grpo_max_staleness_steps{<run>})",
+        },
+        low=0,
+        alerts=["GrpoStaleness", "GrpoLagAtBound"],
+    ),
+    lines(
+        "Batches ahead",
+        "Batches that are ready when a step begins. Always 0: the trainer waits; always the bound: the engines.",
+        "none",
+        {"{{run}}": "max by (run) (grpo_batches_ahead{<run>})"},
+        low=0,
+        alerts=["GrpoPoolIdle", "GrpoLagAtBound"],
+    ),
+    lines(
+        "Parts of a sync",
+        "The trainer stands still to publish, the engines to switch; they receive beside sampling.",
+        "s",
+        {"{{part}} {{run}}": "max by (run, part) (grpo_weight_sync_part_seconds{<run>})"},
+        log=True,
+        alerts=["GrpoWeightSyncSlow"],
+    ),
+    lines(
+        "Published versions",
+        "Bytes of the copies that the trainer keeps, at most rollout.max_staleness + 1.",
+        "bytes",
+        {"{{run}}": "max by (run) (grpo_weight_snapshot_bytes{<run>})"},
+        low=0,
+    ),
+    lines(
+        "Parts of a checkpoint",
+        "The trainer stalls for a copy of its state; until it is durable the next steps are made.",
+        "s",
+        {"{{part}} {{run}}": "max by (run, part) (grpo_checkpoint_part_seconds{<run>})"},
+        log=True,
+        alerts=["GrpoCheckpointStale"],
+    ),
+    lines(
+        "Groups replaced",
+        "Groups of equal rewards that were replaced by further prompts in the last step (rollout.refill).",
+        "none",
+        {"{{run}}": "max by (run) (grpo_rollout_skipped_groups{<run>})"},
+        low=0,
+        alerts=["GrpoNoLearningSignal"],
     ),
 ]
 WEIGHTS = [

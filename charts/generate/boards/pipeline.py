@@ -1,15 +1,13 @@
 """Pipeline: where the time of a step goes, and how weights, samples and checkpoints flow."""
 
-from charts.generate.boards.flow import SAMPLES, WEIGHTS
+from charts.generate.boards.flow import OVERLAP, SAMPLES, WEIGHTS
 from charts.generate.layout import Board
 from charts.generate.panels import limits, lines, mean, mean_and_p99, number, states
 
 
-def idle(phase: str, window: str = "$__rate_interval") -> str:
-    """Share of the steps' time outside of a phase."""
-    busy = f'sum by (run) (rate(grpo_phase_duration_seconds_sum{{<run>,phase="{phase}"}}[{window}]))'
-    steps = f"sum by (run) (rate(grpo_step_duration_seconds_sum{{<run>}}[{window}]))"
-    return f"clamp_min(1 - {busy} / ({steps} > 0), 0)"
+def idle(pool: str) -> str:
+    """Share of the time of the last steps in which a pool had no work."""
+    return f'max by (run) (avg_over_time(grpo_pool_idle_ratio{{<run>,pool="{pool}"}}[15m]))'
 
 
 # The deadlines under the names of their phases
@@ -32,18 +30,20 @@ NOW = [
     ),
     number(
         "Engines idle",
-        "Share of the steps' time in which nothing is sampled; last 15 minutes.",
+        "Share of the time in which the engines have no work; last 15 minutes.",
         "percentunit",
-        {"{{run}}": idle("rollout", "15m")},
+        {"{{run}}": idle("rollout")},
         decimals=0,
+        alerts=["GrpoPoolIdle"],
         width=4,
     ),
     number(
         "Trainer idle",
-        "Share of the steps' time in which nothing is trained; last 15 minutes.",
+        "Share of the time in which the trainer has no work; last 15 minutes.",
         "percentunit",
-        {"{{run}}": idle("train", "15m")},
+        {"{{run}}": idle("trainer")},
         decimals=0,
+        alerts=["GrpoPoolIdle"],
         width=4,
     ),
     number(
@@ -122,14 +122,12 @@ TIME = [
     ),
     lines(
         "Idle",
-        "Share of the steps' time in which the engines sample nothing and the trainer trains nothing: the bubble.",
+        "Share of the last step's time in which the devices of a pool had no work: the bubble.",
         "percentunit",
-        {
-            "engines {{run}}": idle("rollout"),
-            "trainer {{run}}": idle("train"),
-        },
+        {"{{pool}} {{run}}": "max by (run, pool) (grpo_pool_idle_ratio{<run>})"},
         low=0,
         high=1,
+        alerts=["GrpoPoolIdle"],
     ),
     lines(
         "Parts of training",
@@ -144,5 +142,5 @@ BOARD = Board(
     "pipeline",
     "GRPO pipeline",
     "Where does the time of a step go, and do weights, samples and checkpoints flow?",
-    {"Now": NOW, "Time": TIME, "Samples": SAMPLES, "Weights and checkpoints": WEIGHTS},
+    {"Now": NOW, "Time": TIME, "Overlap": OVERLAP, "Samples": SAMPLES, "Weights and checkpoints": WEIGHTS},
 )
