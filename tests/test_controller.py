@@ -13,7 +13,7 @@ import pytest
 
 from grpo.checkpoint import Checkpoints, Progress
 from grpo.config import Config
-from grpo.controller import Controller
+from grpo.controller import Controller, content
 from grpo.errors import (
     CheckpointError,
     ClusterError,
@@ -595,3 +595,21 @@ def test_a_stop_while_the_trainer_is_lost_says_that_steps_are(tmp_path: Path, mo
     interrupt(job, job.rollouts, "generate", 4, monkeypatch)
     with pytest.raises(InterruptedEarly, match="resumes from step 2"):
         job.run()
+
+
+def test_the_rows_of_a_checkpoint_are_taken_once_the_batches_that_it_holds_are_drawn() -> None:
+    """They must tell that the weights of those were verified, which may come after the step."""
+    order = []
+
+    def drawn() -> bytes:
+        order.append("drawn")
+        return b"batches"
+
+    def rows() -> dict[str, bytes]:
+        order.append("rows")
+        return {"metrics.jsonl": b"rows"}
+
+    made = content(Progress({}, step=3), rows, drawn)
+    assert order == ["drawn", "rows"]
+    assert made.attachments == {"metrics.jsonl": b"rows", "drawn.jsonl": b"batches"}
+    assert made.state["attachments"] == ["drawn.jsonl", "metrics.jsonl"]

@@ -52,9 +52,9 @@ def lane_figures(spans: Sequence[Span]) -> Iterator[Drawn]:
     ends = _ends(spans)
     steps = sorted(ends)
     last = len(steps) - STEPS_SHOWN
-    places = (
-        sorted({0, max(last // 2, 0), max(last, 0)}) if last > 2 * STEPS_SHOWN else range(0, len(steps), STEPS_SHOWN)
-    )
+    places: Sequence[int] = range(0, len(steps), STEPS_SHOWN)
+    if last > 2 * STEPS_SHOWN:
+        places = sorted({_together(steps, place) for place in (0, last // 2, last)})
     for place in places:
         shown = steps[place : place + STEPS_SHOWN]
         began = [span.start for span in spans if span.step == shown[0]]
@@ -68,6 +68,12 @@ def lane_figures(spans: Sequence[Span]) -> Iterator[Drawn]:
         )
         caption = "Numbers are the steps of batches and versions. Where a lane is empty or pale its devices idle."
         yield {"title": title, "caption": caption, "wide": True, "figure": json.loads(figure.to_json())}
+
+
+def _together(steps: Sequence[int], place: int) -> int:
+    """Where as many steps as are shown follow each other, at that place or before it: some may have been taken out."""
+    wanted = STEPS_SHOWN - 1
+    return next((near for near in range(place, -1, -1) if steps[near + wanted] == steps[near] + wanted), place)
 
 
 def _ends(spans: Iterable[Span]) -> dict[int, float]:

@@ -178,6 +178,7 @@ def test_in_flight_a_version_is_taken_at_once(in_flight: Stack) -> None:
         "engine 1 receive_weights 1 ahead",
         "engine 1 commit_weights 1 in flight",
     ]
+    assert in_flight.recorder.lanes == [("rollout", "receive", 1), ("rollout", "switch", 1)]
 
 
 def test_in_flight_a_new_engine_waits_until_nothing_is_sampled(in_flight: Stack) -> None:

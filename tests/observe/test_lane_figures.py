@@ -34,6 +34,14 @@ def test_the_first_steps_some_in_the_middle_and_the_last_ones_are_shown(overlapp
     assert last["layout"]["yaxis"]["categoryarray"] == ["trainer", "engines"]
 
 
+def test_steps_that_were_taken_out_of_a_long_run_leave_no_hole_in_a_picture():
+    spans = [span for span in run_of(42, overlapped=True) if not 16 <= span.step <= 31]
+    shown = [each["title"].partition(", ")[2] for each in lane_figures(spans)]
+    assert shown == ["steps 1 to 3", "steps 12 to 14", "steps 40 to 42"]
+    spans = [span for span in spans if not 11 <= span.step <= 14]  # 10, 15 and 32 are in the middle of what is left
+    assert [each["title"].partition(", ")[2] for each in lane_figures(spans)][1] == "steps 8 to 10"
+
+
 def test_bars_end_at_the_edges_of_the_picture_and_say_their_whole_length():
     spans = [*run_of(9, overlapped=True), Span("rollout", "sample", 12, 1, 0.5, 60.0)]
     (bar,) = (
