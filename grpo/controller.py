@@ -88,8 +88,6 @@ class Controller:
             batch = parts.collector.next(step, sampled=self.commit_if_leaving)
             zero_variance_steps = self.check_signal(batch.groups)
             stats = self.learn(batch, step)
-            if self.clock.staleness:
-                stats["pipeline/batches_ahead"] = float(batch.ahead)
             parts.recorder.log_step(step, batch.groups, batch.stats | stats)
         score = self.progress.score if parts.collector.held_out else mean_reward(batch.groups)
         self.progress = Progress(batch.prompts, step, zero_variance_steps, self.progress.evaluated, score)

@@ -110,8 +110,7 @@ class PublishedWeights(WeightSync):
                 version = self._wanted()
                 assert version is not None
                 with self._link:
-                    with self.recorder.lane("rollout", "receive", version):
-                        arrived = self._receive_ahead(version)
+                    arrived = self._receive_ahead(version)
                     switched = arrived and self.in_flight and self._switch(version)
                 if self.in_flight and not switched:
                     with self.fleet.gate.alone(), self._link:
@@ -144,9 +143,10 @@ class PublishedWeights(WeightSync):
         receipts = [engine.receive_weights(version, self.records, ahead=True) for engine in self._engines()]
         fault_point("sync.dispatched", version)
         deadlines = self.context.config.deadlines
-        results = self.context.workers.outcomes(
-            [send, *receipts], deadlines.sync + deadlines.health, "weight sync", worker_lives, finish_first=True
-        )
+        with self.recorder.lane("rollout", "receive", version):
+            results = self.context.workers.outcomes(
+                [send, *receipts], deadlines.sync + deadlines.health, "weight sync", worker_lives, finish_first=True
+            )
         errors = [result for result in results if isinstance(result, GrpoError)]
         for error in errors:
             if not isinstance(error, ClusterError) or isinstance(error, TrainerLost):

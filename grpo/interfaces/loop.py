@@ -47,8 +47,6 @@ class Batch:
     stats: Stats
     skipped: Groups = ()
     prompts: Mapping[str, object] = field(default_factory=dict)
-    ahead: int = field(default=0, compare=False)
-    """How many later batches were drawn already when it was taken."""
 
 
 class Collector(Protocol):

@@ -101,12 +101,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("grpo_rollout_tokens_total", "counter", "tokens", "Tokens by kind; each prompt once.", ("kind",), BY_KIND),
     _histogram("grpo_sample_staleness_steps", "steps", "Weight versions between trainer and sample.", STEPS),
     _gauge("grpo_sample_staleness_mean_steps", "steps", "Mean lag of the last step's samples.", "rollout/staleness"),
-    _gauge(
-        "grpo_rollout_skipped_groups",
-        "groups",
-        "Groups without signal replaced (rollout.refill).",
-        "rollout/skipped_groups",
-    ),
+    _gauge("grpo_skipped_groups_ratio", "share", "Sampled groups that others replaced.", "rollout/skipped_ratio"),
     _gauge("grpo_sample_staleness_max_steps", "steps", "Largest lag in the last step.", "rollout/staleness_max"),
     Metric("grpo_max_staleness_steps", "gauge", "steps", "rollout.max_staleness; 0: no overlap.", ("update",)),
     # The overlap of sampling and training

@@ -65,14 +65,15 @@ class AheadCollector:
     def next(self, step: int, sampled: Callable[[], None]) -> Batch:
         """The batch of a step, once it is drawn. Raises what drawing it raised."""
         self._advance(step - 1)
+        with self._changed:
+            ahead = sum(future.done() for number, future in self._batches.items() if number >= step)
         with self.recorder.phase("rollout"):
             batch = self._wait(self._batch(step))
         sampled()
         with self._changed:
             for old in [number for number in self._batches if number < step]:
                 del self._batches[old]
-            ahead = sum(future.done() for number, future in self._batches.items() if number > step)
-        return replace(batch, ahead=ahead)
+        return replace(batch, stats=batch.stats | {"pipeline/batches_ahead": float(ahead)})
 
     def evaluate(self, step: int) -> tuple[Groups, Stats]:
         """Scored groups of the held-out prompts. The engines go on with batches that have the same version."""

@@ -74,7 +74,8 @@ class Drawer:
         """What the step learns from."""
         algorithm = self.config.algorithm
         samples = masked(advantages(draw.kept, algorithm.advantage_std), algorithm.mask_truncated)
-        skipped = {"rollout/skipped_groups": float(len(draw.skipped))} if self.config.rollout.refill else {}
+        share = len(draw.skipped) / max(1, len(draw.skipped) + len(draw.kept))
+        skipped = {"rollout/skipped_ratio": share} if self.config.rollout.refill else {}
         return Batch(draw.kept, samples, draw.stats | skipped, draw.skipped, draw.prompts)
 
     def evaluate(self, held_out: Sequence[Prompt], step: int) -> Groups:

@@ -122,7 +122,7 @@ def full_step(metrics, step):
     failed = {"train/skipped": 1.0, "reward/failures_timeout": 1.0, "reward/dropped_samples": 1.0}
     failed["reward/source/math"] = 0.5
     failed |= {"pipeline/rollout_idle": 0.1, "pipeline/trainer_idle": 0.2, "pipeline/batches_ahead": 1.0}
-    failed |= {"rollout/skipped_groups": 1.0}
+    failed |= {"rollout/skipped_ratio": 0.5}
     failed |= {f"sync/{part}_seconds": 0.1 for part in ("publish", "receive", "switch")} | {"sync/snapshot_bytes": 9.0}
     failed |= {"checkpoint/stall_seconds": 0.1, "checkpoint/durable_seconds": 2.0}
     failed |= {"reward/dropped_groups": 0.0, "reward/requests": 2.0, "reward/retries": 0.0, "reward/cached": 1.0}

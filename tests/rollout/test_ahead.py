@@ -84,7 +84,9 @@ def test_a_resumed_run_trains_on_what_was_drawn_and_goes_on(update: str, stalene
         again.advance()
     again.close()
     behind = range(4, 4 + staleness)
-    assert [again.batches[step] for step in behind] == [whole.batches[step] for step in behind]
+    for step in behind:
+        assert again.batches[step].samples == whole.batches[step].samples
+        assert again.batches[step].skipped == whole.batches[step].skipped
     assert ids(whole)[3:] == ids(again) or refill
     if update == "between_batches":
         assert again.history[7] == whole.history[7] and ids(whole)[3:] == ids(again)

@@ -92,14 +92,6 @@ OVERLAP = [
         log=True,
         alerts=["GrpoCheckpointStale"],
     ),
-    lines(
-        "Groups replaced",
-        "Groups of equal rewards that were replaced by further prompts in the last step (rollout.refill).",
-        "none",
-        {"{{run}}": "max by (run) (grpo_rollout_skipped_groups{<run>})"},
-        low=0,
-        alerts=["GrpoNoLearningSignal"],
-    ),
 ]
 WEIGHTS = [
     lines(

@@ -44,9 +44,13 @@ LEARNING = [
     ),
     lines(
         "Groups without signal",
-        "Share of the groups whose rewards are all equal; they teach nothing.",
+        "Share of the trained groups whose rewards are all equal; they teach nothing. With rollout.refill also the "
+        "share of the sampled ones that others replaced.",
         "percentunit",
-        {"{{run}}": "max by (run) (grpo_group_zero_variance_ratio{<run>})"},
+        {
+            "{{run}}": "max by (run) (grpo_group_zero_variance_ratio{<run>})",
+            "replaced {{run}}": "max by (run) (grpo_skipped_groups_ratio{<run>})",
+        },
         low=0,
         high=1,
         alerts=["GrpoNoLearningSignal"],
