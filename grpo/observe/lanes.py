@@ -17,7 +17,8 @@ BUSY: dict[Lane, frozenset[str]] = {
     "rollout": frozenset({"sample", "eval", "switch", "sync"}),
     "trainer": frozenset({"train", "publish", "sync", "commit"}),
 }
-"""What keeps the devices of a pool at work, or keeps others from them. To wait for a batch or for a disk does not."""
+"""What keeps the devices of a pool at work, or others from them, as a commit that must be awaited. To wait for a batch
+does not, nor does what goes on beside the next steps."""
 ALWAYS: dict[str, dict[Lane, str]] = {
     "train": {"trainer": "train"},
     "checkpoint": {"trainer": "commit"},
