@@ -134,6 +134,25 @@ def report(run: RunFolder) -> None:
 
 
 @app.command()
+def audit(run: RunFolder) -> None:
+    """Prove from a run's folder alone what it trained on, or name the first contradiction.
+
+    Exit code 17: the folder contradicts itself. 18: it does not, but it does not hold all that a proof needs.
+    """
+    from grpo.observe.audit import audit as audit_run
+
+    proof = audit_run(run)
+    print(f"{run}: nothing contradicts")
+    table = Table("proved", "")
+    for name, count in vars(proof).items():
+        if name != "notes":
+            table.add_row(name, f"{count}")
+    Console().print(table)
+    for note in proof.notes:
+        print(f"note: {note}")
+
+
+@app.command()
 def export(
     run: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],

@@ -20,6 +20,8 @@ GrpoError
 ├── Fenced               13   another start holds the run's folder
 ├── CheckpointError      14   a run folder or checkpoint that cannot be read or written
 ├── WeightSyncError      15   an engine does not hold the trainer's weights
+├── AuditError           17   a run's folder contradicts itself
+├── NotProved            18   a run's folder does not, but it does not hold all that a proof needs
 └── BugError              1   an error of ours or of a library's that nobody has foreseen
 
 `fatal` classes end alike when the same run is tried again, so they leave FATAL.json; the others are worth a retry. In a
@@ -130,3 +132,11 @@ class CheckpointError(GrpoError):
 class WeightSyncError(GrpoError):
     exit_code = 15
     fatal = True
+
+
+class AuditError(GrpoError):
+    exit_code = 17
+
+
+class NotProved(GrpoError):
+    exit_code = 18

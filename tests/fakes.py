@@ -265,7 +265,7 @@ class FakeRecorder:
     def workers(self, role: str, ready: int, lost: int) -> None:
         self.events.append(f"workers {role}: {ready} ready, {lost} lost")
 
-    def policy_version(self, role: str, version: int) -> None:
+    def policy_version(self, role: str, version: int, digest: str = "") -> None:
         self.events.append(f"{role} has {version}")
 
     def alive(self) -> None:
@@ -275,7 +275,7 @@ class FakeRecorder:
         self.commits.append((step, size))
         self.measured.append(stats or {})
 
-    def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None:
+    def log_step(self, step: int, groups: Sequence[Group], stats: Stats, skipped: Sequence[Group] = ()) -> None:
         self.events.append(f"log_step {step}")
         self.steps[step] = stats
 

@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from grpo.observe.audit import audit
+
 ROOT = Path(__file__).parent.parent
 STEPS = 12
 MARK = "GRPO_TEST_MARK"
@@ -91,6 +93,12 @@ def test_no_sample_is_stale(run: Path) -> None:
     # Step n samples from the weights of the n - 1 steps before it; an evaluation after step n from those of n.
     expected = {("step", step): {step - 1} for step in range(1, STEPS + 1)}
     assert stamped == expected | {("eval", step): {step} for step in (0, 10, STEPS)}
+
+
+@pytest.mark.slow
+def test_the_folder_proves_what_the_run_did(run: Path) -> None:
+    proof = audit(run)
+    assert (proof.steps, proof.evaluations, proof.notes) == (STEPS, 3, [])
 
 
 @pytest.mark.slow

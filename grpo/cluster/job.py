@@ -110,7 +110,7 @@ def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lea
             say = RunProgress(config.run.steps).say
             say(f"the run has its {config.run.steps} steps; to train on raise run.steps and name it in run.allow_drift")
             return
-        with RunRecorder(config, attempt=lease.attempt, decode=rendering.decode) as record:
+        with RunRecorder(config, attempt=lease.attempt, decode=rendering.decode, streams=prompts.contents()) as record:
             for name, reason in checkpoints.skipped:
                 record.damaged(name, reason)
             if newest and (change := rate_change(newest.config, config, newest.step)):
@@ -213,7 +213,7 @@ class ConsoleObserver:
     def workers(self, role: str, ready: int, lost: int) -> None:
         pass
 
-    def policy_version(self, role: str, version: int) -> None:
+    def policy_version(self, role: str, version: int, digest: str = "") -> None:
         pass
 
     def alive(self) -> None:

@@ -87,7 +87,7 @@ class WeightSync:
         """All engines sample from a version that was verified."""
         self.fleet.verified()
         self.version, self.digests[version] = version, self.digest
-        self.context.observer.policy_version("rollout", version)
+        self.context.observer.policy_version("rollout", version, self.digest)
         fault_point("sync.done", version)
 
     def ensure(self) -> int:

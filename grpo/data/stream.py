@@ -9,6 +9,7 @@ from grpo.errors import DataError
 from grpo.types import Prompt
 
 State = dict[str, object]
+MOST_PROMPTS = 10_000_000
 
 
 def digest(value: object) -> str:
@@ -56,6 +57,17 @@ class PromptStream:
         where = {"tokens": self.tokens, "epoch": self.epoch, "position": self.position}
         return {**self._identity(), **where, **_began(self.began)}
 
+    def contents(self) -> list[State]:
+        """What the order follows from, for JSON: seed and ids (source, first and last row)."""
+        runs: list[list[str | int]] = []
+        for prompt in self.prompts:
+            source, _, number = prompt.id.rpartition(":")
+            if runs and runs[-1][0] == source and runs[-1][2] == int(number) - 1:
+                runs[-1][2] = int(number)
+            else:
+                runs.append([source, int(number), int(number)])
+        return [{"name": "", "weight": 1.0, "seed": self.seed, "ids": runs}]
+
     def _identity(self) -> dict[str, str | int]:
         return {"fingerprint": self.fingerprint, "size": len(self.prompts), "seed": self.seed}
 
@@ -86,7 +98,7 @@ class MixedStream:
     """
 
     def __init__(self, streams: Mapping[str, PromptStream], weights: Mapping[str, float], began: str = "") -> None:
-        self.streams = streams
+        self.streams, self.weights = streams, weights
         self.began = began
         total = sum(Fraction(weights[name]) for name in streams)
         self.shares = {name: Fraction(weights[name]) / total for name in streams}
@@ -101,6 +113,11 @@ class MixedStream:
             taken += self.streams[name].take(1)
             made[name] += 1
         return taken
+
+    def contents(self) -> list[State]:
+        """What the order follows from, for JSON: each stream's contents, by name, with its weight."""
+        own = {name: stream.contents()[0] for name, stream in self.streams.items()}
+        return [{**of, "name": name, "weight": self.weights[name]} for name, of in own.items()]
 
     def state(self) -> State:
         """The states of all streams; the mix follows from them."""
@@ -127,3 +144,25 @@ class MixedStream:
 
 def _began(time: str) -> State:
     return {"began": time} if time else {}
+
+
+def stream_of(contents: Sequence[State]) -> PromptStream | MixedStream:
+    """A stream in the same order, of prompts that have nothing but their ids. Raises as bad contents make it."""
+    streams, weights = {}, {}
+    for of in contents:
+        ids = [f"{source}:{row}" for source, first, last in _runs(of["ids"]) for row in range(first, last + 1)]
+        name, seed, weight = of["name"], of["seed"], of["weight"]
+        if not (ids and isinstance(name, str) and type(seed) is int and isinstance(weight, int | float) and weight > 0):
+            raise ValueError("a stream has ids, a name, a seed and a weight above 0")
+        streams[name] = PromptStream([Prompt(id, "", "", (), name) for id in ids], seed)
+        weights[name] = weight
+    if not streams:
+        raise ValueError("there is no stream")
+    return streams[""] if list(streams) == [""] else MixedStream(streams, weights)
+
+
+def _runs(value: object) -> list[tuple[str, int, int]]:
+    runs = [tuple(run) for run in value] if isinstance(value, list) else []
+    if sum(last - first + 1 for _, first, last in runs) > MOST_PROMPTS:
+        raise ValueError(f"a stream has at most {MOST_PROMPTS} prompts")
+    return runs

@@ -222,8 +222,8 @@ class Observer(Protocol):
         """How many of them can work, and how many are lost and have no replacement yet that can."""
         ...
 
-    def policy_version(self, role: str, version: int) -> None:
-        """They hold the weights of that step."""
+    def policy_version(self, role: str, version: int, digest: str = "") -> None:
+        """They hold the weights of that step; of engines with the digest that was verified."""
         ...
 
     def recovered(self, role: str, error: Exception, seconds: float) -> None:
@@ -265,8 +265,8 @@ class Recorder(Observer, Protocol):
         """The weights of that version were verified on the engines, beside the steps: a row of its own."""
         ...
 
-    def log_step(self, step: int, groups: Groups, stats: Stats) -> None:
-        """Inside of a step: its scored groups and what was measured."""
+    def log_step(self, step: int, groups: Groups, stats: Stats, skipped: Groups = ()) -> None:
+        """Inside of a step: its scored groups, what was measured, and groups that were left out of the batch."""
         ...
 
     def log_eval(self, step: int, groups: Groups, scores: Stats) -> None:

@@ -6,6 +6,7 @@
                     what the model saw, control tokens included
     timeline.jsonl  what each pool did when (grpo/observe/timeline.py); trace.json: the same for Perfetto
     tensorboard/    the numbers of metrics.jsonl, under the same names
+    books.jsonl     what was trained on, in a chain that `grpo audit` follows (grpo/observe/books.py)
     checkpoints/    what a run resumes from, and its policies (grpo/checkpoint)
     rewards.jsonl   replies of reward services, by digest of the request (grpo/rewards/replies.py)
     attempts/       one file for each start of the run (grpo/run/lease.py)
@@ -36,6 +37,7 @@ from typing import IO
 from grpo.config import Config
 from grpo.config.load import dump_config
 from grpo.errors import CheckpointError, ConfigError
+from grpo.observe.books import short
 from grpo.observe.rows import step_of
 from grpo.run.layout import CHECKPOINTS, CONFIG, METRICS, SAMPLES, SUPERSEDED
 from grpo.store import MOST_READ, open_store
@@ -108,7 +110,11 @@ class RunFolder:
         with self._guard, writing(self.run_dir):
             self._stack.close()
             samples = self.run_dir / SAMPLES
-            kept = [line for line in read_regular(samples, MOST_SAMPLES).splitlines(True) if step_of(line) <= step]
+            kept = [
+                line
+                for line in read_regular(samples, MOST_SAMPLES).splitlines(True)
+                if metrics and step_of(line) <= step
+            ]
             for name, content in ((METRICS, metrics + "".join(own).encode()), (SAMPLES, b"".join(kept))):
                 self._set_aside(name, content)
                 commit_file(self.run_dir / name, content)
@@ -135,12 +141,15 @@ class RunFolder:
                 self._metrics.write(line)
         return line
 
-    def write_samples(self, event: str, step: int, groups: Sequence[Group]) -> None:
-        """The first `metrics.completions_per_step` groups, one row of samples.jsonl each."""
+    def write_samples(self, event: str, step: int, groups: Sequence[Group]) -> tuple[int, str]:
+        """The first `metrics.completions_per_step` groups, one row of samples.jsonl each; their number and digest."""
+        lines = []
         with self._guard, writing(self.run_dir):
             for group in groups[: self._groups_kept]:
                 seen = {"prompt": self._decode(group.prompt.token_ids)} if self._decode else {}
-                self._samples.write(line_of({"event": event, "step": step, **sample_row(group), **seen}))
+                lines.append(line_of({"event": event, "step": step, **sample_row(group), **seen}))
+                self._samples.write(lines[-1])
+        return len(lines), short("".join(lines).encode())
 
 
 def appended(path: Path) -> IO[str]:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,7 +14,8 @@ from typing import Self
 from grpo import __version__
 from grpo.config import Config
 from grpo.errors import WeightSyncError
-from grpo.observe.folder import RunFolder, prepare_folder
+from grpo.observe.books import SEAL, Books, Lines, short
+from grpo.observe.folder import RunFolder, prepare_folder, writing
 from grpo.observe.health import Health
 from grpo.observe.lanes import Lanes
 from grpo.observe.metrics import digests, summarize
@@ -25,7 +27,7 @@ from grpo.observe.timeline import Timeline
 from grpo.observe.tracking import Tracking
 from grpo.run.faults import fault_point, phase_point
 from grpo.run.layout import METRICS
-from grpo.types import Group, Lane, Stats
+from grpo.types import Group, Groups, Lane, Stats
 
 
 class RunRecorder:
@@ -34,7 +36,8 @@ class RunRecorder:
     Entering raises ConfigError if the folder holds a run that must not be resumed, the port is taken or a
     tracker's package is missing, and CheckpointError if the folder cannot be written. `command` is shown in the report.
     By default it is this process's own, and `run_dir` is `run.dir`. `attempt` counts the starts of the run. `decode`
-    makes the text of prompts, as the model sees it, for samples.jsonl.
+    makes the text of prompts, as the model sees it, for samples.jsonl. `streams` is what the order of prompts follows
+    from; without it there are no books.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class RunRecorder:
         command: Sequence[str] | None = None,
         attempt: int = 1,
         decode: Callable[[Sequence[int]], str] | None = None,
+        streams: Sequence[Mapping[str, object]] = (),
     ) -> None:
         self.config = config
         self.run_dir = Path(config.run.dir) if run_dir is None else run_dir
@@ -64,6 +68,9 @@ class RunRecorder:
         self._lanes = Lanes(lambda span: self._timeline.add(span), overlapped=config.rollout.max_staleness > 0)
         self._row: Stats = {}
         self._digests: dict[str, str] = {}
+        self._books = Books(self.run_dir, config, streams, attempt) if streams else None
+        self._booked: Callable[[Lines], None] | None = None
+        self._lines = Lines()
         self._depth = 0
         self._step = 0
 
@@ -80,6 +87,8 @@ class RunRecorder:
             self._timeline = Timeline(self.run_dir, self.config.rollout.max_staleness, self.config.metrics.trace)
             stack.callback(self._timeline.close)
             stack.callback(self.progress.close)
+            if self._books:
+                stack.callback(self._books.close)
             said = {"command": self._command, "version": __version__, "attempt": str(self._attempt)}
             self._own.append(self._folder.write_row("start", 0, {}, **said))
             self._stack = stack.pop_all()
@@ -144,27 +153,39 @@ class RunRecorder:
         self._row |= stats
         if digest:  # else engines take them later, which has a row of its own
             self._digests["weights"] = digest
+            self._verified(self._step, digest)
             self._prometheus.sync_ended(ok=True)
         self.health.ready()
 
     def log_version(self, version: int, stats: Stats, digest: str) -> None:
+        self._verified(version, digest)
         self._prometheus.sync_ended(ok=True)
         self._write("weight_sync", version, stats, weights=digest)
         self.health.ready()
         self.alive()
 
-    def log_step(self, step: int, groups: Sequence[Group], stats: Stats) -> None:
+    def _verified(self, version: int, digest: str) -> None:
+        if self._books:
+            with writing(self.run_dir):
+                self._books.sync(version, digest)
+
+    def log_step(self, step: int, groups: Groups, stats: Stats, skipped: Groups = ()) -> None:
         assert self._depth > 0, "log_step belongs inside of step()"
         self._row |= stats | summarize(groups, step)
         self._digests |= digests(groups)
         self._prometheus.record_samples(groups, step)
-        self._folder.write_samples("step", step, groups)
+        self._lines.kept = self._folder.write_samples("step", step, groups)
+        if books := self._books:
+            dropped = int(stats.get("reward/dropped_groups", 0))
+            self._booked = partial(books.step, step, groups, skipped, dropped)
 
     def log_eval(self, step: int, groups: Sequence[Group], scores: Stats) -> None:
         assert self._depth > 0, "log_eval belongs inside of phase('eval')"
         self._step = step
         self._row |= scores
-        self._folder.write_samples("eval", step, groups)
+        self._lines.kept = self._folder.write_samples("eval", step, groups)
+        if books := self._books:
+            self._booked = partial(books.evaluation, step, groups)
         self.progress.eval_done(step, len(groups), scores)
 
     def log_commit(self, step: int, size: int, stats: Stats | None = None) -> None:
@@ -177,7 +198,10 @@ class RunRecorder:
     def attachments(self, step: int | None = None) -> dict[str, bytes]:
         """What a checkpoint keeps for `rewind`: the rows of metrics.jsonl up to those of `step`, or all."""
         self.alive()  # the ranks have copied their share
-        return {METRICS: self._folder.metrics(step)}
+        if not self._books:
+            return {METRICS: self._folder.metrics(step)}
+        with writing(self.run_dir):
+            return {SEAL: self._books.seal(step), METRICS: self._folder.metrics(step)}
 
     def rewind(self, step: int, attachments: Mapping[str, bytes]) -> None:
         """Goes back to what was recorded when a checkpoint took the attachments; step 0 has none.
@@ -192,6 +216,11 @@ class RunRecorder:
         held = set(kept.decode(errors="replace").splitlines(True))
         with self._guard:
             self._folder.rewind(step, kept, [row for row in self._own if row not in held])
+        if self._books:
+            with writing(self.run_dir):
+                problem = self._books.rewind(step, attachments.get(SEAL, b""))
+            if problem:
+                self.say(f"warning: {problem}")
         self.progress.rewind(step)
         if step:
             self.say(f"resumes from the checkpoint of step {step}")
@@ -211,7 +240,9 @@ class RunRecorder:
         self._prometheus.workers(role, ready, lost)
         self.alive()
 
-    def policy_version(self, role: str, version: int) -> None:
+    def policy_version(self, role: str, version: int, digest: str = "") -> None:
+        if digest:
+            self._verified(version, digest)
         self._prometheus.policy_version(role, version)
         self.alive()
 
@@ -238,6 +269,7 @@ class RunRecorder:
         except BaseException:
             self._row.clear()  # what failed has no row
             self._digests.clear()
+            self._booked = None
             raise
         finally:
             self._depth -= 1
@@ -253,12 +285,17 @@ class RunRecorder:
             row["step/tokens_per_second"] = row["rollout/completion_tokens"] / row["step/seconds"]
             row |= self._lanes.step_ended()
             self._prometheus.record({"step": self._step, "time": time.time()})
-        self._write(event, self._step, row, **text)
+        line = self._write(event, self._step, row, **text)
+        if booked := self._booked:
+            self._booked, self._lines.metrics = None, short(line.encode())
+            with writing(self.run_dir):
+                booked(self._lines)
         if event == "step":
             self.progress.step_done(self._step, row)
 
-    def _write(self, event: str, step: int, row: Stats, **text: str) -> None:
-        """A row to all who are told rows, from any thread."""
+    def _write(self, event: str, step: int, row: Stats, **text: str) -> str:
+        """A row to all who are told rows, from any thread; its line in metrics.jsonl."""
         self._prometheus.record(row)
-        self._folder.write_row(event, step, row, **text)
+        line = self._folder.write_row(event, step, row, **text)
         self._tracking.log(step, row)
+        return line

@@ -260,6 +260,12 @@ def test_the_checkpoint_is_on_the_volume(running: Pair) -> None:
     assert [claim["status"]["phase"] for claim in claims] == ["Bound"]
 
 
+def test_the_folder_proves_what_the_run_did(running: Pair) -> None:
+    one = running.helm
+    said = one.space.execute(one.space.ready("headgroup"), "grpo", "audit", one.dir)
+    assert "nothing contradicts" in said and "note:" not in said
+
+
 def test_an_upgrade_with_another_configuration_is_a_new_run(running: Pair) -> None:
     space, old = running.helm.space, running.helm
     values = str(ROOT / "charts" / "grpo" / "ci" / "cpu-smoke-values.yaml")

@@ -1,0 +1,35 @@
+"""What an audit has proved, and how it says what it has refuted."""
+
+import reprlib
+from dataclasses import dataclass, field
+
+from grpo.errors import AuditError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+@dataclass
+class Proof:
+    """Counts of what was proved; `notes` say what is not proved yet."""
+
+    steps: int = 0
+    prompts: int = 0
+    epochs: int = 0
+    skipped: int = 0
+    samples: int = 0
+    versions: int = 0
+    evaluations: int = 0
+    starts: int = 0
+    checkpoints: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def refuted(where: str, rule: str, found: str, meaning: str) -> AuditError:
+    """One line: where, the rule, what was found, what it means."""
+    return AuditError(f"{where}: {rule}, but {found}; {meaning}")
+
+
+def shown(value: object) -> str:
+    """Short, on one line."""
+    return " ".join(_SHORT.repr(value).split())
