@@ -14,7 +14,8 @@ from grpo.observe.rows import Row, finite, read_rows
 from grpo.run.layout import TIMELINE
 
 POOLS = {"rollout": "engines", "trainer": "trainer"}
-WORDS = ("sample", "train", "reward", "sync", "switch", "publish", "commit", "eval", "write")
+WORDS = ("sample", "train", "reward", "sync", "switch", "publish", "commit", "eval", "write", "receive")
+PALETTE = (*COLORS, "#3fb3c4", "#a0653a", "#5c6bc0")
 """The usual ones, so that each has one colour in all pictures."""
 STEPS_SHOWN = 3
 MOST_TRACKS = 6
@@ -114,7 +115,7 @@ def lane_figure(spans: Sequence[Span], window: tuple[float, float]) -> go.Figure
             insidetextanchor="middle",
             constraintext="inside",
             textangle=0,
-            marker={"color": COLORS[number % len(COLORS)], "line": {"width": 1, "color": "rgba(128,128,128,0.6)"}},
+            marker={"color": PALETTE[number % len(PALETTE)], "line": {"width": 1, "color": "rgba(128,128,128,0.6)"}},
             opacity=1.0 if word in BUSY["rollout"] | BUSY["trainer"] else 0.55,
         )
     rows = sorted({(list(POOLS).index(span.lane), span.track, _row(span)) for span in seen}, reverse=True)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from grpo.errors import CheckpointError
-from grpo.observe.lane_figures import lane_figures, read_spans
+from grpo.observe.lane_figures import WORDS, lane_figures, read_spans
 from grpo.observe.lanes import Span
 from grpo.observe.report import write_report
 from tests.runs import write_run
@@ -40,6 +40,13 @@ def test_steps_that_were_taken_out_of_a_long_run_leave_no_hole_in_a_picture():
     assert shown == ["steps 1 to 3", "steps 12 to 14", "steps 40 to 42"]
     spans = [span for span in spans if not 11 <= span.step <= 14]  # 10, 15 and 32 are in the middle of what is left
     assert [each["title"].partition(", ")[2] for each in lane_figures(spans)][1] == "steps 8 to 10"
+
+
+def test_each_of_the_usual_words_has_a_colour_of_its_own():
+    spans = [*run_of(1, overlapped=True), *(Span("rollout", word, 1, 0, 0.0, 2.0) for word in WORDS)]
+    (picture,) = lane_figures(spans)
+    colors = {trace["name"]: trace["marker"]["color"] for trace in picture["figure"]["data"]}
+    assert set(colors) == set(WORDS) and len(set(colors.values())) == len(WORDS)
 
 
 def test_bars_end_at_the_edges_of_the_picture_and_say_their_whole_length():
