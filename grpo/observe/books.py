@@ -13,65 +13,23 @@ metrics.jsonl and samples.jsonl. Each row ends with the chain: sha256 of the row
 seals the chain (books.json); going back to it cuts the rows behind it off, as a resumed run writes them again.
 """
 
-import hashlib
 import json
 import os
 import secrets
-import sys
 import threading
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
 from grpo.config import Config
-from grpo.errors import CheckpointError
+from grpo.observe.chain import Seal, lines_of, packed, sample_digest, short
 from grpo.run.clock import Clock
 from grpo.run.layout import BOOKS, SUPERSEDED
-from grpo.store.files import json_object, open_append, open_regular, replace
-from grpo.types import Groups, Sample, VersionSpans
+from grpo.store.files import json_object, open_append, replace
+from grpo.types import Groups
 
-SEAL = "books.json"
-"""Where a checkpoint says how far the books went; among its attachments."""
-START = "0" * 64
-DIGITS = 16
-LINK = b', "chain": "'
-LONGEST_LINE = 1 << 26
 Row = dict[str, object]
-
-
-@dataclass(frozen=True)
-class Seal:
-    """How far the books went: whole rows, their bytes, and the chain of the last one."""
-
-    rows: int = 0
-    size: int = 0
-    chain: str = START
-
-    def after(self, line: bytes) -> "Seal":
-        """With one line more, whatever that says of its own chain."""
-        body = line.rpartition(LINK)[0]
-        return Seal(self.rows + 1, self.size + len(line), _link(self.chain, body))
-
-    def written(self, row: Mapping[str, object]) -> bytes:
-        """The line of a row that comes next."""
-        body = json.dumps(row, allow_nan=False).encode()[:-1]
-        return body + LINK + _link(self.chain, body).encode() + b'"}\n'
-
-    @classmethod
-    def read(cls, content: bytes) -> "Seal | None":
-        """What a checkpoint says; None if it is damaged."""
-        said = json_object(content)
-        rows, size, chain = said.get("rows"), said.get("size"), said.get("chain")
-        if not (type(rows) is int and type(size) is int and rows >= 0 and size >= 0 and isinstance(chain, str)):
-            return None
-        return cls(rows, size, chain)
-
-
-def _link(before: str, body: bytes) -> str:
-    return hashlib.sha256(before.encode() + body).hexdigest()
 
 
 class Books:
@@ -219,48 +177,8 @@ def rules(config: Config, base: int) -> Row:
     return {"clock": clock, **{name: value for name in names if (value := getattr(rollout, name, None)) is not None}}
 
 
-def short(content: bytes) -> str:
-    """16 digits of sha256."""
-    return hashlib.sha256(content).hexdigest()[:DIGITS]
-
-
-def sample_digest(sample: Sample) -> str:
-    """Of its tokens, their logprobs and its reward."""
-    return content_digest(sample.output_ids, sample.logprobs, sample.reward)
-
-
-def content_digest(output_ids: Sequence[int], logprobs: Sequence[float], reward: float | None) -> str:
-    """The same, of a sample's parts. Raises TypeError, OverflowError for what no sample has."""
-    scores = array("d", [] if reward is None else [reward])
-    parts = array("q", [len(output_ids), *output_ids]), array("d", logprobs), scores
-    if sys.byteorder == "big":
-        for part in parts:
-            part.byteswap()
-    return short(b"".join(part.tobytes() for part in parts))
-
-
-def packed(spans: Iterable[VersionSpans]) -> list[list[object]]:
-    """Versions of samples, in order; neighbours of the same ones are counted."""
-    return [[len(list(some)), [number for span in each for number in span]] for each, some in groupby(spans)]
-
-
 def _sync(line: bytes) -> Iterator[tuple[int, str]]:
     row = json_object(line) if line.startswith(b'{"event": "sync"') else {}
     version, digest = row.get("version"), row.get("digest")
     if type(version) is int and isinstance(digest, str):
         yield version, digest
-
-
-def lines_of(path: Path) -> Iterator[bytes]:
-    """Whole lines; the half line of a killed run is left out."""
-    try:
-        file = open_regular(path)
-    except FileNotFoundError:
-        return
-    with file:
-        while line := file.readline(LONGEST_LINE):
-            if not line.endswith(b"\n"):
-                if len(line) < LONGEST_LINE:
-                    return
-                raise CheckpointError(f"{path}: a row must be shorter than {LONGEST_LINE} bytes; take the file away")
-            yield line

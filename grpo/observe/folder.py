@@ -37,7 +37,7 @@ from typing import IO
 from grpo.config import Config
 from grpo.config.load import dump_config
 from grpo.errors import CheckpointError, ConfigError
-from grpo.observe.books import short
+from grpo.observe.chain import short
 from grpo.observe.rows import step_of
 from grpo.run.layout import CHECKPOINTS, CONFIG, METRICS, SAMPLES, SUPERSEDED
 from grpo.store import MOST_READ, open_store

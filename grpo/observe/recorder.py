@@ -14,7 +14,8 @@ from typing import Self
 from grpo import __version__
 from grpo.config import Config
 from grpo.errors import WeightSyncError
-from grpo.observe.books import SEAL, Books, Lines, short
+from grpo.observe.books import Books, Lines
+from grpo.observe.chain import SEAL, short
 from grpo.observe.folder import RunFolder, prepare_folder, writing
 from grpo.observe.health import Health
 from grpo.observe.lanes import Lanes

@@ -7,7 +7,7 @@ from grpo.checkpoint import Checkpoints
 from grpo.checkpoint.commit import MANIFEST, seal
 from grpo.config import Config
 from grpo.data.stream import PromptStream
-from grpo.observe.books import SEAL, Seal
+from grpo.observe.chain import SEAL, Seal
 from grpo.observe.recorder import RunRecorder
 from grpo.store import record_of
 from grpo.types import FileRecord, Group, Prompt, Sample

@@ -10,9 +10,9 @@ from grpo.data.stream import MixedStream, PromptStream, stream_of
 from grpo.errors import AuditError, NotProved
 from grpo.observe.audit.lines import Beside, reading
 from grpo.observe.audit.proof import Proof, refuted, shown
-from grpo.observe.audit.rules import Versions, check_prompts
+from grpo.observe.audit.rules import Spans, Versions, check_prompts, natural, spans_of
 from grpo.observe.audit.seals import Sealed, check_sealed, read_checkpoints
-from grpo.observe.books import DIGITS, LINK, Seal, lines_of
+from grpo.observe.chain import DIGITS, LINK, Seal, lines_of
 from grpo.run.clock import Clock
 from grpo.run.layout import BOOKS, CONFIG, METRICS, SAMPLES
 
@@ -106,7 +106,7 @@ class _Audit:
             raise refuted(
                 self.where, "the books begin with the order of prompts", f"found {shown(row['event'])}", "they were cut"
             )
-        self.begun = self.step = _natural(row["step"])
+        self.begun = self.step = natural(row["step"])
         self.stream = stream_of(row["streams"])
         self.metrics = Beside(self.run_dir / METRICS, self.begun)
         self.samples = Beside(self.run_dir / SAMPLES, self.begun)
@@ -117,7 +117,7 @@ class _Audit:
             raise refuted(self.where, IN_ORDER, found, "rows of another time were put here")
         clock = Clock(**row["clock"])
         for number in (clock.staleness, clock.base, clock.last, clock.every - 1):
-            _natural(number)
+            natural(number)
         if self.rules and self._rule(self.rules) != self._rule(row):
             self.drawn.clear()  # they are drawn again
         self.rules = dict(row)
@@ -132,7 +132,7 @@ class _Audit:
         return [clock["staleness"], clock["in_flight"], *(row.get(name) for name in RULE_OF_DRAWN)]
 
     def _on_sync(self, row: Mapping[str, Any]) -> None:
-        self.versions.sync(_natural(row["version"]), str(row["digest"]), row.get("carried") is True)
+        self.versions.sync(natural(row["version"]), str(row["digest"]), row.get("carried") is True)
 
     def _on_step(self, row: Mapping[str, Any]) -> None:
         step, where = row["step"], f"{self.where}: step {shown(row['step'])}"
@@ -140,11 +140,11 @@ class _Audit:
             found = f"step {self.step + 1} comes next"
             raise refuted(where, IN_ORDER, found, "a step is double, missing or exchanged")
         kept, samples = row["prompts"], row["samples"]
-        skipped, dropped = [prompt for prompt, _ in row.get("skipped", ())], _natural(row.get("dropped", 0))
+        skipped, dropped = [prompt for prompt, _ in row.get("skipped", ())], natural(row.get("dropped", 0))
         assert self.stream
         if not self.begun:
             check_prompts(where, self.stream, kept, skipped, dropped)
-        spans = _spans(row["versions"])
+        spans = spans_of(row["versions"])
         counts = [len(text) / DIGITS for text in samples]
         most = self.rules["samples_per_prompt"]
         if len(samples) != len(kept) or sum(counts) != len(spans) or not all(0 < count <= most for count in counts):
@@ -167,7 +167,7 @@ class _Audit:
 
     def _on_eval(self, row: Mapping[str, Any]) -> None:
         where, step = f"{self.where}: evaluation {shown(row['step'])}", row["step"]
-        spans = _spans(row["versions"])
+        spans = spans_of(row["versions"])
         used = {version for each in spans for _, version in each}
         if step != self.step or used - {step}:
             found = f"it says step {shown(step)} and versions {shown(sorted(used))} behind step {self.step}"
@@ -177,7 +177,7 @@ class _Audit:
         self._common(where, row, spans)
         self.proof.evaluations += 1
 
-    def _common(self, where: str, row: Mapping[str, Any], spans: "Sequence[Spans]") -> None:
+    def _common(self, where: str, row: Mapping[str, Any], spans: Sequence[Spans]) -> None:
         self.versions.check_digests(where, {version for each in spans for _, version in each}, row["weights"])
         self.metrics.check(where, row["event"], row["step"], 1, row["metrics"])
         self.samples.check(where, row["event"], row["step"], *row["kept"])
@@ -227,26 +227,3 @@ class _Audit:
 
 def _place(sealed: Sealed) -> tuple[int, int]:
     return sealed.seal.size if sealed.seal else 0, sealed.commit.step
-
-
-Spans = tuple[tuple[int, int], ...]
-
-
-def _spans(runs: Sequence[Any]) -> list[Spans]:
-    """Of each sample, in order."""
-    spans: list[Spans] = []
-    for count, flat in runs:
-        pairs = tuple(zip(flat[::2], flat[1::2], strict=True))
-        starts = [start for start, _ in pairs]
-        if not pairs or starts[0] != 0 or starts != sorted(set(starts)):
-            raise ValueError("spans begin at 0 and rise")
-        if not (type(count) is int and 0 < count < 1 << 21 and len(spans) < 1 << 21):
-            raise ValueError("no run has so many samples")
-        spans += [tuple((start, _natural(version)) for start, version in pairs)] * count
-    return spans
-
-
-def _natural(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{shown(value)} is no count")
-    return value

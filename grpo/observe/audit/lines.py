@@ -7,7 +7,7 @@ from pathlib import Path
 
 from grpo.errors import CheckpointError
 from grpo.observe.audit.proof import refuted, shown
-from grpo.observe.books import lines_of, short
+from grpo.observe.chain import lines_of, short
 from grpo.store.files import NotAFile, json_object
 
 EVENTS = ("step", "eval")

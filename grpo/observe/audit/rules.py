@@ -1,11 +1,13 @@
 """The rules that a batch keeps: its prompts are the next of the stream, its versions those that the clock allows."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from grpo.data.stream import MixedStream, PromptStream
 from grpo.observe.audit.proof import refuted, shown
 from grpo.run.clock import Clock
 
+Spans = tuple[tuple[int, int], ...]
 PROMPTS = "every prompt comes once an epoch, in the order of the seed"
 VERSIONS = "a sample comes from weights that the clock allows"
 DIGESTS = "weights that made samples were verified on the engines"
@@ -99,3 +101,24 @@ class Versions:
             low = high = max((version for version in self._here if version < step), default=low)
             low = max(low, clock.oldest(step))
         return low, high
+
+
+def spans_of(runs: Sequence[Any]) -> list[Spans]:
+    """Versions of each sample, in order. Raises ValueError and the like for what no run writes."""
+    spans: list[Spans] = []
+    for count, flat in runs:
+        pairs = tuple(zip(flat[::2], flat[1::2], strict=True))
+        starts = [start for start, _ in pairs]
+        if not pairs or starts[0] != 0 or starts != sorted(set(starts)):
+            raise ValueError("spans begin at 0 and rise")
+        if not (type(count) is int and 0 < count < 1 << 21 and len(spans) < 1 << 21):
+            raise ValueError("no run has so many samples")
+        spans += [tuple((start, natural(version)) for start, version in pairs)] * count
+    return spans
+
+
+def natural(value: object) -> int:
+    """A count. Raises ValueError."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{shown(value)} is no count")
+    return value

@@ -13,7 +13,7 @@ from grpo.errors import CheckpointError
 from grpo.interfaces import DRAWN
 from grpo.observe.audit.lines import digests_in
 from grpo.observe.audit.proof import refuted, shown
-from grpo.observe.books import SEAL, Seal, content_digest
+from grpo.observe.chain import SEAL, Seal, content_digest
 from grpo.run.layout import METRICS
 from grpo.store import open_store
 
