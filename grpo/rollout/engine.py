@@ -34,6 +34,7 @@ class RolloutEngine(EngineCore):
         self.received: int | None = None
         self.committed: int | None = None
         self.ahead: int | None = None  # the version in the copy beside the model
+        self.transfers = 0
         self.switching = asyncio.Lock()
         self.salts = map(str, itertools.count())  # a version may come twice, with other weights
         self.drawing: set[asyncio.Task[RequestOutput]] = set()
@@ -119,6 +120,7 @@ class RolloutEngine(EngineCore):
 
         Raises: ClusterError.
         """
+        self.transfers += 1
         arguments = (self.config.model_dump_json(), url, rank_offset, world_size, secret)
         async with self.alone():
             await self.on_workers("join_transfer", *arguments)
@@ -156,11 +158,14 @@ class RolloutEngine(EngineCore):
         return manifests
 
     async def _receive_ahead(self, version: int, expected: Sequence[Sequence[object]]) -> list[Any]:
-        """The transfer's own deadline ends it."""
+        """The transfer's own deadline ends it, or one that takes its place, as its caller does not wait any more."""
         await self.on_workers("receive_ahead", version, expected)
-        while None in (answers := await self.on_workers("received_ahead")):
+        transfer = self.transfers
+        while transfer == self.transfers:
+            if None not in (answers := await self.on_workers("received_ahead")):
+                return answers
             await asyncio.sleep(LOOK_AHEAD_SECONDS)
-        return answers
+        raise ClusterError(f"engine {self.index} has left the transfer of version {version} for another")
 
     def _refuse(self, version: int, worker: int, problems: Sequence[str]) -> None:
         if problems:
