@@ -43,6 +43,19 @@ SYNC: Stats = {"sync/seconds": 0.05, "sync/bytes": 3.4e6}
 """What a weight sync reports."""
 
 
+MISMATCH: Stats = {
+    f"train/{name}": value
+    for name, value in {
+        "rollout_kl_k1": 1e-4, "rollout_abs_diff_p99": 0.1, "rollout_abs_diff_max": 0.4, "rollout_prob_diff_max": 0.1,
+        "rollout_far": 0.0, "rollout_perplexity_ratio": 1.001, "weight_mean": 1.0,
+        "weight_min": 0.7, "weight_max": 1.5, "weight_above": 0.0, "weight_below": 0.0, "ess_tokens": 0.999,
+        "ess_sequences": 0.95, "chi2_tokens": 1e-3, "chi2_sequences": 0.05, "dropped_tokens": 0.0,
+        "dropped_sequences": 0.0, "weights_le_1": 500.0, "weights_le_+Inf": 1000.0,
+    }.items()
+}  # fmt: skip
+"""How sampler and trainer differ."""
+
+
 def make_stats(step: int, steps: int = 1) -> Stats:
     """What the trainer reports of a step; the numbers move as in a run that learns."""
     done = step / steps
@@ -57,6 +70,7 @@ def make_stats(step: int, steps: int = 1) -> Stats:
         "train/rollout_kl": 1e-4,
         "train/rollout_abs_diff": 2e-3,
         "train/ratio_max": 1.6,
+        **MISMATCH,
         "train/tokens": 4000.0,
         "train/updates": 4.0,
         "train/seconds_forward": 0.7,

@@ -8,8 +8,9 @@ would not: it can even turn the sign.
 What a loss or a term needs to be right it declares (`Needs`), and the trainer asks `needs_of` before it skips a row or
 leaves out a gradient. A term that shall teach and comes without a gradient is an error, not a constant.
 
-The old logprobs are the sampler's own. That saves a forward pass, and the ratio corrects the difference between
-sampler and trainer too; there is no further importance weight.
+Without a correction (`correction.py`) the old logprobs are the sampler's own. That saves a forward pass, and the ratio
+corrects the difference between sampler and trainer too; there is no further importance weight. With one they are the
+trainer's before the step's first update, and the correction's weight multiplies the policy's term alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,60 +18,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from grpo.algorithm.correction import CORRECTIONS, NONE, Bounds
+from grpo.algorithm.inputs import LOG_RATIO_LIMIT, LossInputs, k3
+from grpo.algorithm.mismatch import Mismatch, measure
 from grpo.config import Algorithm
-
-LOG_RATIO_LIMIT = 20.0
-"""exp() of more than this is no ratio but an accident."""
-
-
-@dataclass(frozen=True, slots=True)
-class Normaliser:
-    """Size of the global minibatch: trained tokens and sequences of all ranks, the skipped ones included.
-
-    A sequence without a trained token is none: masking it must not make the others count for less.
-
-    `max_tokens` is the longest completion that could have been sampled.
-    """
-
-    tokens: int
-    sequences: int
-    max_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class LossInputs:
-    """What a loss sees of R rows with C trained tokens. Logprobs and entropy in nats.
-
-    `logprobs_C` carry the gradient, and `entropy_C` too where that was asked for. A rollout logprob that is NaN
-    (engines can return it) is not known: its ratio is 1. `rows_C` is the row of each token, `lengths_R` its number of
-    trained tokens.
-    """
-
-    logprobs_C: torch.Tensor
-    rollout_logprobs_C: torch.Tensor
-    advantages_C: torch.Tensor
-    rows_C: torch.Tensor
-    lengths_R: torch.Tensor
-    normaliser: Normaliser
-    entropy_C: torch.Tensor | None = None
-    reference_logprobs_C: torch.Tensor | None = None
-    far: float = float("inf")
-    """Difference of trainer and sampler, in nats, above which a token counts as far off."""
-
-    @property
-    def lengths_C(self) -> torch.Tensor:
-        """Trained tokens of each token's row, in the logprobs' dtype."""
-        return self.lengths_R[self.rows_C].to(self.logprobs_C.dtype)
-
-    @property
-    def known_C(self) -> torch.Tensor:
-        """Where the sampler's logprob is a number."""
-        return ~self.rollout_logprobs_C.isnan()
-
-    def sum_R(self, values_C: torch.Tensor) -> torch.Tensor:
-        """Sums over the trained tokens of each row. A row is never split, so they are whole."""
-        sums_R = torch.zeros(len(self.lengths_R), dtype=values_C.dtype, device=values_C.device)
-        return sums_R.index_add(0, self.rows_C, values_C)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +68,9 @@ class LossOutput:
 
     loss: torch.Tensor
     sums: dict[str, torch.Tensor]
-    maxima: dict[str, torch.Tensor]
+    ratio_max: torch.Tensor
+    """Largest ratio of a token, policy by sampler."""
+    mismatch: Mismatch
 
 
 def token_mean(inputs: LossInputs) -> torch.Tensor:
@@ -179,21 +132,27 @@ def needs_of(algorithm: Algorithm) -> Needs:
 
 def statistics_of(algorithm: Algorithm) -> list[str]:
     """Names of the `sums` that every output of the configured loss has."""
-    names = ["tokens", "clip_low", "clip_high", "approx_kl", "abs_diff", "far", "entropy"]
+    names = ["tokens", "clip_low", "clip_high", "approx_kl", "entropy"]
     return names + [term.statistic for term in active_terms(algorithm) if term.statistic]
 
 
-def policy_loss(inputs: LossInputs, algorithm: Algorithm) -> LossOutput:
-    """sum_C weight * (-min(r A, clip(r, 1 - low, 1 + high) A) + terms), with r = exp(logprob - rollout logprob).
+def policy_loss(inputs: LossInputs, algorithm: Algorithm, bounds: Bounds = NONE) -> LossOutput:
+    """sum_C weight * (-w * min(r A, clip(r, 1 - low, 1 + high) A) + terms), with r = exp(logprob - old logprob).
 
+    `bounds` are those of the correction, whose weight is w; without one, w is 1 and the old logprobs are the sampler's.
     Unknown rollout logprobs stay out of the statistics. All in nats.
     """
     known_C, logprobs_C, advantages_C = inputs.known_C, inputs.logprobs_C, inputs.advantages_C
-    old_C = torch.where(known_C, inputs.rollout_logprobs_C, logprobs_C.detach())
+    behaviour_C = torch.where(known_C, inputs.rollout_logprobs_C, logprobs_C.detach())
+    correction = CORRECTIONS.get(bounds.name)
+    old_C = inputs.trainer_C if correction else behaviour_C
     log_ratio_C = (logprobs_C - old_C).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio_C = log_ratio_C.exp()
     clipped_C = ratio_C.clamp(1.0 - algorithm.clip_low, 1.0 + algorithm.clip_high)
     token_loss_C = -torch.minimum(ratio_C * advantages_C, clipped_C * advantages_C)
+    weights_C = correction.weights(inputs, bounds) if correction else None
+    if weights_C is not None:
+        token_loss_C = weights_C * token_loss_C
     sums = _statistics(log_ratio_C.detach(), inputs, algorithm)
     if inputs.entropy_C is not None:
         sums["entropy"] = inputs.entropy_C.detach()[known_C].sum()
@@ -203,8 +162,9 @@ def policy_loss(inputs: LossInputs, algorithm: Algorithm) -> LossOutput:
         if term.statistic:
             sums[term.statistic] = value_C.detach()[known_C].sum()
     loss = (LOSSES[algorithm.loss].weights(inputs) * token_loss_C).sum()
-    ratio_max = torch.where(known_C, ratio_C.detach(), 0.0).max()
-    return LossOutput(loss, sums, {"ratio_max": ratio_max})
+    moved_C = (logprobs_C.detach() - behaviour_C).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    ratio_max = torch.where(known_C, moved_C, 0.0).max()
+    return LossOutput(loss, sums, ratio_max, measure(inputs, bounds, weights_C))
 
 
 def attached(term: Term, inputs: LossInputs) -> torch.Tensor:
@@ -218,17 +178,8 @@ def attached(term: Term, inputs: LossInputs) -> torch.Tensor:
     return value_C
 
 
-def k3(log_ratio_C: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) per token of p's samples, from x = log p - log q: e^-x - 1 + x, never negative and unbiased.
-
-    Source: http://joschu.net/blog/kl-approx.html
-    """
-    limited_C = log_ratio_C.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return torch.expm1(-limited_C) + limited_C  # e^-x - 1 would lose the digits of a small divergence
-
-
 def _statistics(log_ratio_C: torch.Tensor, inputs: LossInputs, algorithm: Algorithm) -> dict[str, torch.Tensor]:
-    """Sums over tokens with a known ratio: how many, how many lost their gradient to a bound, how far off they are."""
+    """Sums over tokens with a known sampler: how many, how many lost their gradient to a bound, how far they moved."""
     known_C = inputs.known_C
     log_ratio_C, advantages_C = log_ratio_C[known_C], inputs.advantages_C[known_C]
     ratio_C = log_ratio_C.exp()
@@ -237,6 +188,4 @@ def _statistics(log_ratio_C: torch.Tensor, inputs: LossInputs, algorithm: Algori
         "clip_low": ((ratio_C < 1.0 - algorithm.clip_low) & (advantages_C < 0)).sum(),
         "clip_high": ((ratio_C > 1.0 + algorithm.clip_high) & (advantages_C > 0)).sum(),
         "approx_kl": k3(-log_ratio_C).sum(),
-        "abs_diff": log_ratio_C.abs().sum(),
-        "far": (log_ratio_C.abs() > inputs.far).sum(),
     }

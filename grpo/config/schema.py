@@ -151,6 +151,12 @@ class Algorithm(Section):
     """Lower bound of the ratio is 1 - clip_low."""
     clip_high: float = Field(0.28, ge=0, le=1000)
     """Upper bound of the ratio is 1 + clip_high."""
+    correction: Literal["none", "tis", "icepop", "seq_mask", "geo_mask"] | None = None
+    """Weight w = trainer / sampler for samples of older weights; null: tis with rollout.max_staleness, else none."""
+    correction_low: float | None = Field(None, ge=0, lt=1)
+    """Lower bound of w: 0 in tis, 0.5 in icepop; of its product over a row 0, of its geometric mean 0.8."""
+    correction_high: float | None = Field(None, ge=1, le=1000)
+    """Upper bound of w: 2 in tis, 5 in icepop; of its product over a row 3, of its geometric mean 1.2."""
     kl_coef: float = Field(0.0, ge=0, le=1000)
     """Weight of the k3 estimate of KL(policy || reference) in the loss; 0 loads no reference model."""
     entropy_coef: float = Field(0.0, ge=0, le=1000)
@@ -316,6 +322,24 @@ class Config(Section):
         sources = [self.rewards_of(source.name) for source in self.data.sources] or [self.rewards]
         held_out = [self.rewards] if self.eval.prompts and self.eval.source else []
         return tuple(reward for rewards in [*sources, *held_out] for reward in rewards)
+
+    @property
+    def default_correction(self) -> str:
+        """What `algorithm.correction` is where it is null: samples that are older by design need one."""
+        return "tis" if self.rollout.max_staleness else "none"
+
+    @model_validator(mode="after")
+    def _check_correction(self) -> "Config":
+        algorithm = self.algorithm
+        bounds = {"correction_low": algorithm.correction_low, "correction_high": algorithm.correction_high}
+        given = [name for name, bound in bounds.items() if bound is not None]
+        if given and (algorithm.correction or self.default_correction) == "none":
+            raise ValueError(
+                f"bounds need something that they bound: algorithm.{given[0]} = {bounds[given[0]]:g}, but "
+                "algorithm.correction is none (its default without rollout.max_staleness); name a correction or remove "
+                "the bound"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "Config":

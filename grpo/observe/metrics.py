@@ -56,6 +56,13 @@ BY_BOUND = {f"train/clip_{bound}": bound for bound in ("low", "high")}
 BY_FAILURE = {"reward/failures_*": "*"}
 BY_REQUEST = {"reward/requests": "sent", "reward/retries": "repeated", "reward/cached": "saved"}
 BY_PART = {"train/seconds_*": "*"}
+BY_EXTREME = {f"train/rollout_abs_diff_{stat}": stat for stat in ("p99", "max")}
+BY_WEIGHT = {f"train/weight_{stat}": stat for stat in ("mean", "min", "max")}
+BY_SIDE = {f"train/weight_{side}": side for side in ("above", "below")}
+BY_LIMIT = {"train/weights_le_*": "*"}
+EFFECTIVE, CHI_SQUARE, DROPPED = (
+    {f"train/{name}_{of}": of for of in ("tokens", "sequences")} for name in ("ess", "chi2", "dropped")
+)
 BY_SOURCE = {"reward/source/*": "*"}
 BY_POOL = {f"pipeline/{pool}_idle": pool for pool in ("rollout", "trainer")}
 BY_LEG = {f"sync/{part}_seconds": part for part in ("publish", "receive", "switch")}
@@ -114,6 +121,21 @@ CATALOGUE: tuple[Metric, ...] = (
     _gauge("grpo_policy_kl", "nats", "KL(policy || reference) per token.", "train/kl_reference"),
     _gauge("grpo_rollout_train_kl", "nats", "KL(sampler || trainer) per token: their mismatch.", "train/rollout_kl"),
     _gauge("grpo_rollout_train_abs_diff", "nats", "Mean |sampler - trainer| logprob.", "train/rollout_abs_diff"),
+    _gauge("grpo_rollout_train_log_ratio_mean", "nats", "Mean log(sampler / trainer): k1.", "train/rollout_kl_k1"),
+    Metric("grpo_rollout_train_abs_diff_high", "gauge", "nats", "Its p99 and maximum.", ("stat",), BY_EXTREME),
+    _gauge(
+        "grpo_rollout_train_prob_diff_max", "", "Largest difference of probabilities.", "train/rollout_prob_diff_max"
+    ),
+    _gauge("grpo_rollout_train_far_ratio", "share", "Tokens far off: no rounding.", "train/rollout_far"),
+    _gauge("grpo_rollout_train_perplexity_ratio", "", "Trainer by sampler.", "train/rollout_perplexity_ratio"),
+    Metric("grpo_correction_weight", "gauge", "", "Weight w = trainer / sampler, unbounded.", ("stat",), BY_WEIGHT),
+    Metric("grpo_correction_weight_outlying_ratio", "gauge", "share", "w > C or < 1 / C.", ("side",), BY_SIDE),
+    Metric(
+        "grpo_correction_weights_total", "counter", "tokens", "Tokens with a w up to a bound.", ("up_to",), BY_LIMIT
+    ),
+    Metric("grpo_correction_dropped_ratio", "gauge", "share", "Dropped by a correction.", ("of",), DROPPED),
+    Metric("grpo_effective_sample_ratio", "gauge", "share", "Effective sample size by w.", ("of",), EFFECTIVE),
+    Metric("grpo_chi_square", "gauge", "", "chi2(trainer || sampler): mean w^2 - 1.", ("of",), CHI_SQUARE),
     _gauge("grpo_importance_weight_max", "", "Largest ratio of a token in the last step.", "train/ratio_max"),
     _gauge("grpo_entropy_nats", "nats", "Mean entropy of the policy per token.", "train/entropy"),
     _gauge("grpo_grad_norm", "", "Global gradient norm before clipping.", "train/grad_norm"),

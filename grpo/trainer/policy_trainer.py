@@ -10,11 +10,15 @@ on any rank is skipped by all of them.
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from grpo.algorithm.loss import LossInputs, LossOutput, Normaliser, needs_of, policy_loss, statistics_of
+from grpo.algorithm.correction import bounds_of
+from grpo.algorithm.inputs import LossInputs, Normaliser
+from grpo.algorithm.loss import LossOutput, needs_of, policy_loss, statistics_of
+from grpo.algorithm.mismatch import Mismatch, figures
 from grpo.algorithm.schedule import learning_rate
 from grpo.config import Config
 from grpo.config.architecture import check_model_config
@@ -23,13 +27,15 @@ from grpo.data.generation import load_generation_config
 from grpo.run.faults import fault_point
 from grpo.trainer import rng
 from grpo.trainer.deepspeed import Engine, start_process_group
+from grpo.trainer.drift import Drift
 from grpo.trainer.kept import Kept
 from grpo.trainer.limits import make_limits
 from grpo.trainer.malloc import keep_freed_memory
 from grpo.trainer.model import Policy, load_policy
-from grpo.trainer.packing import Minibatch, PackedBatch, Rows, pack, plan_minibatches, row_tokens
+from grpo.trainer.packing import Minibatch, PackedBatch, pack, plan_minibatches, row_tokens
 from grpo.trainer.published import PublishedVersions
 from grpo.trainer.rehearsal import prove_on_rank_0, rehearse_update
+from grpo.trainer.row_logprobs import RowLogprobs
 from grpo.trainer.saving import prepare_saving
 from grpo.trainer.snapshot import StateSnapshot
 from grpo.trainer.statistics import reduce_outputs, summarise
@@ -75,10 +81,14 @@ class PolicyTrainer(Kept):
         self.stepped = False
         self.budget = SkipBudget(config.train.max_skipped_updates)
         self.clock: dict[str, float] = defaultdict(float)
-        self.references: dict[int, torch.Tensor] = {}
-        self.reference: Policy | None = None
+        self.bounds = bounds_of(config)
+        self.drift = Drift(config, policy, self.device)
+        self.drifted: float | None = None
+        self.start = RowLogprobs(policy, self.device)
+        self.reference: RowLogprobs | None = None
         if self.needs.reference:
-            self.reference = self._load(checkpointing=False).to(self.device).requires_grad_(False)
+            frozen = self._load(checkpointing=False).to(self.device).requires_grad_(False)
+            self.reference = RowLogprobs(frozen, self.device)
         rehearse_update(self.engine, proof, self.device, self.needs.entropy_gradient)
         rng.derive(f"run.seed {config.run.seed}", rank)  # else the first steps of two starts would differ
 
@@ -99,82 +109,111 @@ class PolicyTrainer(Kept):
         NonFiniteError after too many skipped updates; WeightSyncError, before any update, if the samples do not fit.
         """
         self.clock.clear()
-        self.references.clear()
         check_samples(batch)
         fault_point("train.forward", step, self.rank)
+        self._prepare(batch, step)
         updates: list[Stats] = []
+        mismatch = Mismatch.none(self.device)
         tokens, skipped = 0.0, 0
-        for minibatch in self._minibatches(batch, step):
-            if not minibatch.micro_batches[0]:
-                continue
-            update = self._update(batch, minibatch, step, first=not updates)
-            tokens += update.pop("forwarded")
-            if self.budget.admits(update, [batch[row] for row in minibatch.rows]):
-                updates.append(update)
-            else:
-                skipped += 1
+        for epoch in range(self.config.train.epochs):
+            for minibatch in self._minibatches(batch, step, epoch):
+                if not minibatch.micro_batches[0]:
+                    continue
+                first = not updates
+                update, found = self._update(batch, minibatch, step, first)
+                tokens += update.pop("forwarded")
+                if self.budget.admits(update, [batch[row] for row in minibatch.rows]):
+                    updates.append(update)
+                    mismatch += found if first or (self.start.known and not epoch) else Mismatch.none(self.device)
+                else:
+                    skipped += 1
         self.stepped = True
         fault_point("train.stepped", step, self.rank)
         stats = summarise(updates, learning_rate(self.config.train, step, self.total_steps), skipped)
-        stats |= {"tokens": tokens} | {f"seconds_{name}": seconds for name, seconds in self.clock.items()}
+        stats |= figures(mismatch) | {"tokens": tokens}
+        stats |= {f"seconds_{name}": seconds for name, seconds in self.clock.items()}
         return {f"train/{name}": value for name, value in stats.items()}
 
-    def _minibatches(self, batch: Sequence[Sample], step: int) -> Iterator[Minibatch]:
+    def _prepare(self, batch: Sequence[Sample], step: int) -> None:
+        """What must be known of the weights before the step's first update moves them."""
+        started = time.perf_counter()
+        self.start.forget()
+        if self.reference:
+            self.reference.forget()
+        oldest = min(sample.oldest_version for sample in batch)
+        self.drifted = self.drift.since(oldest) if oldest < step - 1 else None
         train = self.config.train
-        skip = [row for row, sample in enumerate(batch) if not self._teaches(sample)]
-        for epoch in range(train.epochs):
-            yield from plan_minibatches(
-                [row_tokens(sample) for sample in batch],
-                ranks=self.world_size,
-                minibatches=train.minibatches,
-                token_budget=train.tokens_per_micro_batch,
-                seed=f"{self.config.run.seed}/step {step}/epoch {epoch}",
-                skip=skip,
-            )
+        if self.bounds.name != "none" and train.epochs * train.minibatches > 1:  # else the update's own are those
+            self.start.compute_all(batch, self._minibatches(batch, step, epoch=0), self.rank)
+        self.clock["before_updates"] += time.perf_counter() - started
+
+    def _minibatches(self, batch: Sequence[Sample], step: int, epoch: int) -> tuple[Minibatch, ...]:
+        """One pass over the batch."""
+        train = self.config.train
+        return plan_minibatches(
+            [row_tokens(sample) for sample in batch],
+            ranks=self.world_size,
+            minibatches=train.minibatches,
+            token_budget=train.tokens_per_micro_batch,
+            seed=f"{self.config.run.seed}/step {step}/epoch {epoch}",
+            skip=[row for row, sample in enumerate(batch) if not self._teaches(sample)],
+        )
 
     def _teaches(self, sample: Sample) -> bool:
         """Whether a row can have a gradient."""
         return sample.trained_tokens > 0 and (sample.advantage != 0.0 or self.needs.zero_advantage_rows)
 
-    def _update(self, batch: Sequence[Sample], minibatch: Minibatch, step: int, first: bool) -> Stats:
+    def _update(self, batch: Sequence[Sample], minibatch: Minibatch, step: int, first: bool) -> tuple[Stats, Mismatch]:
         """Accumulates the gradient of one minibatch and steps the optimizer, which skips what is not finite."""
         started = time.perf_counter()
-        stats = self._accumulate(batch, minibatch, step, first)
+        stats, mismatch = self._accumulate(batch, minibatch, step, first)
         self.clock["forward_backward"] += time.perf_counter() - started
         fault_point("train.optimizer", step, self.rank)
         started = time.perf_counter()
         rate = learning_rate(self.config.train, step, self.total_steps)
         stats["grad_norm"], stats["learning_rate"] = self.engine.step(rate)
         self.clock["optimizer"] += time.perf_counter() - started
-        return stats
+        return stats, mismatch
 
-    def _accumulate(self, batch: Sequence[Sample], minibatch: Minibatch, step: int, first: bool) -> Stats:
+    def _accumulate(
+        self, batch: Sequence[Sample], minibatch: Minibatch, step: int, first: bool
+    ) -> tuple[Stats, Mismatch]:
         """Forward and backward of all micro-batches; before the step's first update the samples must fit."""
         tokens = sum(batch[row].trained_tokens for row in minibatch.rows)
         sequences = sum(batch[row].trained_tokens > 0 for row in minibatch.rows)
         normaliser = Normaliser(tokens, sequences, self.config.rollout.max_tokens)
         mine = minibatch.micro_batches[self.rank]
         stats: Stats = {}
+        mismatch = Mismatch.none(self.device)
         outputs = []
         forwarded = 0
         for number, rows in enumerate(mine):
-            packed = pack([batch[row] for row in rows]).to(self.device)
+            samples = [batch[row] for row in rows]
+            packed = pack(samples).to(self.device)
             logprobs_C, entropy_C = self.engine(packed)
+            if first and number == 0:
+                self.drift.keep(step - 1, samples, logprobs_C)
             loss = logprobs_C.sum() * 0.0  # a filler: zero gradient, but ZeRO's collectives run
             if rows:
-                reference_C = self._reference_logprobs(batch, rows)
-                outputs.append(self._loss(packed, normaliser, logprobs_C, entropy_C, reference_C))
+                reference_C = self.reference.of(batch, rows) if self.reference else None
+                start_C = self.start.of(batch, rows) if self.start.known else None
+                outputs.append(self._loss(packed, normaliser, logprobs_C, entropy_C, reference_C, start_C))
                 loss = outputs[-1].loss
                 forwarded += len(packed.expand_E)
             last = number == len(mine) - 1
             if last:  # all is known that the ranks must agree on, and the gradient is not complete yet
-                stats = reduce_outputs(outputs, forwarded, statistics_of(self.config.algorithm), self.device)
+                names = statistics_of(self.config.algorithm)
+                stats, mismatch = reduce_outputs(outputs, forwarded, names, self.device)
                 if first:
-                    check_mismatch(stats, [batch[row] for row in minibatch.rows], step, self.config, self.limits)
+                    self._check_mismatch(mismatch, [batch[row] for row in minibatch.rows], step)
                 if not math.isfinite(stats["loss"]):
                     loss = loss * math.nan  # whatever the other ranks have: no optimizer applies such a gradient
             self.engine.backward(loss, last)
-        return stats
+        return stats, mismatch
+
+    def _check_mismatch(self, mismatch: Mismatch, samples: Sequence[Sample], step: int) -> None:
+        if found := figures(mismatch):
+            check_mismatch(found, samples, step, self.config, self.limits, self.drifted)
 
     def _loss(
         self,
@@ -183,6 +222,7 @@ class PolicyTrainer(Kept):
         logprobs_C: torch.Tensor,
         entropy_C: torch.Tensor,
         reference_C: torch.Tensor | None,
+        start_C: torch.Tensor | None,
     ) -> LossOutput:
         inputs = LossInputs(
             logprobs_C,
@@ -193,23 +233,10 @@ class PolicyTrainer(Kept):
             normaliser,
             entropy_C,
             reference_C,
+            start_C,
             far=self.limits.far,
         )
-        return policy_loss(inputs, self.config.algorithm)
-
-    @torch.no_grad()
-    def _reference_logprobs(self, batch: Sequence[Sample], rows: Rows) -> torch.Tensor | None:
-        """The frozen model's logprobs of the rows' completions, each computed once a step."""
-        if self.reference is None:
-            return None
-        known = self.references
-        missing = [row for row in rows if row not in known]
-        if missing:
-            packed = pack([batch[row] for row in missing]).to(self.device)
-            logprobs_C, _ = self.reference(packed)
-            lengths = [batch[row].trained_tokens for row in missing]
-            known |= zip(missing, logprobs_C.split(lengths), strict=True)
-        return torch.cat([known[row] for row in rows])
+        return policy_loss(inputs, self.config.algorithm, self.bounds)
 
     @property
     def tolerance(self) -> float:
@@ -223,6 +250,10 @@ class PolicyTrainer(Kept):
         sample = Sample("", 0, prompt, outputs, (0.0,) * len(outputs), ((0, 0),), "stop", "", advantage=0.0)
         values: list[float] = self.policy(pack([sample]).to(self.device), temperature=1.0)[0].tolist()
         return values
+
+    def load_state(self, folder: Path, step: int = 0) -> None:
+        super().load_state(folder, step)
+        self.drift.kept.clear()
 
     def close(self) -> None:
         """Leaves the process group; the object is of no use afterwards."""

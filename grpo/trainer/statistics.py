@@ -6,30 +6,38 @@ import torch
 from torch import distributed
 
 from grpo.algorithm.loss import LossOutput
+from grpo.algorithm.mismatch import Mismatch
 from grpo.types import Stats
 
 
-def reduce_outputs(outputs: Sequence[LossOutput], forwarded: int, names: Sequence[str], device: torch.device) -> Stats:
+def reduce_outputs(
+    outputs: Sequence[LossOutput], forwarded: int, names: Sequence[str], device: torch.device
+) -> tuple[Stats, Mismatch]:
     """Adds the outputs of all micro-batches and ranks up to means over the minibatch's forwarded tokens.
 
     A collective; `names` are those of the loss's sums, "tokens" first. A loss that is not finite on one rank is so on
     all.
     """
-    totals = torch.zeros(len(names) + 2, dtype=torch.float64, device=device)
+    sums = torch.zeros(len(names) + 2, dtype=torch.float64, device=device)
     peak = torch.zeros(1, dtype=torch.float64, device=device)
+    mismatch = Mismatch.none(device)
     for output in outputs:
-        totals[:-1] += torch.stack([output.loss.detach().double(), *(output.sums[name].double() for name in names)])
-        peak = torch.maximum(peak, output.maxima["ratio_max"].double())
-    totals[-1] = forwarded
+        sums[:-1] += torch.stack([output.loss.detach().double(), *(output.sums[name].double() for name in names)])
+        peak = torch.maximum(peak, output.ratio_max.double())
+        mismatch += output.mismatch
+    sums[-1] = forwarded
+    totals = torch.cat([sums, mismatch.sums])
+    maxima = torch.cat([peak, mismatch.maxima])
     distributed.all_reduce(totals)
-    distributed.all_reduce(peak, op=distributed.ReduceOp.MAX)
-    loss, tokens, *sums, total_forwarded = totals.tolist()
-    means = {name: total / max(tokens, 1.0) for name, total in zip(names[1:], sums, strict=True)}
-    return means | {"loss": loss, "ratio_max": peak.item(), "forwarded": total_forwarded}
+    distributed.all_reduce(maxima, op=distributed.ReduceOp.MAX)
+    loss, tokens, *rest, total_forwarded = totals[: len(sums)].tolist()
+    means = {name: total / max(tokens, 1.0) for name, total in zip(names[1:], rest, strict=True)}
+    stats = means | {"loss": loss, "ratio_max": maxima[0].item(), "forwarded": total_forwarded}
+    return stats, Mismatch(totals[len(sums) :], maxima[1:])
 
 
 def summarise(updates: Sequence[Stats], rate: float, skipped: int) -> Stats:
-    """Means over a step's updates; the sampler's mismatch is that of the first, before which the weights were old.
+    """Means over a step's updates.
 
     Without updates a step has no loss if some were skipped, and a loss of 0 if no row had an advantage.
     """
@@ -37,6 +45,4 @@ def summarise(updates: Sequence[Stats], rate: float, skipped: int) -> Stats:
     if updates:
         stats = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
         stats["ratio_max"] = max(update["ratio_max"] for update in updates)
-        stats["rollout_kl"], stats["rollout_abs_diff"] = updates[0]["approx_kl"], updates[0]["abs_diff"]
-        del stats["abs_diff"], stats["far"]
     return stats | {"updates": float(len(updates)), "skipped": float(skipped)}

@@ -13,6 +13,8 @@ from grpo.types import Sample, Stats
 
 NAMED = 3
 """Number of prompts that an error message names."""
+DRIFT_FACTOR = 3.0
+"""Samples of older weights may differ by so many times what was measured, on a few rows, that the policy moved."""
 
 
 def check_samples(batch: Sequence[Sample]) -> None:
@@ -27,25 +29,40 @@ def check_samples(batch: Sequence[Sample]) -> None:
                 )
 
 
-def check_mismatch(stats: Stats, samples: Sequence[Sample], step: int, config: Config, limits: Limits) -> None:
-    """Raises WeightSyncError if the engines sampled from other weights than the trainer's, or compute otherwise.
+def check_mismatch(
+    found: Stats, samples: Sequence[Sample], step: int, config: Config, limits: Limits, drift: float | None
+) -> None:
+    """Raises WeightSyncError if the engines sampled from other weights than they say, or compute otherwise.
 
-    `stats` hold KL(sampler || trainer) per token in nats and the share of tokens that are far off. They say so only of
-    samples of the newest weights. A limit of the user's own is about the mean, and all that is asked.
+    `found` are the figures of the mismatch. Samples of the newest weights are held to KL(sampler || trainer) and to the
+    share of tokens that are far off; a limit of the user's own is about the mean, and all that is asked. Older ones may
+    also differ by what the policy has moved since, `drift`; None: that is not known. They are held to the mean
+    difference, which a few tokens that became likely cannot drive.
     """
-    if not all(sample.lag(step) == 0 for sample in samples):
-        return
-    kl, far = stats["approx_kl"], stats["far"]
+    kl, far, apart = found["rollout_kl"], found["rollout_far"], found["rollout_abs_diff"]
     own = config.sync.max_mismatch is not None
-    if kl <= limits.mismatch and (own or far <= FAR_SHARE):
-        return
     kept = "sync.max_mismatch is" if own else f"rounding in {config.model.dtype} explains"
+    way_out = (
+        "nothing was trained on these samples. Start the run again, which syncs anew; if it comes back, the engine "
+        "computes this model otherwise than the trainer: try model.dtype float32, where little is rounded, or another "
+        "model"
+    )
+    oldest = min(sample.oldest_version for sample in samples)
+    if oldest == step - 1:
+        if kl <= limits.mismatch and (own or far <= FAR_SHARE):
+            return
+        raise WeightSyncError(
+            f"engines must sample from the trainer's weights, but in step {step} KL(sampler || trainer) is {kl:.4g} "
+            f"nats per token ({kept} {limits.mismatch:.2g}), and {far:.1%} of the tokens differ by more than "
+            f"{limits.far:.2g} nats; {way_out}"
+        )
+    rounding = math.sqrt(2.0 * limits.mismatch)
+    if drift is None or apart <= rounding + DRIFT_FACTOR * drift:
+        return
     raise WeightSyncError(
-        f"engines must sample from the trainer's weights, but in step {step} KL(sampler || trainer) is {kl:.4g} "
-        f"nats per token ({kept} {limits.mismatch:.2g}), and {far:.1%} of the tokens differ by more than "
-        f"{limits.far:.2g} nats; nothing was trained on these samples. Start the run again, which syncs anew; if it "
-        "comes back, the engine computes this model otherwise than the trainer: try model.dtype float32, where little "
-        "is rounded, or another model"
+        f"engines must sample from the weights that they say, but in step {step} samples of version {oldest} differ by "
+        f"{apart:.4g} nats per token from the trainer, which has itself moved by {drift:.2g} since ({kept} "
+        f"{rounding:.2g}); {way_out}"
     )
 
 

@@ -8,22 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.algorithm import loss as module
-from grpo.algorithm.loss import (
-    LOSSES,
-    LossInputs,
-    LossOutput,
-    Needs,
-    Normaliser,
-    Term,
-    k3,
-    needs_of,
-    policy_loss,
-    statistics_of,
-)
+from grpo.algorithm.correction import NONE, Bounds
+from grpo.algorithm.inputs import LossInputs, Normaliser, k3
+from grpo.algorithm.loss import LOSSES, LossOutput, Needs, Term, needs_of, policy_loss, statistics_of
+from grpo.algorithm.mismatch import figures
 from grpo.config import Algorithm
 
 OLD = [[-1.0, -0.5, -2.0], [-0.7, -1.2], [-1.5], [-1.5, -1.4]]
 NEW_MINUS_OLD = [[0.10, -0.30, 0.25], [0.05, -0.40], [1.20], [-0.02, 0.30]]
+OLD_MINUS_SAMPLER = [[0.90, -0.05, 0.02], [-0.10, 0.01], [0.0], [-1.00, 0.03]]
 REFERENCE_MINUS_NEW = [[0.10, -0.20, 0.30], [0.0, 0.5], [-0.4], [0.2, -0.1]]
 ADVANTAGES = [0.86587543, -0.86587543, -0.86587543, 0.86587543]  # rewards 1 0 0 1, std N-1, eps 1e-4
 ALL = Normaliser(tokens=8, sequences=4, max_tokens=8)
@@ -46,16 +39,27 @@ def inputs(
 
 
 def fixture(
-    variant: str, rows: tuple[int, ...] = (0, 1, 2, 3), advantages: list[float] = ADVANTAGES, **knobs: float
+    variant: str,
+    rows: tuple[int, ...] = (0, 1, 2, 3),
+    advantages: list[float] = ADVANTAGES,
+    bounds: Bounds = NONE,
+    **knobs: float,
 ) -> tuple[LossOutput, torch.Tensor]:
-    """The loss of some rows of the fixture with the normaliser of all, and its gradient by logprob."""
+    """The loss of some rows of the fixture with the normaliser of all, and its gradient by logprob.
+
+    With the bounds of a correction the sampler is another one than the old policy.
+    """
     algorithm = Algorithm.model_validate({"loss": variant, "clip_low": 0.2, "clip_high": 0.28} | knobs)
     old_C = flat([OLD[row] for row in rows])
     new_C = (old_C + flat([NEW_MINUS_OLD[row] for row in rows])).requires_grad_()
     reference_C = new_C.detach() + flat([REFERENCE_MINUS_NEW[row] for row in rows])
     lengths = [len(OLD[row]) for row in rows]
     advantages_C = per_token([advantages[row] for row in rows], lengths)
-    output = policy_loss(inputs(new_C, old_C, advantages_C, lengths, ALL, reference_logprobs_C=reference_C), algorithm)
+    more = {"reference_logprobs_C": reference_C}
+    sampler_C = old_C
+    if bounds != NONE:
+        more["start_logprobs_C"], sampler_C = old_C, old_C - flat([OLD_MINUS_SAMPLER[row] for row in rows])
+    output = policy_loss(inputs(new_C, sampler_C, advantages_C, lengths, ALL, **more), algorithm, bounds)
     (gradient_C,) = torch.autograd.grad(output.loss, new_C)
     return output, gradient_C
 
@@ -82,9 +86,9 @@ def test_statistics_of_the_fixture():
     assert means["clip_low"] == 0.125
     assert means["clip_high"] == 0.25
     assert means["approx_kl"] == pytest.approx(0.165223, abs=1e-6)
-    assert means["abs_diff"] == pytest.approx(2.62 / 8)
+    assert figures(fixture("dapo")[0].mismatch)["rollout_abs_diff"] == pytest.approx(2.62 / 8)
     assert means["kl_reference"] == pytest.approx(0.039880, abs=1e-6)
-    assert fixture("dapo")[0].maxima["ratio_max"].item() == pytest.approx(3.320117, abs=1e-6)
+    assert fixture("dapo")[0].ratio_max.item() == pytest.approx(3.320117, abs=1e-6)
 
 
 def test_parts_of_two_ranks_add_up_to_the_whole_batch():
@@ -124,8 +128,8 @@ def test_unknown_rollout_logprob_is_a_ratio_of_one_and_no_statistic():
     assert gradient_C.tolist() == pytest.approx([-1.5, 0.5 * 2.718281828**0.5])
     assert output.sums["tokens"].item() == 1
     assert output.sums["entropy"].item() == 1.0
-    assert output.sums["abs_diff"].item() == 0.5
-    assert output.maxima["ratio_max"].item() == pytest.approx(2.718281828**0.5)
+    assert figures(output.mismatch)["rollout_abs_diff"] == 0.5
+    assert output.ratio_max.item() == pytest.approx(2.718281828**0.5)
 
 
 def test_absurd_log_ratios_stay_finite():

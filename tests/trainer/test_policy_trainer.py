@@ -10,7 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo.algorithm.loss import LossInputs, Normaliser, policy_loss
+from grpo.algorithm.correction import NONE, Bounds
+from grpo.algorithm.inputs import LossInputs, Normaliser
+from grpo.algorithm.loss import policy_loss
 from grpo.config import Algorithm, Config
 from grpo.errors import CheckpointError, NonFiniteError, WeightSyncError
 from grpo.types import Sample
@@ -67,7 +69,12 @@ def train_once(rank: int, world_size: int, port: int, runs: list[tuple[Config, l
 
 
 def plain(
-    folder: Path, batch: list[Sample], loss: str = "dapo", kl_coef: float = 0.0, entropy_coef: float = 0.0
+    folder: Path,
+    batch: list[Sample],
+    loss: str = "dapo",
+    kl_coef: float = 0.0,
+    entropy_coef: float = 0.0,
+    bounds: Bounds = NONE,
 ) -> tuple[Any, Any, float]:
     """Gradients, weights after one AdamW step and the loss, by the plain road: row by row, one backward."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -84,7 +91,7 @@ def plain(
         reference_logprobs_C=logprobs_C.detach() if kl_coef else None,
     )
     algorithm = Algorithm(loss=loss, clip_low=0.2, clip_high=0.28, kl_coef=kl_coef, entropy_coef=entropy_coef)
-    output = policy_loss(inputs, algorithm)
+    output = policy_loss(inputs, algorithm, bounds)
     output.loss.backward()
     gradients = {name: param.grad.numpy().copy() for name, param in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
@@ -195,6 +202,64 @@ def test_minibatches_epochs_and_rows_without_advantage(folder):
     assert none == [] and zero["train/updates"] == zero["train/tokens"] == zero["train/grad_norm"] == 0.0
     assert zero["train/learning_rate"] == RATE and "train/entropy" not in zero
     assert_same(still, saved_weights(folder), 0.0)
+
+
+@pytest.mark.slow
+def test_corrected_losses_measure_from_the_weights_before_the_first_update(folder):
+    """With one update they are the update's own; with several, also of a later epoch, other ranks' rows among them."""
+    cases = [
+        {"zero_stage": 2, "tokens_per_micro_batch": 24},
+        {"zero_stage": 3, "tokens_per_micro_batch": 24, "epochs": 2, "minibatches": 2, "max_grad_norm": 1e9},
+        {"zero_stage": 0, "tokens_per_micro_batch": 24, "epochs": 2},
+    ]
+    jobs = [(settings(folder, algorithm={"correction": "tis"}, train=train), ROWS) for train in cases]
+    first, second = run_ranks(2, train_once, free_port(), jobs)
+    gradients, _, loss = plain(folder, ROWS, bounds=Bounds("tis", 0.0, 2.0))
+    for (once, _, stats), (several, _, more), (twice, _, both) in (first, second):
+        assert_same(once[0], gradients, 2e-6)
+        assert stats["train/loss"] == pytest.approx(loss, abs=1e-6)
+        assert stats["train/approx_kl"] == 0.0 and stats["train/rollout_kl"] > 0.05
+        assert len(several) == more["train/updates"] == 4 and len(twice) == both["train/updates"] == 2
+        assert_same(twice[0], gradients, 2e-6)  # the start was scored bit for bit as the first update does
+        for other in (more, both):
+            assert other["train/approx_kl"] > 1e-4, "a later update has moved from the start"
+            for name in ("rollout_kl", "rollout_kl_k1", "weight_max", "weight_min", "ess_sequences", "weights_le_+Inf"):
+                assert other[f"train/{name}"] == pytest.approx(stats[f"train/{name}"], rel=1e-4), name
+    assert measured(first[1][2]) == measured(second[1][2])
+
+
+def sample_ahead(rank: int, world_size: int, port: int, configs: list[Config], sampled: list[Sample]) -> list[Any]:
+    """Steps with samples of version 0 throughout: the trainer's own, then those of an engine with other weights."""
+    answers = []
+    for config in configs:
+        trainer = open_trainer(config, rank, world_size, port)
+        old = [replace(row, versions=((0, 0),)) for row in sampled]
+        drifts = [trainer.step(old, step) and trainer.drifted for step in (1, 2, 3)]
+        start = moving_parts(trainer)
+        with pytest.raises(WeightSyncError) as caught:
+            trainer.step([replace(row, versions=((0, 1),)) for row in ROWS], step=4)
+        answers.append((drifts, str(caught.value), start == moving_parts(trainer)))
+    trainer.close()
+    return answers
+
+
+@pytest.mark.slow
+def test_older_samples_may_differ_by_what_the_policy_has_moved_and_no_more(folder):
+    """Where the limit is left to the dtype, at a stage that holds whole weights and at one that cuts them."""
+    configs = [
+        settings(
+            folder,
+            sync={"max_mismatch": None},
+            rollout={"max_staleness": 2},
+            train={"zero_stage": stage, "learning_rate": 1e-3},
+        )
+        for stage in (1, 3)
+    ]
+    for answers in run_ranks(2, sample_ahead, free_port(), configs, on_policy(folder, ROWS)):
+        for drifts, said, unmoved in answers:
+            assert drifts[0] is None and drifts[2] > drifts[1] > 0.0
+            assert "in step 4 samples of version 1 differ by" in said and "which has itself moved by" in said
+            assert unmoved
 
 
 def use_every_verb(rank: int, world_size: int, port: int, config: Config, folder: Path) -> dict[str, Any]:

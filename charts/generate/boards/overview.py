@@ -1,6 +1,7 @@
 """Run overview: is it alive, how far is it, does it learn."""
 
 from charts.generate.boards.learning import COMPLETIONS, LEARNING
+from charts.generate.boards.off_policy import OFF_POLICY
 from charts.generate.layout import Board
 from charts.generate.panels import limits, lines, mean, number
 
@@ -147,5 +148,5 @@ BOARD = Board(
     "overview",
     "GRPO run",
     "Is the run alive, how far is it, and does it learn?",
-    {"Now": NOW, "Learning": LEARNING, "Completions": COMPLETIONS, "Health": HEALTH},
+    {"Now": NOW, "Learning": LEARNING, "Completions": COMPLETIONS, "Off policy": OFF_POLICY, "Health": HEALTH},
 )

@@ -1,0 +1,62 @@
+"""How far the policy has moved since a version: what samples of older weights may differ by, and no more.
+
+The samples of an older version were not made by the weights that score them. So a rank keeps a few rows of each step
+with the logprobs that its weights gave them then, and scores them again with the weights of today. Those rows were
+trained on in between: they moved at least as far as fresh ones.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import distributed
+
+from grpo.config import Config
+from grpo.trainer.model import Policy
+from grpo.trainer.row_logprobs import scored
+from grpo.types import Sample
+
+ROWS = 8
+"""Rows that are kept of a step, by all ranks together; each keeps at least one."""
+
+
+class Drift:
+    """One rank's rows of the versions that samples may still come from. Ranks keep the same versions."""
+
+    def __init__(self, config: Config, policy: Policy, device: torch.device) -> None:
+        self.policy, self.device = policy, device
+        self.oldest_lag = config.rollout.max_staleness + config.sync.every - 1
+        self.rows = max(1, ROWS // distributed.get_world_size())
+        self.kept: dict[int, list[tuple[Sample, torch.Tensor]]] = {}
+
+    def keep(self, version: int, samples: Sequence[Sample], logprobs_C: torch.Tensor) -> None:
+        """Some of a micro-batch's rows with the logprobs of that version's weights. All ranks call it alike."""
+        if not self.oldest_lag:
+            return
+        parts = logprobs_C.detach().split([sample.trained_tokens for sample in samples]) if samples else ()
+        stride = -(-len(samples) // self.rows) or 1
+        self.kept[version] = [
+            (sample, part.clone()) for sample, part in zip(samples[::stride], parts[::stride], strict=True)
+        ]
+        needed = self._version(version + 1 - self.oldest_lag)
+        self.kept = {one: rows for one, rows in self.kept.items() if needed is None or one >= needed}
+
+    def since(self, version: int) -> float | None:
+        """Mean |difference| in nats per token between that version's weights and today's. A collective.
+
+        None after a start, as long as no rows are kept that are as old.
+        """
+        known = self._version(version)
+        if known is None:
+            return None
+        rows = self.kept[known]
+        now = scored(self.policy, [sample for sample, _ in rows], self.device)
+        apart = [(new - old).abs().double() for new, (_, old) in zip(now, rows, strict=True)]
+        sums = torch.tensor([float(sum(part.numel() for part in apart)), 0.0], dtype=torch.float64, device=self.device)
+        sums[1] += sum((part.sum() for part in apart), torch.zeros((), dtype=torch.float64, device=self.device))
+        distributed.all_reduce(sums)
+        tokens, total = sums.tolist()
+        return float(total / max(tokens, 1.0))
+
+    def _version(self, wanted: int) -> int | None:
+        """The newest that is kept and not newer: a step without an update kept none, and changed nothing."""
+        return max((version for version in self.kept if version <= wanted), default=None)
