@@ -47,9 +47,10 @@ def jobs_of(chosen: argparse.Namespace, command: Sequence[str]) -> list[Job]:
     kills = [] if chosen.freeze else sweep(chosen.roles, chosen.phases, chosen.seeds)
     jobs: list[Job] = [(scenario.seed, partial(disturbed, scenario, command)) for scenario in kills]
     whole = (chosen.roles, chosen.phases) == (ROLES, (*PHASES,))
-    return (
-        [*jobs, *((scenario.seed, partial(frozen, scenario)) for scenario in FREEZES), (0, zombies)] if whole else jobs
-    )
+    if whole:
+        jobs += [(scenario.seed, partial(frozen, scenario, command)) for scenario in FREEZES]
+        jobs.append((0, partial(zombies, command)))
+    return jobs
 
 
 def names(allowed: Sequence[str]):

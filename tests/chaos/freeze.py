@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
 from tests.chaos.judge import Reference, Verdict, judge
 from tests.chaos.plan import Kill, Scenario
-from tests.chaos.runs import SMALL, SPARE_STARTS
+from tests.chaos.runs import SPARE_STARTS, exact
 from tests.chaos.supervisor import GONE_SECONDS, ROOT, Seen, Start, fresh, gone_within, look_back, run
 
 NOTICED_SECONDS = 15.0
@@ -39,10 +40,10 @@ ZOMBIES = ("save.written@6", "save.manifest@9", "rollout.ended@11", "save.rename
 """Where starts of one run are frozen, each after the one before; then the run ends, and then they wake up."""
 
 
-def frozen(scenario: Scenario, out: Path, wanted: Reference) -> Verdict:
+def frozen(scenario: Scenario, command: Sequence[str], out: Path, wanted: Reference) -> Verdict:
     """The run goes on by itself; each freeze is noticed within NOTICED_SECONDS, with the stacks of what was stuck."""
-    seen = run(scenario, out, SMALL, starts=len(scenario.kills) + SPARE_STARTS)
-    verdict = judge(seen, wanted)
+    seen = run(scenario, out, command, starts=len(scenario.kills) + SPARE_STARTS)
+    verdict = judge(seen, wanted, exact(command))
     problems = [
         f"{hit.kill.spec} was noticed after {hit.noticed} s"
         for hit in verdict.hits
@@ -58,23 +59,23 @@ def frozen(scenario: Scenario, out: Path, wanted: Reference) -> Verdict:
     return Verdict(verdict.run, verdict.hits, (*verdict.problems, *problems), verdict.starts)
 
 
-def zombies(out: Path, wanted: Reference) -> Verdict:
+def zombies(command: Sequence[str], out: Path, wanted: Reference) -> Verdict:
     """A frozen controller loses its run to the next start, after lease_seconds, and is refused when it wakes up."""
     seen = Seen(Scenario("zombies", 0), out / "zombies" / "run")
     with fresh(seen, out) as (environment, faults):
         sleeping = []
         for place in ZOMBIES:
             environment["GRPO_FAULTS"] = f"{place}:stop"
-            sleeping.append(begin(seen, environment, faults, f"{place}:stop"))
+            sleeping.append(begin(seen, command, environment, faults, f"{place}:stop"))
         environment["GRPO_FAULTS"] = ""
-        last = begin(seen, environment, faults, "")
+        last = begin(seen, command, environment, faults, "")
         end(seen, *last)
         for process, began in sleeping:
             process.send_signal(signal.SIGCONT)
             end(seen, process, began)
     look_back(seen, faults)
     codes = [start.code for start in seen.starts]
-    verdict = judge(Seen(seen.scenario, seen.run_dir, [seen.starts[0]], shm=seen.shm), wanted)
+    verdict = judge(Seen(seen.scenario, seen.run_dir, [seen.starts[0]], shm=seen.shm), wanted, exact(command))
     problems = [] if codes == [0] + [13] * len(ZOMBIES) else [f"exit codes {codes}: 0, then 13 of each zombie"]
     problems += [f"left {', '.join(seen.starts[-1].left)}"] if seen.starts[-1].left else []
     said = (faults.parent / "stderr.txt").read_text(encoding="utf-8")
@@ -83,13 +84,18 @@ def zombies(out: Path, wanted: Reference) -> Verdict:
 
 
 def begin(
-    seen: Seen, environment: dict[str, str], faults: Path, spec: str, seconds: float = 300
+    seen: Seen,
+    command: Sequence[str],
+    environment: dict[str, str],
+    faults: Path,
+    spec: str,
+    seconds: float = 300,
 ) -> tuple[subprocess.Popen[bytes], float]:
     """Starts a driver; returns once it is frozen, or at once without a spec."""
     began = time.time()
     with open(faults.parent / "stderr.txt", "a", encoding="utf-8") as errors:
         driver = subprocess.Popen(
-            [*SMALL, f"run.dir={seen.run_dir}"],
+            [*command, f"run.dir={seen.run_dir}"],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             stdout=subprocess.DEVNULL,
