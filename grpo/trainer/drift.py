@@ -2,7 +2,7 @@
 
 The samples of an older version were not made by the weights that score them. So a rank keeps a few rows of each step
 with the logprobs that its weights gave them then, and scores them again with the weights of today. Those rows were
-trained on in between: they moved at least as far as fresh ones.
+trained on in between; what fresh ones may move further is in the factor of the check.
 """
 
 from collections.abc import Sequence
