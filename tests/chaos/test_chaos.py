@@ -139,7 +139,7 @@ def hit(role: str, lost: int) -> Hit:
 
 
 @pytest.mark.parametrize(
-    ("role", "lost", "missed"), [("engine_core", 0, 0), ("engine_core", 1, 1), ("gcs", 3, 0), ("gcs", 4, 1)]
+    ("role", "lost", "missed"), [("engine_core", 0, 0), ("engine_core", 1, 1), ("gcs", 6, 0), ("gcs", 7, 1)]
 )
 def test_how_many_steps_a_kill_may_cost(role: str, lost: int, missed: int) -> None:
     assert len(missed_targets([Verdict("x", (hit(role, lost),), (), ())])) == missed
