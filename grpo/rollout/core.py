@@ -113,7 +113,7 @@ class EngineCore:
         if not (self.exclusive or self.stale or probing):
             token = self.probe = asyncio.create_task(self.complete([0], self.build.probe_params()))
         ping = asyncio.create_task(self.answer(self.llm.collective_rpc("ping")))
-        async with self._lost("a health check"):
+        async with self.lost("a health check"):
             try:
                 await asyncio.wait([token or ping], timeout=seconds)
                 if token is not None and token.done():
@@ -185,7 +185,7 @@ class EngineCore:
     async def deadline(self, phase: str, seconds: float) -> AsyncIterator[None]:
         """Turns a wait that takes too long and the death of the engine core into our own errors."""
         try:
-            async with self._lost(phase), asyncio.timeout(seconds):
+            async with self.lost(phase), asyncio.timeout(seconds):
                 yield
         except TimeoutError as error:
             raise EngineLost(
@@ -194,7 +194,8 @@ class EngineCore:
             ) from error
 
     @asynccontextmanager
-    async def _lost(self, phase: str) -> AsyncIterator[None]:
+    async def lost(self, phase: str) -> AsyncIterator[None]:
+        """Turns the death of the engine core into our own errors."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:

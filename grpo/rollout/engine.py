@@ -141,7 +141,8 @@ class RolloutEngine(EngineCore):
         expected = [[record.name, list(record.shape), record.dtype] for record in records]
         self.ahead = None
         if ahead:
-            answers = await self._receive_ahead(version, expected)
+            async with self.lost("weight sync"):
+                answers = await self._receive_ahead(version, expected)
         else:
             self.committed = None
             async with self.alone():
@@ -190,6 +191,11 @@ class RolloutEngine(EngineCore):
             raise WeightSyncError(
                 f"engine {self.index} commits only what it received last, version {self.received}, but was asked for "
                 f"version {version}; sync that version first"
+            )
+        if self.ahead == version and self.drawing and not in_flight:
+            raise WeightSyncError(
+                f"engine {self.index} takes version {version} between batches, but {len(self.drawing)} samples are "
+                "being drawn; wait for them before the switch"
             )
         async with self.alone():
             if in_flight:
