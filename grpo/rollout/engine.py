@@ -1,43 +1,21 @@
-"""One vLLM engine: completes prompts, takes weights, and says which version of them made a sample.
-
-The engine core runs in a child process, where requests and weights take turns. Once weights arrive, nothing is sampled
-until `commit_weights` has dropped the prefix cache, proved it, and stamped their version.
-"""
+"""One vLLM engine: completes prompts, and says which version of the weights made a sample."""
 
 import asyncio
-import itertools
-import time
 from collections.abc import Coroutine, Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from grpo.config import Config
 from grpo.data.tokenizer import load_tokenizer
 from grpo.errors import ClusterError, WeightSyncError
-from grpo.rollout.core import EngineCore
 from grpo.rollout.samples import Words, check_prompt, make_samples
-from grpo.types import Group, Manifest, Prompt, Sampling, TensorRecord
+from grpo.rollout.taking import TakingEngine
+from grpo.types import Group, Prompt, Sampling
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
 
 
-LOOK_AHEAD_SECONDS = 0.02
-"""Between two looks at whether weights have arrived beside sampling."""
-
-
-class RolloutEngine(EngineCore):
+class RolloutEngine(TakingEngine):
     """One engine on `device` ("cpu" or "cuda"). `start` builds it; all verbs belong to the event loop it ran on."""
-
-    def __init__(self, config: Config, index: int, device: str, metrics: ModuleType | None = None) -> None:
-        super().__init__(config, index, device, metrics)
-        self.received: int | None = None
-        self.committed: int | None = None
-        self.ahead: int | None = None  # the version in the copy beside the model
-        self.transfers = 0
-        self.switching = asyncio.Lock()
-        self.salts = map(str, itertools.count())  # a version may come twice, with other weights
-        self.drawing: set[asyncio.Task[RequestOutput]] = set()
 
     async def start(self) -> None:
         """Starts the engine core and lets it load the model; it raises what failed as it is."""
@@ -115,157 +93,9 @@ class RolloutEngine(EngineCore):
         flat: Any = output.prompt_logprobs
         return [flat.logprobs[start] for start in flat.start_indices[1:]]
 
-    async def join_transfer(self, url: str, rank_offset: int, world_size: int, secret: str) -> None:
-        """Every worker leaves its transfer group and joins another; the first as rank `rank_offset`.
-
-        Raises: ClusterError.
-        """
-        self.transfers += 1
-        arguments = (self.config.model_dump_json(), url, rank_offset, world_size, secret)
-        async with self.alone():
-            await self.on_workers("join_transfer", *arguments)
-
-    async def receive_weights(
-        self, version: int, records: tuple[TensorRecord, ...], ahead: bool = False
-    ) -> list[Manifest]:
-        """Every worker takes what the trainer sends; what each received, with the digests of the received bytes.
-
-        `records` is what the trainer announced. It is loaded at once, and from here to the next commit the engine
-        samples nothing; if the transfer breaks off, the engine is stale: it refuses everything from then on, and only a
-        new one helps. `ahead` it is taken into a copy beside sampling, which `commit_weights` loads; if that transfer
-        breaks off, the copy is dropped, and a new transfer is needed.
-        Raises: WeightSyncError if a tensor was not announced or not claimed, or a layer did not get all its weights, or
-        if the engine is stale; ClusterError if the transfer broke off; EngineLost.
-        """
-        self._refuse_stale()
-        expected = [[record.name, list(record.shape), record.dtype] for record in records]
-        self.ahead = None
-        if ahead:
-            async with self.lost("weight sync"):
-                answers = await self._receive_ahead(version, expected)
-        else:
-            self.committed = None
-            async with self.alone():
-                self.stale = f"the transfer of version {version} broke off"
-                self.received = version
-                answers = await self.on_workers("receive_tensors", expected)
-                self.stale = None
-        manifests = []
-        for worker, (received, problems) in enumerate(answers):
-            self._refuse(version, worker, problems)
-            taken = tuple(TensorRecord(name, tuple(shape), dtype, digest) for name, shape, dtype, digest in received)
-            manifests.append(Manifest(version, taken))
-        self.ahead = version if ahead else None
-        return manifests
-
-    async def _receive_ahead(self, version: int, expected: Sequence[Sequence[object]]) -> list[Any]:
-        """The transfer's own deadline ends it, or one that takes its place, as its caller does not wait any more."""
-        await self.on_workers("receive_ahead", version, expected)
-        transfer = self.transfers
-        while transfer == self.transfers:
-            if None not in (answers := await self.on_workers("received_ahead")):
-                return answers
-            await asyncio.sleep(LOOK_AHEAD_SECONDS)
-        raise ClusterError(f"engine {self.index} has left the transfer of version {version} for another")
-
-    def _refuse(self, version: int, worker: int, problems: Sequence[str]) -> None:
-        if problems:
-            raise WeightSyncError(
-                f"engine {self.index} must load every tensor of version {version} and nothing else, but worker "
-                f"{worker}: {'; '.join(problems[:5])} ({len(problems)} in all); their models differ"
-            )
-
-    async def commit_weights(self, version: int, in_flight: bool = False) -> float:
-        """Stamps `version` on all samples from now on, and loads it first if it was received ahead; seconds it took.
-
-        Call it only after the manifests were compared; twice is as good as once. Before any transfer it commits the
-        weights of `model.path`. No request may run: everything computed under older weights is dropped, and that the
-        cache is gone is proved by a prompt that was in it. `in_flight` requests go on with the new weights behind the
-        tokens that they have; each switch begins a part of the cache of its own, so no new request finds older blocks.
-        Raises: WeightSyncError if requests are still running, if the cache was kept, or if another version was received
-        last; EngineLost.
-        """
-        self._refuse_stale()
-        began = time.perf_counter()
-        if self.ahead != version and self.received not in (None, version):
-            raise WeightSyncError(
-                f"engine {self.index} commits only what it received last, version {self.received}, but was asked for "
-                f"version {version}; sync that version first"
-            )
-        if self.ahead == version and self.drawing and not in_flight:
-            raise WeightSyncError(
-                f"engine {self.index} takes version {version} between batches, but {len(self.drawing)} samples are "
-                "being drawn; wait for them before the switch"
-            )
-        async with self.alone():
-            if in_flight:
-                await self._switch(version)
-            else:
-                await self._load_ahead(version)
-                await self._drop_cache(version)
-        self.committed = version
-        return time.perf_counter() - began
-
-    async def _switch(self, version: int) -> None:
-        """Between two steps of the core, which has told of all tokens of the older weights by then.
-
-        That versions share no cache is proved where nothing runs, as in the self-test: else the probes would wait for
-        places among the requests.
-        """
-        idle = not self.drawing
-        if idle:
-            await self._probe_cache()
-        async with self.switching:
-            await self.answer(self.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False))
-            await self._load_ahead(version)
-            await self.answer(self.llm.update_weight_version(str(version)))
-            self.salt = next(self.salts)
-            await self.answer(self.llm.engine_core.resume_scheduler_async())
-        if idle and (kept := await self._probe_cache()):
-            raise self._kept(kept, version)
-
-    async def _load_ahead(self, version: int) -> None:
-        if self.ahead != version:
-            return
-        self.committed = self.ahead = None
-        self.stale = f"the switch to version {version} broke off"
-        for worker, problems in enumerate(await self.on_workers("load_ahead", version)):
-            self._refuse(version, worker, problems)
-        self.received, self.stale = version, None
-
-    async def _drop_cache(self, version: int) -> None:
-        await self._probe_cache()
-        if not await self.answer(self.llm.reset_prefix_cache()):
-            raise WeightSyncError(
-                f"engine {self.index} must drop its prefix cache with version {version}, but requests still use "
-                "it; wait for them before the sync"
-            )
-        await self.answer(self.llm.update_weight_version(str(version)))
-        if kept := await self._probe_cache():
-            raise self._kept(kept, version)
-
-    def _kept(self, tokens: int, version: int) -> WeightSyncError:
-        return WeightSyncError(
-            f"engine {self.index} must hold nothing of older weights, but its prefix cache kept {tokens} tokens "
-            f"over the sync of version {version}; this vLLM does not reset it, use the pinned one"
-        )
-
     async def _draw(self, prompt: Prompt, params: "SamplingParams") -> "RequestOutput":
         """One sample. vLLM's own queue stays empty: a health check would have to wait in it."""
         async with self.slots:
             async with self.switching:  # a request belongs to the version of its salt
                 pass
             return await self.complete(prompt.token_ids, params)
-
-    async def _probe_cache(self) -> int:
-        """Leaves the probe prompt in the prefix cache; how many of its tokens were there already."""
-        if not self.cache_probe_prompt:
-            return 0
-        output = await self.answer(self.complete(self.cache_probe_prompt, self.build.probe_params()))
-        return int(output.num_cached_tokens or 0)
-
-    def _refuse_stale(self) -> None:
-        if self.stale is not None:
-            raise WeightSyncError(
-                f"engine {self.index} is stale: {self.stale}, and its model is in pieces; start a new engine"
-            )
