@@ -118,8 +118,6 @@ class PublishedWeights(WeightSync):
         except Cancelled:
             raise
         except BaseException as error:
-            if isinstance(error, TrainerLost):
-                self._end_trainer(error)
             with self._changed:
                 self.failure = error
                 self._changed.notify_all()
@@ -149,7 +147,9 @@ class PublishedWeights(WeightSync):
             )
         errors = [result for result in results if isinstance(result, GrpoError)]
         for error in errors:
-            if not isinstance(error, ClusterError) or isinstance(error, TrainerLost):
+            if isinstance(error, TrainerLost):
+                self.trainer.noticed(error, [send.worker])
+            if isinstance(error, TrainerLost) or not isinstance(error, ClusterError):
                 raise error
         if errors:  # whoever asks the lost engine next replaces it
             self.trainer.connected = False
@@ -209,12 +209,6 @@ class PublishedWeights(WeightSync):
             self.arrived = self.tried = version
             self.published = {number: moved for number, moved in self.published.items() if number >= version}
             self._changed.notify_all()
-
-    def _end_trainer(self, error: TrainerLost) -> None:
-        """A loss that the carrier has noticed before the loop did."""
-        with self.trainer.turn:
-            if self.trainer.lost is None:
-                self.trainer.end(error)
 
     def _until(self, true: Callable[[], bool]) -> None:
         with self._changed:

@@ -196,7 +196,7 @@ class WeightSync:
         if other:
             raise other[0]
         if trainer:
-            self.trainer.end(trainer[0])
+            self.trainer.noticed(trainer[0], [call.worker for call in calls])
         if broken:
             self.trainer.connected = False
             cause = next((losses[slot.engine] for slot in broken if slot.engine.lost), losses[broken[0].engine])

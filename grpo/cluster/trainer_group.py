@@ -11,7 +11,7 @@ from grpo.cluster.context import RunContext
 from grpo.cluster.handles import SharedBatch
 from grpo.cluster.waiting import Ask, process_lives
 from grpo.errors import ClusterError, NoNode, OutOfMemory, StoreLost, TrainerLost
-from grpo.interfaces import Call, Place, TrainerRank
+from grpo.interfaces import Call, Place, TrainerRank, Worker
 from grpo.run.faults import fault_point
 from grpo.store import open_store
 from grpo.types import FileRecord, Sample, Stats
@@ -30,7 +30,9 @@ class TrainerGroup:
         self.config, self.observer = context.config, context.observer
         self.checkpoints = open_store(checkpoints_url(self.config.checkpoint.dir, Path(self.config.run.dir))).url
         self.lost: TrainerLost | None = None
-        self.turn = threading.RLock()
+        self.turn, self._ending = threading.RLock(), threading.RLock()
+        self.ended: Sequence[TrainerRank] = ()
+        """The ranks that were ended last."""
         self.launch()
 
     def launch(self) -> None:
@@ -145,13 +147,18 @@ class TrainerGroup:
             if isinstance(error, StoreLost | NoNode) or self.context.workers.headless:
                 raise
             lost = error if isinstance(error, TrainerLost) else TrainerLost(f"{what}: a trainer rank failed: {error}")
-            if not all(rank.lost for rank in self.ranks):  # else another thread has noticed
-                self.end(lost)
+            self.noticed(lost, [call.worker for call in calls])
             raise lost from None
+
+    def noticed(self, lost: TrainerLost, workers: Sequence[Worker]) -> None:
+        """Calls of these ranks failed: ends all, unless another thread has, or new ones have taken their places."""
+        with self._ending:
+            if self.ended is not self.ranks and any(worker in self.ranks for worker in workers):
+                self.end(lost)
 
     def end(self, lost: TrainerLost) -> None:
         """Ends all ranks, since one is lost."""
-        self.lost = lost
+        self.lost, self.ended = lost, self.ranks
         for rank in self.ranks:
             self.context.workers.discard(rank, lost, False)
         self.observer.workers("trainer", 0, len(self.ranks))

@@ -54,6 +54,32 @@ def test_one_that_is_lost_takes_the_others_along(tmp_path: Path) -> None:
     assert events[-2:] == ["trainer rank 0 ends", "trainer rank 1 ends"]
 
 
+def test_the_only_rank_that_is_lost_is_rebuilt(tmp_path: Path) -> None:
+    """Whoever waits for it has discarded it by then."""
+    context = make_context(tmp_path, [])
+    trainer = TrainerGroup(context, lambda index: LocalRank(index, [], {}))
+    trainer.ready()
+    rank, lost = rank_of(trainer, 0), TrainerLost("rank 0 died")
+    rank.fails["step"] = lost
+    context.workers.discard(rank, lost, False)
+    with pytest.raises(TrainerLost):
+        trainer.step([], 1)
+    trainer.rebuild()
+    assert trainer.lost is None and trainer.ranks != [rank]
+
+
+def test_a_loss_of_ranks_that_were_replaced_ends_no_new_ones(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, [], [])
+    trainer.ready()
+    old = trainer.ranks
+    trainer.noticed(TrainerLost("rank 0 died"), old[:1])
+    trainer.noticed(TrainerLost("rank 1 died, says another thread"), old[1:])
+    assert str(trainer.lost) == "rank 0 died"
+    trainer.rebuild()
+    trainer.noticed(TrainerLost("rank 0 died, says a thread that is late"), old)
+    assert trainer.lost is None
+
+
 @pytest.mark.parametrize("error", [StoreLost("the bucket is gone"), CheckpointError("trainer.json is damaged")])
 def test_what_is_no_loss_of_a_rank_ends_none(tmp_path: Path, error: ClusterError) -> None:
     events: list[str] = []
