@@ -2,7 +2,7 @@
 
 from grpo.checkpoint.checkpoints import Checkpoints
 from grpo.checkpoint.commit import Commit
-from grpo.checkpoint.committer import Committer, Content
+from grpo.checkpoint.committer import Committer, Content, Folders
 from grpo.checkpoint.progress import Progress
 
-__all__ = ["Checkpoints", "Commit", "Committer", "Content", "Progress"]
+__all__ = ["Checkpoints", "Commit", "Committer", "Content", "Folders", "Progress"]

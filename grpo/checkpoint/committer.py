@@ -25,12 +25,13 @@ CLOSING_SHARE = 0.2
 
 
 class Folders(Protocol):
-    """What `Checkpoints` offers."""
+    """Where commits are made; `Checkpoints` is one."""
 
     renamed_at: float
+    """When, by time.monotonic(), the last commit got its name."""
 
     def begin(self, step: int) -> str:
-        """A fresh folder for the files of a step."""
+        """Path or URL of a fresh folder for the files of a step."""
         ...
 
     def commit(
@@ -41,7 +42,7 @@ class Folders(Protocol):
         score: float | None,
         attachments: Mapping[str, bytes],
     ) -> Commit:
-        """Makes its files the newest checkpoint."""
+        """Makes the files of `begin`'s folder, with state and attachments, the newest checkpoint."""
         ...
 
 

@@ -19,7 +19,6 @@ from grpo.cluster.trainer_group import TrainerGroup
 from grpo.errors import ClusterError, EngineLost, GrpoError, TrainerLost
 from grpo.interfaces import Recorder
 from grpo.run.background import Cancelled
-from grpo.run.faults import fault_point
 from grpo.types import Manifest, Stats
 
 SLICE_SECONDS = 0.25
@@ -138,8 +137,7 @@ class PublishedWeights(WeightSync):
             return False
         began = time.perf_counter()
         send = self.trainer.ranks[0].send_published(version)
-        receipts = [engine.receive_weights(version, self.records, ahead=True) for engine in self._engines()]
-        fault_point("sync.dispatched", version)
+        receipts = self._receipts(version)
         deadlines = self.context.config.deadlines
         with self.recorder.lane("rollout", "receive", version):
             results = self.context.workers.outcomes(
@@ -185,21 +183,19 @@ class PublishedWeights(WeightSync):
         self.recorder.log_version(version, stats, self.digest)
         return True
 
-    def _bring_slowly(self, version: int) -> Manifest:
+    def _bring_slowly(self, version: int) -> None:
         """To engines that may be new. Nothing may run on them, and the trainer waits."""
         with self.trainer.turn, self.recorder.lane("rollout", "sync", version):
             moved = self.trainer.moved  # of a step whose weights are not published yet
             self.trainer.ready()
-            sent = self._bring(version)
+            self._bring(version)
             self.trainer.moved = moved
         self._took(version)
         self.recorder.log_version(version, {}, self.digest)
-        return sent
 
     def _deliver(self, version: int) -> Manifest:
         send = self.trainer.ranks[0].send_published(version)
-        receipts = [engine.receive_weights(version, self.records, ahead=True) for engine in self._engines()]
-        fault_point("sync.dispatched", version)
+        receipts = self._receipts(version)
         self._exchange([send, *receipts])
         return self._verify(version, send, receipts, self._moved(version))
 

@@ -146,11 +146,16 @@ class WeightSync:
     def _send(self, version: int) -> Manifest:
         """The live weights, verified but not committed."""
         sends = [rank.send_weights(version) for rank in self.trainer.ranks]
-        receipts = [engine.receive_weights(version, self.records, self.ahead) for engine in self._engines()]
-        fault_point("sync.dispatched", version)
+        receipts = self._receipts(version)
         self._exchange([*sends, *receipts])
         moved, self.trainer.moved = self.trainer.moved, False
         return self._verify(version, sends[0], receipts, moved)
+
+    def _receipts(self, version: int) -> list[Call[list[Manifest]]]:
+        """Every engine takes what is on its way."""
+        receipts = [engine.receive_weights(version, self.records, self.ahead) for engine in self._engines()]
+        fault_point("sync.dispatched", version)
+        return receipts
 
     def _verify(
         self, version: int, send: Call[Manifest | None], receipts: Sequence[Call[list[Manifest]]], moved: bool

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from grpo.checkpoint import Commit
+from grpo.checkpoint import Commit, Folders
 from grpo.run.stopping import StopRequest
 from grpo.types import FileRecord, Group, Groups, Lane, Prompt, Sample, Sampling, Stats
 
@@ -189,29 +189,11 @@ class Weights(Protocol):
         ...
 
 
-class Checkpoints(Protocol):
+class Checkpoints(Folders, Protocol):
     """What a run resumes from."""
-
-    renamed_at: float
-    """When, by time.monotonic(), the last commit got its name."""
 
     def newest(self) -> Commit | None:
         """The newest whole one; None only if there never was one. Raises CheckpointError."""
-        ...
-
-    def begin(self, step: int) -> str:
-        """Path or URL of a fresh folder for the files of a step."""
-        ...
-
-    def commit(
-        self,
-        step: int,
-        records: Sequence[FileRecord],
-        state: Mapping[str, object],
-        score: float | None,
-        attachments: Mapping[str, bytes],
-    ) -> Commit:
-        """Makes the files of `begin`'s folder, with state and attachments, the newest checkpoint."""
         ...
 
 
