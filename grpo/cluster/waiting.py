@@ -91,10 +91,7 @@ class Waiting:
 
     def look(self, finish_first: bool = False) -> None:
         """Raises Interrupted after a request to stop, Cancelled in a thread that works ahead and must end."""
-        if self.background.mine:
-            self.background.check()
-        else:
-            self.stop.check(finish_first)
+        self.background.look(self.stop, finish_first)
 
     def outcomes(
         self,

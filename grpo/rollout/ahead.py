@@ -243,9 +243,7 @@ class AheadCollector:
     def _until(self, true: Callable[[], bool]) -> None:
         with self._changed:
             while not true():
-                self.background.check()
-                if not self.background.mine:
-                    self.stop.check()
+                self.background.look(self.stop)
                 if self._failure:
                     raise self._failure
                 self._changed.wait(SLICE_SECONDS)

@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from grpo.run.stopping import StopRequest
+
 
 class Cancelled(Exception):
     """Raised in a thread of `Background` that was told to end; nobody else sees it."""
@@ -40,6 +42,13 @@ class Background:
         """Raises Cancelled in a thread that must end."""
         if self._cancelled.is_set() and self.mine:
             raise Cancelled
+
+    def look(self, stop: StopRequest, finish_first: bool = False) -> None:
+        """What a wait asks now and then: Cancelled as in `check`, in other threads Interrupted as `stop` says."""
+        if self.mine:
+            self.check()
+        else:
+            stop.check(finish_first)
 
     def cancel(self) -> None:
         """Tells all threads to end."""
