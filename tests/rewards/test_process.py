@@ -320,11 +320,12 @@ def test_a_module_that_works_on_beside_the_calls_is_no_failure(user_folder):
     (user_folder / "busy.py").write_text(
         "import subprocess, threading\n"
         "def work():\n    while True: subprocess.run(['true'])\n"
-        "threading.Thread(target=work, daemon=True).start()\n"
+        "for _ in range(3): threading.Thread(target=work, daemon=True).start()\n"
         "def f(prompt, completion, answer): return len(completion)\n"
     )
     with RewardScorer(configured("busy:f", workers=1, on_failure="abort")) as scorer:
-        assert [g.rewards_G for g in scorer.score(grouped(["a", "bb"], ["ccc", ""]))] == [[1.0, 2.0], [3.0, 0.0]]
+        for _ in range(2):  # its threads reap children of which the worker has just read
+            assert [g.rewards_G for g in scorer.score(grouped(*10 * [["a", "bb"]]))] == 10 * [[1.0, 2.0]]
 
 
 def test_workers_killed_between_steps_are_replaced(user_folder):

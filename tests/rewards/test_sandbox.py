@@ -263,6 +263,27 @@ def test_the_keeper_finds_orphans_of_orphans():
     assert in_child(family) == str((True, 1))
 
 
+def test_a_process_is_below_its_reaper_and_below_no_other():
+    def family():
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            grandchild = os.fork()
+            if grandchild:
+                os.write(writer, str(grandchild).encode())
+            time.sleep(600)
+        grandchild = int(os.read(reader, 16))
+        here = os.getpid()
+        asked = [(child, here), (grandchild, here), (grandchild, child), (child, grandchild), (here, here), (1, here)]
+        found = [usage.is_below(*pair) for pair in asked]
+        usage.end_all(2**22 + 1)
+        return found
+
+    assert in_child(family) == str([True, True, True, False, False, False])
+    with pytest.raises(ProcessLookupError):
+        usage.is_below(2**22 + 1, os.getpid())
+
+
 def test_what_is_below_the_spared_is_spared():
     reader, writer = os.pipe()
     helper = os.fork()

@@ -128,9 +128,9 @@ def asked(listener: int) -> Asked | None:
     return None
 
 
-def reply(listener: int, call: Asked, allowed: bool) -> None:
-    """Lets a call go on, or fail with EPERM; one that is never answered waits until its process is killed."""
-    answer = struct.pack("QqiI", call.id, 0, 0 if allowed else -errno.EPERM, GO_ON if allowed else 0)
+def reply(listener: int, call: Asked, error: int) -> None:
+    """Lets a call go on if 0, else it fails so; one that is never answered waits until its process is killed."""
+    answer = struct.pack("QqiI", call.id, 0, -error, 0 if error else GO_ON)
     with suppress(OSError):  # it may have been killed meanwhile
         fcntl.ioctl(listener, SEND, answer)
 

@@ -7,6 +7,7 @@ prints. The worker's own pipes come as `settings["requests"]` and `settings["rep
 """
 
 import ctypes
+import errno
 import json
 import os
 import select
@@ -142,16 +143,22 @@ class Watch:
         call = seccomp.asked(listener)
         if call is None:
             return True
-        tasks = dict(usage.process_tree(os.getpid()))
         if call.signal:
-            target = self.pid if call.target == 0 else abs(call.target)
-            group = call.target <= 0
-            seccomp.reply(listener, call, target == self.pid if group else target in tasks and target != os.getpid())
+            seccomp.reply(listener, call, self.refusal(call.target))
             return True
-        if sum(tasks.values()) > limits.TASKS:  # this process is one of them
+        if sum(dict(usage.process_tree(os.getpid())).values()) > limits.TASKS:  # this process is one of them
             return False
-        seccomp.reply(listener, call, True)
+        seccomp.reply(listener, call, 0)
         return True
+
+    def refusal(self, target: int) -> int:
+        """Why a signal may not go to a process, or a negative group; as the kernel would say of one that is gone."""
+        if target <= 0:
+            return 0 if target in (0, -self.pid) else errno.EPERM
+        try:
+            return 0 if usage.is_below(target, os.getpid()) else errno.EPERM
+        except ProcessLookupError:
+            return errno.ESRCH
 
     def look(self) -> None:
         """Raises Excess for what the worker and its processes have too much of."""

@@ -40,8 +40,25 @@ def process_tree(pid: int, spared: Collection[int] = ()) -> Iterator[tuple[int, 
             yield member, len(tasks)
             threads += len(tasks)
             for task in tasks if threads < 2 * limits.TASKS else ():
-                with open(f"/proc/{member}/task/{task}/children") as file:
+                with suppress(OSError), open(f"/proc/{member}/task/{task}/children") as file:  # it may have ended
                     found += [child for child in map(int, file.read().split()) if child not in spared]
+
+
+def is_below(pid: int, reaper: int) -> bool:
+    """Whether a process has this one, which reaps its orphans, above it. Raises ProcessLookupError if there is none.
+
+    Asked from below, as a list of children may lack living ones while others of it end.
+    """
+    member = pid
+    while member > 1 and member != reaper:
+        try:
+            with open(f"/proc/{member}/stat", "rb") as file:
+                member = int(file.read().rpartition(b")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            if member == pid:
+                raise ProcessLookupError(pid) from None
+            member = pid  # one between them has ended: the reaper, or one nearer to it, has its children now
+    return member == reaper and pid != reaper
 
 
 def views(pids: Iterable[int]) -> list[str]:

@@ -204,7 +204,7 @@ def end_children(spared: set[int]) -> None:
     """Ends all children but these, and theirs: orphans come to this process and are found in the next round."""
     while left := children() - spared:
         for pid in left:
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, PermissionError):  # reaped meanwhile by the user's thread
                 os.kill(pid, signal.SIGKILL)
             with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
