@@ -28,7 +28,7 @@ def serve(pipe: Connection) -> None:
     from grpo.errors import ClusterError
     from grpo.weights import process_group
 
-    process_group.BUCKET_BYTES = 1
+    process_group.BUCKET_BYTES = {"cpu": 1}
     while True:
         port, place, pause = pipe.recv()
         end = process_group.GroupTransport("gloo", "cpu", "127.0.0.1", port, place, 3, "secret", GROUP_SECONDS)

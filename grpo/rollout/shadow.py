@@ -7,10 +7,13 @@ import torch
 
 from grpo.types import TensorRecord
 from grpo.weights import Transport
-from grpo.weights.digest import record as recorded
+from grpo.weights.digest import records, sums
 
 SPARE = 2.0
 """A GPU takes the copy if it has so many times its size free; else pinned host memory does."""
+
+TOGETHER = 32
+"""Tensors that are looked at once more, and brought to the GPU if they are not there, with one wait for it."""
 
 PlainRecord = tuple[str, tuple[int, ...], str, str]
 """Name, shape, dtype, digest: what crosses the border between vLLM's processes."""
@@ -66,11 +69,13 @@ class Shadow:
         if version != self.version or not self.ended or self.error or self.problems:
             raise ValueError(f"the copy is of version {self.version} and not a whole version {version}")
         while self._tensors:
-            record, tensor = self._tensors.pop(0)
-            tensor = tensor.to(self.device)
-            if recorded(record.name, tensor) != record:
-                raise ValueError(f"{record.name} has changed since it was received")
-            yield record, tensor
+            batch = [(record, tensor.to(self.device)) for record, tensor in self._tensors[:TOGETHER]]
+            del self._tensors[:TOGETHER]
+            found = records([(record.name, tensor, sums(tensor)) for record, tensor in batch])
+            for (record, tensor), now in zip(batch, found, strict=True):
+                if now != record:
+                    raise ValueError(f"{record.name} has changed since it was received")
+                yield record, tensor
 
     def _read(self) -> None:
         try:

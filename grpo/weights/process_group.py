@@ -31,11 +31,12 @@ from grpo.errors import ClusterError, GrpoError, WeightSyncError
 from grpo.run.failures import Kind, look
 from grpo.run.faults import fault_point
 from grpo.types import TensorRecord
-from grpo.weights.digest import record
+from grpo.weights.digest import records, sums
 from grpo.weights.rendezvous import PROOF, Gate, join, left, prove
 from grpo.weights.shared_store import SharedStore
 
-BUCKET_BYTES = 64 * 1024 * 1024  # small enough for packing, travel and loading to overlap
+BUCKET_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
+"""On the wire: small enough for packing, travel and loading to overlap. Between GPUs each costs more than it takes."""
 OWN_FAULTS = {Kind.MEMORY, Kind.DISK, Kind.LIMIT, Kind.LAYOUT}  # not the other end's
 ALIGNMENT = 16  # every tensor of a bucket starts at a multiple of it: a view as another dtype needs that
 
@@ -87,19 +88,19 @@ class GroupTransport:
             raise
 
     def _send(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> tuple[TensorRecord, ...]:
-        records: list[TensorRecord] = []
+        sent: list[TensorRecord] = []
         for bucket in self._buckets(tensors):
-            names = json.dumps([[sent.name, sent.shape, sent.dtype] for sent, _ in bucket]).encode()
-            header = torch.frombuffer(bytearray(names), dtype=torch.uint8).to(self.wire)
+            names = json.dumps([[each.name, each.shape, each.dtype] for each, _ in bucket]).encode()
+            header = _bytes(names, self.wire)
             payload = torch.cat([data for _, data in bucket])
             self._broadcast(torch.tensor([header.numel(), payload.numel()], device=self.wire))
             self._broadcast(header)
             self._broadcast(payload)
-            if not records:
+            if not sent:
                 fault_point("sync.tensor", step=version)
-            records += [sent for sent, _ in bucket]
+            sent += [each for each, _ in bucket]
         self._broadcast(torch.zeros(2, dtype=torch.int64, device=self.wire))
-        return tuple(records)
+        return tuple(sent)
 
     def receive(self) -> Iterator[tuple[TensorRecord, Tensor]]:
         while True:
@@ -108,13 +109,15 @@ class GroupTransport:
                 return
             header = self._broadcast(torch.zeros(sizes[0], dtype=torch.uint8, device=self.wire))
             payload = self._broadcast(torch.zeros(sizes[1], dtype=torch.uint8, device=self.wire)).to(self.device)
-            start = 0
-            for name, shape, dtype_name in json.loads(bytes(header.tolist())):
+            received, start = [], 0
+            for name, shape, dtype_name in json.loads(header.cpu().numpy().tobytes()):
                 dtype = getattr(torch, dtype_name)
                 size = dtype.itemsize * torch.Size(shape).numel()
                 tensor = payload[start : start + size].view(dtype).view(shape)
-                yield record(name, tensor), tensor
+                received.append((name, tensor, sums(tensor)))
                 start += _aligned(size)
+            for found, (_, tensor, _) in zip(records(received), received, strict=True):
+                yield found, tensor
 
     def close(self) -> None:
         """Leaves the group at once, in whatever state the other ranks are; they see a closed connection."""
@@ -125,19 +128,21 @@ class GroupTransport:
 
     def _buckets(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[TensorRecord, Tensor]]]:
         """Records and padded byte copies: the first tensor alone, which sets the workers going, then BUCKET_BYTES."""
-        bucket: list[tuple[TensorRecord, Tensor]] = []
+        summed: list[tuple[str, Tensor, Tensor]] = []
+        copies: list[Tensor] = []
         filled, limit = 0, 0
         for name, tensor in tensors:
             data = tensor.detach().reshape(-1).view(torch.uint8)
             padded = torch.zeros(_aligned(data.numel()), dtype=torch.uint8, device=self.wire)
             padded[: data.numel()].copy_(data)
-            if bucket and filled + padded.numel() > limit:
-                yield bucket
-                bucket, filled, limit = [], 0, BUCKET_BYTES
-            bucket.append((record(name, tensor), padded))
+            if copies and filled + padded.numel() > limit:
+                yield list(zip(records(summed), copies, strict=True))
+                summed, copies, filled, limit = [], [], 0, BUCKET_BYTES[self.wire.type]
+            summed.append((name, torch.empty_like(tensor, device="meta"), sums(tensor)))
+            copies.append(padded)
             filled += padded.numel()
-        if bucket:
-            yield bucket
+        if copies:
+            yield list(zip(records(summed), copies, strict=True))
 
     def _broadcast(self, tensor: Tensor) -> Tensor:
         """From rank 0, in place; returns when the data has arrived."""

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo.types import TensorRecord
-from grpo.weights.digest import CHUNK, digest, record
+from grpo.weights.digest import CHUNK, digest, record, records, sums
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -42,6 +42,15 @@ def test_digest_sees_rows_swapped_across_chunks_and_a_lost_tail() -> None:
 def test_digest_of_a_view_is_that_of_its_elements_in_order() -> None:
     matrix = torch.arange(12.0).reshape(3, 4)
     assert digest(matrix.t()) == digest(matrix.t().contiguous()) != digest(matrix)
+
+
+def test_records_of_many_are_those_of_each() -> None:
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(3,), (0,), (CHUNK + 5,), (2, 2), (2 * CHUNK,), ()]
+    tensors = [(f"t{place}", torch.randn(shape, generator=generator)) for place, shape in enumerate(shapes)]
+    assert records([(name, tensor, sums(tensor)) for name, tensor in tensors]) == [record(*each) for each in tensors]
+    assert [each.digest for each in map(record, *zip(*tensors, strict=True))] == [digest(t) for _, t in tensors]
+    assert records([]) == []
 
 
 def test_digest_formula() -> None:

@@ -58,7 +58,7 @@ def some_tensors() -> list[tuple[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("bucket_bytes", [1, 100, 1 << 20])
 def test_every_worker_receives_what_was_sent(monkeypatch: pytest.MonkeyPatch, bucket_bytes: int) -> None:
-    monkeypatch.setattr(process_group, "BUCKET_BYTES", bucket_bytes)
+    monkeypatch.setattr(process_group, "BUCKET_BYTES", {"cpu": bucket_bytes})
     tensors = some_tensors()
     sent, received = transfer(open_group(3), iter(tensors))
     assert [item.name for item in sent.records] == ["bias", "matrix", "scalar", "transposed", "last"]
