@@ -72,6 +72,7 @@ class Controller:
         if commit:
             parts.trainer.load(commit)
         parts.collector.restore(step, self.progress.prompts, attachments.get(DRAWN, b""))
+        parts.checkpoints.check()  # who slept for long may have lost its trainer, and the run to a newer start
         parts.recorder.rewind(step, attachments)
         self.training = False
         with parts.recorder.phase("weight_sync"):

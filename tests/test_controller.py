@@ -533,6 +533,22 @@ def test_a_lease_that_is_lost_during_the_writing_makes_no_checkpoint(tmp_path: P
     assert steps_of(tmp_path) == []
 
 
+def test_a_start_that_was_overtaken_while_it_slept_leaves_the_folder_to_the_newer_one(tmp_path: Path) -> None:
+    """It wakes up and finds its trainer too late: the newest checkpoint is now that of the other."""
+    job = Job(config(steps=9, checkpoint={"every": 2}), tmp_path, held_out=0)
+
+    class Overtaken(FakeFence):
+        def check(self) -> None:
+            if "rebuild" in job.events:
+                raise Fenced("attempt 2 holds the run")
+
+    job.checkpoints.lease = Overtaken()
+    job.trainer.lost_at = ["step 4"]
+    with pytest.raises(Fenced):
+        job.run()
+    assert job.events[-2:] == ["rebuild", "load 2"] and job.events.count("rewind 2") == 0
+
+
 @pytest.mark.parametrize("ends_well", [True, False])
 def test_a_trainer_that_is_lost_beside_a_commit_resumes_from_the_newest_whole_one(
     tmp_path: Path, ends_well: bool

@@ -105,6 +105,10 @@ class Checkpoints:
             fault_point("save.done", step)
         return commit
 
+    def check(self) -> None:
+        """Raises Fenced if a newer start holds the run."""
+        self.lease.check()
+
     def newest(self) -> Commit | None:
         """The newest checkpoint that is whole; None only if there never was one. Damaged ones are in `skipped`.
 

@@ -85,15 +85,22 @@ def train(config: Config, makers: Makers = Makers()) -> Path:
         try:
             _train(config, run_dir, makers, stop, lease)
         except GrpoError as error:
-            write_fatal(run_dir, error, config_hash(config))
+            leave_fatal(run_dir, error, config, lease)
             raise
         except Exception as error:  # of a library, in the driver
             found = typed(look(error), Where(config, "driver", 0, "run"))
-            write_fatal(run_dir, found, config_hash(config))
+            leave_fatal(run_dir, found, config, lease)
             if isinstance(found, BugError):
                 raise
             raise found from error
     return run_dir
+
+
+def leave_fatal(run_dir: Path, error: GrpoError, config: Config, lease: Lease) -> None:
+    """FATAL.json for an error that would come again. Raises Fenced: one that was overtaken stops nobody by it."""
+    if error.fatal:
+        lease.check()
+        write_fatal(run_dir, error, config_hash(config))
 
 
 def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lease: Lease) -> None:

@@ -196,6 +196,10 @@ class Checkpoints(Folders, Protocol):
         """The newest whole one; None only if there never was one. Raises CheckpointError."""
         ...
 
+    def check(self) -> None:
+        """Raises Fenced if a newer start has taken the run, whose folder is changed by that one alone then."""
+        ...
+
 
 class Observer(Protocol):
     """Who is told how the actors of a role ("rollout", "trainer") are. Every call is a sign of progress."""

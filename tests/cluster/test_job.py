@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from grpo.cluster.job import began, check_prompts
+from grpo.cluster.job import began, check_prompts, leave_fatal
 from grpo.data.prompts import load_data, prompt_stream
 from grpo.data.rendering import Rendering
-from grpo.errors import DataError
+from grpo.errors import CheckpointError, ClusterError, DataError, Fenced
+from grpo.run.fatal import FATAL
+from grpo.run.lease import Lease
 from tests.data_helpers import CHAT, configure, make_tokenizer, write_lines
 
 DATED = "{{ strftime_now('%d %b %Y') }} " + CHAT
@@ -56,3 +58,17 @@ def test_looking_changes_no_place_in_the_stream(in_tmp: Path) -> None:
     before = fresh.state()
     check_prompts(commit(first.state()), fresh)
     assert fresh.state() == before
+
+
+def test_what_a_start_met_that_was_overtaken_stops_nobody(tmp_path: Path) -> None:
+    config = configure({"source": "rows.jsonl"}, {"prompts": 0})
+    error = CheckpointError("its checkpoint is gone; the newer start has removed it")
+    with Lease(tmp_path, 60) as lease:
+        (tmp_path / "attempts" / "000002.json").write_text("{}")
+        with pytest.raises(Fenced, match="attempt 2 has taken over"):
+            leave_fatal(tmp_path, error, config, lease)
+        leave_fatal(tmp_path, ClusterError("this one would not come again"), config, lease)
+        assert not (tmp_path / FATAL).exists()
+    with Lease(tmp_path / "other", 60) as lease:
+        leave_fatal(tmp_path / "other", error, config, lease)
+        assert (tmp_path / "other" / FATAL).exists()
