@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from grpo.errors import ConfigError
+from grpo.trainer.expansion import Expansion
 from grpo.trainer.kernels import DENSE_LENGTH, FLASH_SIZES, blockwise_attention, dense_attention, varlen_attention
 from grpo.trainer.masks import MaskFunction, RowMask, row_mask
 from grpo.trainer.packing import PackedBatch
@@ -43,26 +44,26 @@ HARMLESS = frozenset(
 class Layout:
     """How attention lays packed tokens out as whole rows and takes its results back.
 
-    `rows` has the rows behind each other, for the varlen kernel (`flash`: it may be used); `grid` is
-    [rows, max_length], right-padded with any token. Each has the tokens to gather, and where each packed token stands
-    among them.
+    `expansion` has the rows behind each other, for the varlen kernel (`flash`: it may be used); `grid` is
+    [rows, max_length], right-padded with any token: the tokens to gather, and where each packed token stands among
+    them.
     """
 
     def __init__(self, batch: PackedBatch, flash: bool) -> None:
-        self.flash, self.rows = flash, (batch.expand_E, batch.select_T)
+        self.flash, self.expand_E, self.select_T = flash, batch.expand_E, batch.select_T
         self.cu_seqlens_R1, self.max_length = batch.cu_seqlens_R1, batch.max_length
+        self.expansion = Expansion(batch)
         self.calls = 0
         """How often a layer has attended by it."""
 
     @cached_property
     def grid(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Made when a layer first wants it."""
-        expand_E, select_T = self.rows
         starts_R1, ends_R1 = self.cu_seqlens_R1[:-1, None].long(), self.cu_seqlens_R1[1:, None].long()
         places_RL = starts_R1 + torch.arange(self.max_length, device=starts_R1.device)
         inside_RL = places_RL < ends_R1
-        gather_E = torch.where(inside_RL, expand_E[places_RL.clamp(max=len(expand_E) - 1)], 0).flatten()
-        return gather_E, inside_RL.flatten().nonzero()[:, 0][select_T]
+        gather_E = torch.where(inside_RL, self.expand_E[places_RL.clamp(max=len(self.expand_E) - 1)], 0).flatten()
+        return gather_E, inside_RL.flatten().nonzero()[:, 0][self.select_T]
 
 
 _LAYOUT: ContextVar[Layout] = ContextVar("layout")
@@ -117,23 +118,23 @@ def packed_attention(
     simple = softcap is None and s_aux is None
     sizes = query.shape[-1], value.shape[-1]
     flash = layout.flash and simple and mask.seen_LL is None and sizes[0] == sizes[1] and sizes[0] in FLASH_SIZES
-    gather_E, select_T = layout.rows if flash else layout.grid
-    query, key, value = (t[0].transpose(0, 1).index_select(0, gather_E) for t in (query, key, value))
+    packed = [t[0].transpose(0, 1) for t in (query, key, value)]
     if flash:
+        query, key, value = map(layout.expansion.expand, packed)
         output = varlen_attention(query, key, value, layout.cu_seqlens_R1, layout.max_length, scaling, mask.window)
+        return layout.expansion.select(output)[None], None
+    gather_E, select_T = layout.grid
+    query, key, value = (
+        t.index_select(0, gather_E).unflatten(0, (-1, layout.max_length)).transpose(1, 2) for t in packed
+    )
+    if not (simple and mask.plain(layout.max_length)):
+        output = blockwise_attention(query, key, value, scaling, mask, softcap, s_aux)
+    elif query.dtype == torch.bfloat16 and query.device.type == "cpu" and layout.max_length <= DENSE_LENGTH:
+        output = dense_attention(query, key, value, scaling)
     else:
-        query, key, value = (t.unflatten(0, (-1, layout.max_length)).transpose(1, 2) for t in (query, key, value))
-        if not (simple and mask.plain(layout.max_length)):
-            output = blockwise_attention(query, key, value, scaling, mask, softcap, s_aux)
-        elif query.dtype == torch.bfloat16 and query.device.type == "cpu" and layout.max_length <= DENSE_LENGTH:
-            output = dense_attention(query, key, value, scaling)
-        else:
-            grouped = query.shape[1] != key.shape[1]
-            output = F.scaled_dot_product_attention(
-                query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped
-            )
-        output = output.transpose(1, 2).flatten(0, 1)
-    return output.index_select(0, select_T)[None], None
+        grouped = query.shape[1] != key.shape[1]
+        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+    return output.transpose(1, 2).flatten(0, 1).index_select(0, select_T)[None], None
 
 
 def _asked(

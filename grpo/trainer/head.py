@@ -1,69 +1,20 @@
 """The output head: logprobs of given tokens without the T x V logits.
 
-It runs in chunks, in a function that recomputes the logits in the backward pass.
+On a CPU it runs in chunks, in a function that recomputes the logits in the backward pass; on a GPU by `fused_head.py`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from grpo.errors import ConfigError
+from grpo.trainer.fused_head import PLAIN, Kernels, fused_logprobs, room_for_logits
+from grpo.trainer.shaping import Shaping
 
 CHUNK = 1024
 """Completion positions whose logits exist at once."""
-DIVIDED = frozenset({"granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "minicpm3"})
-"""Models whose logits are divided by `logits_scaling`; hyperclovax multiplies."""
-
-SOFTCAPPED = frozenset({"gemma2", "gemma3_text", "gemma4_text", "nanochat", "vaultgemma"})
-"""Models with a soft cap on their logits, `final_logit_softcapping`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shaping:
-    """What becomes of a model's logits before the softmax: times `scale`, then `softcap * tanh(logits / softcap)`."""
-
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits as the model gives them out."""
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
-
-    def backward(self, grad: torch.Tensor, shaped: torch.Tensor) -> torch.Tensor:
-        """The gradient of the logits from that of the shaped ones."""
-        if self.softcap is not None:
-            grad = grad * (1 - (shaped / self.softcap).square())
-        return grad if self.scale == 1.0 else grad * self.scale
-
-
-def shaping_of(config: Any) -> Shaping:
-    """By the names that models have for it. Raises ConfigError for one that is known with other models only."""
-    kind, scale = config.model_type, 1.0
-    scaling, factor = getattr(config, "logits_scaling", None), getattr(config, "logit_scale", None)
-    if scaling is not None and kind in DIVIDED:
-        scale = 1.0 / float(scaling)
-    elif scaling is not None and kind == "hyperclovax":
-        scale = float(scaling)
-    elif factor is not None and kind.startswith("cohere"):
-        scale = float(factor)
-    elif scaling not in (None, 1, 1.0) or factor not in (None, 1, 1.0):
-        raise ConfigError(
-            f"how {kind} scales its logits is not known (logits_scaling {scaling}, logit_scale {factor}); choose a "
-            "model of a type in docs/models.md"
-        )
-    softcap = getattr(config, "final_logit_softcapping", None)
-    if softcap is not None and kind not in SOFTCAPPED:
-        raise ConfigError(
-            f"whether {kind} caps its logits is not known (final_logit_softcapping {softcap}); choose a model of a "
-            "type in docs/models.md"
-        )
-    return Shaping(scale, softcap)
 
 
 class LogprobHead(nn.Linear):
@@ -72,11 +23,18 @@ class LogprobHead(nn.Linear):
     def __init__(self, linear: nn.Linear, shaping: Shaping) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight, self.bias, self.shaping = linear.weight, linear.bias, shaping
+        self.kernels: Kernels = PLAIN
+        self.fused = False
+        """Whether the fused head is used off GPUs too."""
 
     def forward(  # type: ignore[override]
         self, hidden_CD: torch.Tensor, targets_C: torch.Tensor, temperature: float, entropy_gradient: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """fp32 `(logprobs_C, entropy_C)` of `targets_C` under softmax(logits / temperature)."""
+        if hidden_CD.is_cuda or self.fused:
+            scored = targets_C, temperature, entropy_gradient
+            room = room_for_logits(hidden_CD.device) if torch.is_grad_enabled() else 0
+            return fused_logprobs(hidden_CD, self.weight, self.bias, *scored, self.shaping, self.kernels, room)
         apply: Any = _Logprobs.apply
         logprobs_C, entropy_C = apply(
             hidden_CD, self.weight, self.bias, targets_C, temperature, entropy_gradient, self.shaping

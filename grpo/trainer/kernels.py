@@ -1,5 +1,6 @@
 """Causal attention of whole rows, in three ways: PyTorch's varlen kernel, one matrix product, blocks of queries."""
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ DENSE_LENGTH = 512
 """Longest row whose attention scores are held as a whole (bf16 on the CPU)."""
 BLOCK_SCORES = 1 << 26
 """Attention scores that exist at once where they are computed by blocks of queries."""
+GROUPED = "enable_gqa" in signature(varlen_attn).parameters
+"""Whether the varlen kernel takes fewer heads of keys than of queries; it does not say so in every torch release."""
 FLASH_SIZES = range(8, 257, 8)
 """Sizes of a head that the varlen kernel takes."""
 
@@ -26,13 +29,14 @@ def varlen_attention(
     window: int | None,
 ) -> torch.Tensor:
     """The varlen kernel on rows behind each other, whose `bounds` are given: [E, heads, head_dim] in and out."""
-    heads = query.shape[1]
-    # repeated here: how the kernel is told of grouped heads differs between torch releases
-    key, value = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (key, value))
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and not GROUPED:
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
+    known = {"enable_gqa": grouped} if GROUPED else {}
     left = -1 if window is None or window >= length else window - 1  # tokens before the own one
     attend: Any = varlen_attn
     sizes = {"cu_seq_q": bounds, "cu_seq_k": bounds, "max_q": length, "max_k": length}
-    output: torch.Tensor = attend(query, key, value, **sizes, scale=scaling, window_size=(left, 0))
+    output: torch.Tensor = attend(query, key, value, **sizes, scale=scaling, window_size=(left, 0), **known)
     return output
 
 

@@ -16,8 +16,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo.errors import ConfigError
 from grpo.trainer.attention import ATTENTION, Layout, attending, current_layout
-from grpo.trainer.head import LogprobHead, shaping_of
+from grpo.trainer.head import LogprobHead
 from grpo.trainer.packing import PackedBatch
+from grpo.trainer.shaping import shaping_of
 
 WAY_OUT = "choose a model of a type in docs/models.md"
 STATEFUL = re.compile(r"Conv1d|Mamba|SSM|Recurrent|DeltaNet|LightningAttention|Rwkv|LSTM|GRU")
@@ -113,9 +114,12 @@ def recompute_layers(causal_lm: Any) -> None:
             f"train.gradient_checkpointing: {type(causal_lm).__name__} has no layers that can be computed again; "
             "set it to false"
         )
+    kinds = {
+        kind: type(kind.__name__, (kind,), {"__call__": _recomputed, "__module__": kind.__module__})
+        for kind in dict.fromkeys(map(type, layers))
+    }  # one for all layers of a kind: what is compiled for one of them is then that of all
     for layer in layers:
-        kind = type(layer)
-        layer.__class__ = type(kind.__name__, (kind,), {"__call__": _recomputed, "__module__": kind.__module__})
+        layer.__class__ = kinds[type(layer)]
 
 
 def _recomputed(layer: Any, *args: Any, **kwargs: Any) -> Any:

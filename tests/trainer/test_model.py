@@ -149,23 +149,37 @@ def test_a_mask_with_holes_scores_the_trained_tokens_alone_and_sees_all():
     torch.testing.assert_close(gradients, expected_gradients, atol=1e-4, rtol=1e-4)
 
 
-def row_by_row_kernel(query, key, value, *, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size):
+def row_by_row_kernel(query, key, value, *, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size, enable_gqa=False):
     """What the varlen kernel computes, on any device: [E, heads, head_dim] in and out."""
     assert window_size == (-1, 0) and cu_seq_q is cu_seq_k and max_q == max_k
+    grouped = {"enable_gqa": enable_gqa}
     outputs = []
     for start, end in pairwise(cu_seq_q.tolist()):
         rows = (tensor[start:end].transpose(0, 1)[None] for tensor in (query, key, value))
-        outputs.append(F.scaled_dot_product_attention(*rows, is_causal=True, scale=scale)[0].transpose(0, 1))
+        outputs.append(F.scaled_dot_product_attention(*rows, is_causal=True, scale=scale, **grouped)[0].transpose(0, 1))
     return torch.cat(outputs)
 
 
-def test_the_layout_for_the_varlen_kernel_gives_the_same(monkeypatch):
-    batch = pack(random_samples(7))
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("count", [7, 2])
+def test_the_layout_for_the_varlen_kernel_gives_the_same_with_gradients(count, grouped, monkeypatch):
+    """With the fused head of GPUs. `grouped`: whether the kernel knows of grouped heads; two rows share no prompt."""
+    batch = pack(random_samples(count))
     policy = make_policy(tiny_model(), TEMPERATURE)
-    expected_C = policy(batch)[0]
+
+    def run():
+        policy.zero_grad()
+        logprobs_C, _ = policy(batch)
+        weights_C = torch.randn(len(logprobs_C), generator=torch.Generator().manual_seed(1))
+        (logprobs_C * weights_C).sum().backward()
+        return logprobs_C, {name: param.grad.clone() for name, param in policy.named_parameters()}
+
+    expected = run()
     monkeypatch.setattr(policy_module, "Layout", lambda batch, flash: attention.Layout(batch, flash=True))
     monkeypatch.setattr(kernels, "varlen_attn", row_by_row_kernel)
-    torch.testing.assert_close(policy(batch)[0], expected_C, atol=1e-5, rtol=0)
+    monkeypatch.setattr(kernels, "GROUPED", grouped)
+    policy.causal_lm.get_output_embeddings().fused = True
+    torch.testing.assert_close(run(), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_rows_do_not_see_each_other():
