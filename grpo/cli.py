@@ -22,6 +22,7 @@ from grpo.config.load import config_schema, dump_config, load_config
 from grpo.config.text import clean
 from grpo.errors import ConfigError, GrpoError, Interrupted
 from grpo.run import screen, shell
+from grpo.run.start import process_began
 
 
 class _Edge(TyperGroup):
@@ -93,7 +94,7 @@ def train(run_file: RunFile, overrides: Overrides = None) -> None:
     from grpo import cluster
     from grpo.observe.report import write_report
 
-    run_dir = cluster.train(config)
+    run_dir = cluster.train(config, began=process_began())
     page = write_report(run_dir)
     print(
         f"""

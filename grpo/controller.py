@@ -75,6 +75,7 @@ class Controller:
         parts.checkpoints.check()  # who slept for long may have lost its trainer, and the run to a newer start
         parts.recorder.rewind(step, attachments)
         self.training = False
+        parts.recorder.starting("sync")
         with parts.recorder.phase("weight_sync"):
             parts.recorder.log_sync(parts.weights.begin(step), parts.weights.digests[step])
         self.evaluate()

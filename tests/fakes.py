@@ -217,6 +217,10 @@ class FakeRecorder:
     lanes: list[tuple[str, str, int]] = field(default_factory=list)
     versions: list[tuple[int, str]] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
+    starts: list[str] = field(default_factory=list)
+    """Phases of the start."""
+    actors: dict[str, Stats] = field(default_factory=dict)
+    """What the start of each took."""
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -261,6 +265,12 @@ class FakeRecorder:
 
     def recovered(self, role: str, error: Exception, seconds: float) -> None:
         self.events.append(f"recovered {role}")
+
+    def starting(self, phase: str) -> None:
+        self.starts.append(phase)
+
+    def started(self, role: str, actors: Mapping[str, Stats]) -> None:
+        self.actors |= actors
 
     def workers(self, role: str, ready: int, lost: int) -> None:
         self.events.append(f"workers {role}: {ready} ready, {lost} lost")

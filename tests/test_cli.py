@@ -40,7 +40,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
         return result
 
     module = types.ModuleType("grpo.cluster")
-    module.train = lambda config: called(config, Path(config.run.dir))  # type: ignore[attr-defined]
+    module.train = lambda config, began: called(config, Path(config.run.dir))  # type: ignore[attr-defined]
     module.evaluate = lambda config: called(config, {"pass@1": 0.25})  # type: ignore[attr-defined]
     report = types.ModuleType("grpo.observe.report")
     report.write_report = lambda run: Path(run) / "report.html"  # type: ignore[attr-defined]
@@ -153,7 +153,7 @@ import sys, time, types
 sys.modules["grpo.observe.report"] = types.SimpleNamespace(write_report=None)
 import grpo
 grpo.cluster = sys.modules["grpo.cluster"] = types.ModuleType("grpo.cluster")
-def train(config):
+def train(config, began):
     print("ready", flush=True)
     time.sleep(60)
 grpo.cluster.train = train

@@ -15,6 +15,7 @@ from grpo.errors import DeadlineExceeded
 from grpo.interfaces import Place, Transfer
 from grpo.rollout.environment import COMPILED_SHAPES, SPIN_COUNT, usable_cores
 from grpo.run.memory import oom_kills
+from grpo.run.start import Phases, process_began
 from grpo.store import open_store
 from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
 from grpo.weights import Transport
@@ -25,18 +26,20 @@ class VLLMActor:
 
     def __init__(self, config: Config, index: int, device: str) -> None:
         self.config, self.index, self.device = config, index, device
+        self.phases = Phases("process", process_began())
 
     async def start(self) -> Place:
         """Builds the engine; the pids are those of this process, of the engine core and of its workers."""
+        self.phases.begin("imports")
         from ray.util import metrics
 
         from grpo.rollout.engine import RolloutEngine
 
         # A Ray of our own on this machine has nobody who collects metrics.
         wanted = metrics if self.config.cluster.address is not None else None
-        self.engine = RolloutEngine(self.config, self.index, self.device, wanted)
+        self.engine = RolloutEngine(self.config, self.index, self.device, wanted, self.phases)
         await self.engine.start()
-        return Place(node_id(), [os.getpid(), *self.engine.pids()], oom_kills())
+        return Place(node_id(), [os.getpid(), *self.engine.pids()], oom_kills(), self.phases.end())
 
     async def ping(self, seconds: float) -> None:
         """A sign of life of this process."""
@@ -75,6 +78,7 @@ class PolicyModelActor:
 
     def __init__(self, config: Config, rank: int, device: str) -> None:
         self.config, self.rank, self.device = config, rank, device
+        self.phases = Phases("process", process_began())
         self.transport: Transport | None = None
         self.turn = threading.Lock()  # of who sends
 
@@ -87,6 +91,7 @@ class PolicyModelActor:
 
     def start(self, host: str, port: int) -> Place:
         """Builds the DeepSpeed engine together with the other ranks."""
+        self.phases.begin("imports")
         ranks = self.config.train.ranks
         on_cpu = self.device == "cpu"
         if on_cpu:  # before torch is loaded
@@ -104,8 +109,9 @@ class PolicyModelActor:
             master_port=port,
             total_steps=self.config.run.steps,
             threads=max(1, usable_cores() // ranks) if on_cpu else None,
+            phases=self.phases,
         )
-        return Place(node_id(), [os.getpid()], oom_kills())
+        return Place(node_id(), [os.getpid()], oom_kills(), self.phases.end())
 
     def records(self) -> tuple[TensorRecord, ...]:
         return self.trainer.weight_records()

@@ -16,6 +16,7 @@ from grpo.cluster.context import RunContext
 from grpo.cluster.gate import Gate
 from grpo.errors import ClusterError, EngineLost, GrpoError, OutOfMemory
 from grpo.interfaces import Call, Engine, Place
+from grpo.types import Stats
 
 
 class State(StrEnum):
@@ -110,6 +111,7 @@ class Fleet:
             starting = [slot for slot in starting if slot.starting and slot.starting.future.done()]
         calls = [slot.starting for slot in starting if slot.starting]
         outcomes = self.context.workers.outcomes(calls, self.context.config.deadlines.start, "start", ask=None)
+        told: dict[str, Stats] = {}
         for slot, outcome in zip(starting, outcomes, strict=True):
             if (
                 isinstance(outcome, OutOfMemory) and slot.lost
@@ -120,8 +122,9 @@ class Fleet:
             elif isinstance(outcome, GrpoError):
                 raise outcome
             else:
-                self.context.workers.started(slot.engine, outcome)
+                told |= self.context.workers.started(slot.engine, outcome)
                 slot.to(State.STALE)
+        self.context.observer.started("rollout", told)
         self._report()
         if wait and self.of(State.RESTARTING):  # one was lost while it started
             self._gather(wait=True)
@@ -138,7 +141,7 @@ class Fleet:
 
     def _start(self, slot: Slot) -> None:
         slot.to(State.RESTARTING)
-        slot.starting = slot.engine.start()
+        slot.starting = self.context.workers.starts(slot.engine.start())
 
     def _report(self) -> None:
         self.context.observer.workers(

@@ -1,6 +1,6 @@
 """`grpo train` and `grpo eval` after parsing: folder and data first, then Ray and its actors, then the loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -41,6 +41,7 @@ from grpo.run.failures import look
 from grpo.run.fatal import check_fatal, write_fatal
 from grpo.run.lease import Lease
 from grpo.run.memory import return_freed_memory
+from grpo.run.start import Phases
 from grpo.run.stopping import StopRequest
 from grpo.types import Stats
 
@@ -73,17 +74,19 @@ class Makers:
     rank: Callable[[Session, Config, int], RayRank] = placed_rank
 
 
-def train(config: Config, makers: Makers = Makers()) -> Path:
+def train(config: Config, makers: Makers = Makers(), began: float | None = None) -> Path:
     """Runs the job, from its newest checkpoint if it has one, and returns the run's folder.
 
+    `began` is when the command did, in seconds of time.monotonic(), if this process is for this run alone.
     Raises: GrpoError; actors, engines and a local Ray are gone when it returns or raises.
     """
     return_freed_memory()
+    phases = Phases("process", began)
     run_dir = Path(config.run.dir)
     with StopRequest(config.run.grace_seconds) as stop, Lease(run_dir, config.run.lease_seconds, stop) as lease:
         check_fatal(run_dir, config)
         try:
-            _train(config, run_dir, makers, stop, lease)
+            _train(config, run_dir, makers, stop, lease, phases)
         except GrpoError as error:
             leave_fatal(run_dir, error, config, lease)
             raise
@@ -103,7 +106,8 @@ def leave_fatal(run_dir: Path, error: GrpoError, config: Config, lease: Lease) -
         write_fatal(run_dir, error, config_hash(config))
 
 
-def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lease: Lease) -> None:
+def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lease: Lease, phases: Phases) -> None:
+    phases.begin("data")
     with RewardScorer(config, run_dir) as rewards:
         checkpoints = Checkpoints(config, run_dir, lease)
         newest = find_newest(config, checkpoints)
@@ -117,7 +121,8 @@ def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lea
             say = RunProgress(config.run.steps).say
             say(f"the run has its {config.run.steps} steps; to train on raise run.steps and name it in run.allow_drift")
             return
-        with RunRecorder(config, attempt=lease.attempt, decode=rendering.decode, streams=prompts.contents()) as record:
+        attempt, streams = lease.attempt, prompts.contents()
+        with RunRecorder(config, attempt=attempt, decode=rendering.decode, streams=streams, phases=phases) as record:
             for name, reason in checkpoints.skipped:
                 record.damaged(name, reason)
             if newest and (change := rate_change(newest.config, config, newest.step)):
@@ -129,7 +134,9 @@ def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lea
             if rewards.isolation:
                 record.say(f"warning: reward code runs without these fences: {', '.join(rewards.isolation)}")
             roles = f"{config.rollout.engines} x vLLM and {config.train.ranks} x DeepSpeed"
+            record.starting("ray")
             with session(config, stop, record.say) as cluster:
+                record.starting("actors")
                 record.say(f"starting {roles} on {cluster.device}")
                 context = RunContext(config, cluster.workers, RecoveryBudget(config.run.max_recoveries), record)
                 fleet = Fleet(context, partial(made, cluster, config, makers.engine))
@@ -137,8 +144,9 @@ def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lea
                 shared = (context, fleet, trainer, loaded.prompts[0].token_ids)
                 ahead = config.rollout.max_staleness > 0
                 weights = PublishedWeights(*shared, record) if ahead else WeightSync(*shared)
+                trainer.ready()  # first: while engines start, ranks try to save
+                record.starting("actors")
                 fleet.gather(wait=True)
-                trainer.ready()
                 record.say("engines and ranks are ready")
                 mixes = ahead and config.rollout.update == "in_flight"
                 drawer = Drawer(config, prompts, FleetRollouts(context, fleet, weights.ensure, mixes), rewards)
@@ -216,6 +224,12 @@ class ConsoleObserver:
 
     def recovered(self, role: str, _error: Exception, seconds: float) -> None:
         print(f"{role} replaced in {seconds:.1f} s")
+
+    def starting(self, phase: str) -> None:
+        pass
+
+    def started(self, role: str, actors: Mapping[str, Stats]) -> None:
+        pass
 
     def workers(self, role: str, ready: int, lost: int) -> None:
         pass

@@ -191,7 +191,7 @@ class PublishedWeights(WeightSync):
             self._bring(version)
             self.trainer.moved = moved
         self._took(version)
-        self.recorder.log_version(version, {}, self.digest)
+        self.recorder.log_version(version, self.self_tested, self.digest)
 
     def _deliver(self, version: int) -> Manifest:
         send = self.trainer.ranks[0].send_published(version)

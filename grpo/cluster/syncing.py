@@ -99,6 +99,8 @@ class WeightSync:
 
     def _connect(self) -> Stats:
         """One transfer from rank 0, the sender, to the receivers of every engine; then the self-test."""
+        observer, began = self.context.observer, time.perf_counter()
+        observer.starting("connect")
         sender, engines = self.trainer.ranks[0], self._engines()
         announced, allowed, offered = sender.records(), sender.tolerance(), sender.offer_transfer()
         self._exchange([announced, allowed])
@@ -112,10 +114,15 @@ class WeightSync:
             place += engine.receivers
         self._exchange(joins)
         self.last = None
+        observer.starting("self_test")
+        connected = time.perf_counter()
         difference = self._self_test()
+        tested = time.perf_counter()
+        observer.starting("sync")
         self.trainer.connected = True
         self.connected = self._engines()
-        return {"sync/self_test_diff": difference}
+        seconds = {"sync/connect_seconds": connected - began, "sync/self_test_seconds": tested - connected}
+        return {"sync/self_test_diff": difference, **seconds}
 
     def _self_test(self) -> float:
         """Engines must follow the trainer to perturbed weights and back; see `weights/self_test.py`."""

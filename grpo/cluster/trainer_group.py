@@ -43,15 +43,19 @@ class TrainerGroup:
         self.ranks = [self.create(rank) for rank in range(self.config.train.ranks)]
         host, port = self.all([self.ranks[0].address()], self.config.deadlines.start, "start", ask=None)[0]
         self.observer.workers("trainer", 0, len(self.ranks) if self.lost else 0)  # the first has a place
-        self.starting: list[Call[Place]] = [rank.start(host, port) for rank in self.ranks]
+        starts = self.context.workers.starts
+        self.starting: list[Call[Place]] = [starts(rank.start(host, port)) for rank in self.ranks]
 
     def ready(self) -> None:
         """Returns once all ranks have started and could save the model. Raises TrainerLost, ConfigError."""
         if self.starting:
             places = self.all(self.starting, self.config.deadlines.start, "start", ask=None)
+            told: dict[str, Stats] = {}
             for rank, place in zip(self.ranks, places, strict=True):
-                self.context.workers.started(rank, place)
+                told |= self.context.workers.started(rank, place)
             self.starting = []
+            self.observer.started("trainer", told)
+            self.observer.starting("save")
             calls = [rank.try_saving(self.checkpoints) for rank in self.ranks]
             self.all(calls, self.config.deadlines.save, "save")
             self.lost = None
@@ -109,6 +113,7 @@ class TrainerGroup:
         """Takes over a checkpoint."""
         fault_point("resume.found", commit.step)
         self.ready()
+        self.observer.starting("load")
         names = [file.name for file in commit.files]
         calls = [rank.load(commit.folder, names, commit.step) for rank in self.ranks]
         self.all(calls, self.config.deadlines.save, "load")

@@ -13,9 +13,11 @@ from grpo.cluster.head import Head
 from grpo.cluster.waiting import Waiting
 from grpo.config import Config
 from grpo.errors import GrpoError
-from grpo.interfaces import Place, Worker
+from grpo.interfaces import Call, Place, Worker
 from grpo.run.faults import publish_pids
+from grpo.run.start import with_place
 from grpo.run.stopping import StopRequest
+from grpo.types import Stats
 
 GRACE_SECONDS = 10.0  # for a worker to end by itself before it is killed
 
@@ -27,14 +29,25 @@ class Workers(Waiting):
         super().__init__(config, stop, head, self.discard)
         self.say = say
         self._all: list[Worker] = []
+        self._asked: dict[Worker, float] = {}
+        self._answered: dict[Worker, float] = {}
         self._guard = threading.Lock()
 
     def add(self, worker: Worker) -> None:
         """From now on it is one of them."""
         self._all.append(worker)
+        self._asked[worker] = time.monotonic()
 
-    def started(self, worker: Worker, place: Place) -> None:
-        """Remembers the node and the processes that a worker tells once it has started."""
+    def starts(self, call: Call[Place]) -> Call[Place]:
+        """Notes when the answer comes: whoever waits for it may look later."""
+        call.future.add_done_callback(lambda _: self._answered.update({call.worker: time.monotonic()}))
+        return call
+
+    def started(self, worker: Worker, place: Place) -> dict[str, Stats]:
+        """Remembers the node and the processes that a worker tells once it has started.
+
+        What its start took, by its name; nothing of one that does not say.
+        """
         worker.node_id, worker.pids = place.node_id, place.pids
         self.oom_kills[place.node_id] = max(place.oom_kills, self.oom_kills.get(place.node_id, 0))
         if worker.role == "trainer":
@@ -42,6 +55,8 @@ class Workers(Waiting):
         else:
             publish_pids("rollout_actor", [other.pids[0] for other in self.alive("rollout")])
             publish_pids("engine_core", [pid for other in self.alive("rollout") for pid in other.pids[1:2]])
+        asked, answered = self._asked.pop(worker, 0.0), self._answered.pop(worker, 0.0)
+        return {str(worker): with_place(place.seconds, answered - asked)} if place.seconds and asked else {}
 
     @property
     def lost_any(self) -> bool:

@@ -216,6 +216,14 @@ class Observer(Protocol):
         """Something was lost and is replaced, `seconds` after that was noticed."""
         ...
 
+    def starting(self, phase: str) -> None:
+        """The start of the run is at this phase now (`run/start.py`); behind the start it means nothing."""
+        ...
+
+    def started(self, role: str, actors: Mapping[str, Stats]) -> None:
+        """These actors have started, at the start of the run or in the place of lost ones: name to seconds by phase."""
+        ...
+
     def alive(self) -> None:
         """Something that may take long has got on."""
         ...

@@ -31,6 +31,8 @@ class Place(NamedTuple):
     pids: list[int]
     oom_kills: int = 0
     """Processes that the kernel had killed there by then for want of memory."""
+    seconds: Stats | None = None
+    """What its start took, by phase (`run/start.py`); None if it does not say."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ EFFECTIVE, CHI_SQUARE, DROPPED = (
 )
 BY_SOURCE = {"reward/source/*": "*"}
 BY_POOL = {f"pipeline/{pool}_idle": pool for pool in ("rollout", "trainer")}
-BY_LEG = {f"sync/{part}_seconds": part for part in ("publish", "receive", "switch")}
+BY_LEG = {f"sync/{part}_seconds": part for part in ("connect", "self_test", "publish", "receive", "switch")}
 BY_WAIT = {f"checkpoint/{part}_seconds": part for part in ("stall", "durable")}
 SCORES = ("accuracy", "pass@*", "maj@*", "reward", "completion_tokens", "truncated_ratio")
 BY_SCORE = {f"eval/{score}": score for score in SCORES}
@@ -84,6 +84,7 @@ CATALOGUE: tuple[Metric, ...] = (
     _gauge("grpo_step_tokens_per_second", "1/s", "Completion tokens by duration of step.", "step/tokens_per_second"),
     Metric("grpo_phase", "gauge", "", "1 for the phase that is running, 0 for the others.", ("phase",)),
     Metric("grpo_phase_duration_seconds", "histogram", "seconds", "Duration by phase.", ("phase",), BY_PHASE, SECONDS),
+    Metric("grpo_start_seconds", "gauge", "seconds", "Last start of a role's slowest actor.", ("role", "phase")),
     Metric("grpo_attempt", "gauge", "starts", "How often the run was started, this start included."),
     Metric("grpo_deadline_seconds", "gauge", "seconds", "Longest wait by phase (deadlines.*).", ("phase",)),
     Metric("grpo_workers", "gauge", "actors", "By role; state is expected, ready or lost.", ("role", "state")),

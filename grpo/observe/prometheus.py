@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
@@ -106,6 +106,12 @@ class PrometheusMetrics:
         with self._guard:
             self._set("grpo_workers", ready, role, "ready")
             self._set("grpo_workers", lost, role, "lost")
+
+    def started(self, role: str, actors: Iterable[Stats]) -> None:
+        """Actors of a role have started; the slowest one counts."""
+        slowest = max(actors, key=lambda seconds: sum(seconds.values()), default={})
+        for phase, seconds in slowest.items():
+            self._set("grpo_start_seconds", seconds, role, phase)
 
     def policy_version(self, role: str, version: int) -> None:
         """The version of the weights that a role holds."""

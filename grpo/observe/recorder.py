@@ -24,10 +24,12 @@ from grpo.observe.progress import RunProgress
 from grpo.observe.prometheus import PrometheusMetrics
 from grpo.observe.rows import number, numbers_of, read_rows
 from grpo.observe.server import serving_run
+from grpo.observe.startup import DRIVER, STARTUP, start_line, total
 from grpo.observe.timeline import Timeline
 from grpo.observe.tracking import Tracking
 from grpo.run.faults import fault_point, phase_point
 from grpo.run.layout import METRICS
+from grpo.run.start import Phases
 from grpo.types import Group, Groups, Lane, Stats
 
 
@@ -38,7 +40,7 @@ class RunRecorder:
     tracker's package is missing, and CheckpointError if the folder cannot be written. `command` is shown in the report.
     By default it is this process's own, and `run_dir` is `run.dir`. `attempt` counts the starts of the run. `decode`
     makes the text of prompts, as the model sees it, for samples.jsonl. `streams` is what the order of prompts follows
-    from; without it there are no books.
+    from; without it there are no books. `phases` have known since the command began what the start is at.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class RunRecorder:
         attempt: int = 1,
         decode: Callable[[Sequence[int]], str] | None = None,
         streams: Sequence[Mapping[str, object]] = (),
+        phases: Phases | None = None,
     ) -> None:
         self.config = config
         self.run_dir = Path(config.run.dir) if run_dir is None else run_dir
@@ -62,6 +65,7 @@ class RunRecorder:
         self._attempt = attempt
         self._decode = decode
         self._tracking = Tracking(config, self.run_dir, self.say, self._prometheus.tracker_failed)
+        self._phases, self._started = phases, dict[str, Stats]()
         self._own: list[str] = []
         """Rows of this start that outlive going back to a checkpoint, whether that holds them or not."""
         self._guard = threading.RLock()
@@ -152,6 +156,7 @@ class RunRecorder:
     def log_sync(self, stats: Stats, digest: str) -> None:
         assert self._depth > 0, "log_sync belongs inside of phase('weight_sync')"
         self._row |= stats
+        self._start_ended()
         if digest:  # else engines take them later, which has a row of its own
             self._digests["weights"] = digest
             self._verified(self._step, digest)
@@ -225,7 +230,7 @@ class RunRecorder:
         self.progress.rewind(step)
         if step:
             self.say(f"resumes from the checkpoint of step {step}")
-        rows = list(read_rows(self.run_dir / METRICS))
+        rows = [row for row in read_rows(self.run_dir / METRICS) if row["event"] != STARTUP]
         self._tracking.rewind((int(number(row, "step")), numbers_of(row)) for row in rows)
         steps = [row for row in rows if row["event"] == "step"]
         for row in steps[-1:]:
@@ -236,6 +241,26 @@ class RunRecorder:
         """A checkpoint that was passed over."""
         self._prometheus.checkpoint_skipped()
         self.say(f"warning: checkpoint {name} is damaged and was passed over: {reason}")
+
+    def starting(self, phase: str) -> None:
+        if self._phases:
+            self._phases.begin(phase)
+
+    def started(self, role: str, actors: Mapping[str, Stats]) -> None:
+        """A row for each of them, which says nothing about a step and goes to no tracker."""
+        self._prometheus.started(role, actors.values())
+        self._started |= actors
+        for actor, seconds in actors.items():
+            row = {f"start/{phase}": took for phase, took in {"seconds": total(seconds), **seconds}.items()}
+            with self._guard:
+                self._own.append(self._folder.write_row(STARTUP, self._step, row, role=role, actor=actor))
+
+    def _start_ended(self) -> None:
+        """The first weights are on the engines, or on their way: what comes next is a step."""
+        phases, self._phases = self._phases, None
+        if phases:
+            self.started("driver", {DRIVER: phases.end()})
+            self.say(start_line(self._started))
 
     def workers(self, role: str, ready: int, lost: int) -> None:
         self._prometheus.workers(role, ready, lost)

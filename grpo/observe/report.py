@@ -16,6 +16,7 @@ from grpo.observe.figures import figures, series
 from grpo.observe.lane_figures import lane_figures, read_spans
 from grpo.observe.progress import clock
 from grpo.observe.rows import Row, finite, read_rows
+from grpo.observe.startup import start_table
 from grpo.run.layout import CONFIG, METRICS, REPORT, SAMPLES
 from grpo.store.files import read_regular, replace
 
@@ -42,6 +43,7 @@ def write_report(run_dir: Path) -> Path:
     environment.filters["visible"] = visible
     page = environment.get_template("report.html.j2").render(
         summary=summarize_run(rows, _parse(config_text)),
+        starts=start_table(rows),
         figures=drawn,
         examples=list(examples(run_dir / SAMPLES)),
         completions_shown=COMPLETIONS_SHOWN,

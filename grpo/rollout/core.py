@@ -23,6 +23,7 @@ from grpo.rollout.environment import SOCKETS, may_fork, prepare_environment
 from grpo.rollout.notes import Notes
 from grpo.run.failures import ElsewhereError, Failure, Kind, look
 from grpo.run.memory import host_memory, oom_kills
+from grpo.run.start import Phases
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -37,11 +38,19 @@ Answer = TypeVar("Answer")
 class EngineCore:
     """One core on `device` ("cpu" or "cuda"). `start` builds it; all verbs belong to the event loop it ran on.
 
-    `metrics` is `ray.util.metrics` where vLLM's own metrics are wanted.
+    `metrics` is `ray.util.metrics` where vLLM's own metrics are wanted; `phases` are told what its start is at.
     """
 
-    def __init__(self, config: Config, index: int, device: str, metrics: ModuleType | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        index: int,
+        device: str,
+        metrics: ModuleType | None = None,
+        phases: Phases | None = None,
+    ) -> None:
         self.config, self.index, self.device, self.metrics = config, index, device, metrics
+        self.phases = phases or Phases("imports")
         self.requests = 0
         self.salt: str | None = None  # of the prefix cache
         self.stale: str | None = None  # why the model is in pieces: nothing may be generated from it
@@ -66,6 +75,7 @@ class EngineCore:
         self.build = build
         load_generation_config(self.config)
         self.notes = Notes()
+        self.phases.begin("core")
         killed = oom_kills()
         try:
             self.llm = self._start_core(fork)
@@ -80,6 +90,9 @@ class EngineCore:
                 raise ElsewhereError(noted) from error
             raise
         self.processes = psutil.Process().children(recursive=True)
+        workers: list[dict[str, float]] = await self.on_workers("start_seconds")
+        self.phases.begin("tokenizer")
+        self.phases.split("core", max(workers, key=lambda seconds: sum(seconds.values())))
 
     def _start_core(self, fork: bool) -> "AsyncLLM":
         """The watchdog of a core removes the folder of its sockets; for one that does not come up it is done here."""

@@ -13,7 +13,7 @@ from vllm.utils.nccl import unpinned_nccl_env
 
 from grpo.config import Config
 from grpo.rollout.shadow import Announced, Expected, PlainRecord, Shadow
-from grpo.rollout.vllm_private import begin_reload, finish_reload, load_tensor, not_loaded
+from grpo.rollout.vllm_private import START_SECONDS, begin_reload, finish_reload, load_tensor, not_loaded
 from grpo.types import TensorRecord
 from grpo.weights import Transport, make_transport
 
@@ -31,6 +31,10 @@ class Receiver:
 
     def ping(self) -> None:
         """Does nothing: its answer shows that the worker still takes calls between two steps."""
+
+    def start_seconds(self) -> dict[str, float]:
+        """What this worker's start took, by phase."""
+        return dict(START_SECONDS)
 
     def join_transfer(self, config: str, url: str, rank_offset: int, world_size: int, secret: str) -> None:
         """Joins a transfer group as rank `rank_offset` plus this worker's rank, leaving the one before.

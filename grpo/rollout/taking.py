@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from grpo.config import Config
 from grpo.errors import ClusterError, WeightSyncError
 from grpo.rollout.core import EngineCore
+from grpo.run.start import Phases
 from grpo.types import Manifest, TensorRecord
 
 if TYPE_CHECKING:
@@ -29,8 +30,15 @@ class TakingEngine(EngineCore):
     cache_probe_prompt: list[int]
     """A prompt that the prefix cache must know when it comes again; empty where none can be that long."""
 
-    def __init__(self, config: Config, index: int, device: str, metrics: ModuleType | None = None) -> None:
-        super().__init__(config, index, device, metrics)
+    def __init__(
+        self,
+        config: Config,
+        index: int,
+        device: str,
+        metrics: ModuleType | None = None,
+        phases: Phases | None = None,
+    ) -> None:
+        super().__init__(config, index, device, metrics, phases)
         self.received: int | None = None
         self.committed: int | None = None
         self.ahead: int | None = None  # the version in the copy beside the model

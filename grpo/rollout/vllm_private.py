@@ -5,14 +5,15 @@ by its parent; a parent that is killed tells nothing, and the core stays behind,
 death of a parent thread, but the thread that starts an engine may end long before its process does, and a frozen core
 could not act on it, so a small process watches both: see `run/watchdog.py`.
 
-Shortcuts of the start, by other values for two names. The layerwise reload of weights, which fuses, shards and packs
-them as at start-up, and what it leaves undone on the CPU.
+Shortcuts of the start, by other values for two names, and what the start of a worker takes. The layerwise reload of
+weights, which fuses, shards and packs them as at start-up, and what it leaves undone on the CPU.
 """
 
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,7 @@ from vllm.model_executor.models import registry
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
+from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from grpo.rollout.environment import PARENT, SOCKETS
 from grpo.rollout.notes import listen
@@ -71,17 +73,67 @@ def start_shortcuts(device: str, fork: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
+def replaced(owner: ModuleType | object, name: str, value: object) -> Iterator[None]:
     """Another value for a name of vLLM's, as long as the context lasts."""
-    original = getattr(module, name)
-    setattr(module, name, value)
+    original = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(module, name, original)
+        setattr(owner, name, original)
 
 
-listen()  # this module is loaded by all processes of an engine
+START_SECONDS: dict[str, float] = {}
+"""Of the worker in this process, by phase (`run/start.py`)."""
+WORKER_VERBS = {
+    "init_device": "device",
+    "load_model": "weights",
+    "determine_available_memory": "memory",
+    "initialize_from_config": "memory",
+    "compile_or_warm_up_model": "warm_up",
+}
+"""What vLLM asks of a worker that starts, and the phase that it is."""
+
+
+def timed(name: str, phase: str) -> Callable[..., Any]:
+    """A verb of a worker, which notes its time without that for compiled code and CUDA graphs, which it notes apart."""
+    original = getattr(WorkerWrapperBase, name, None)  # None: the wrapper hands it on to the worker as it is
+
+    def verb(wrapper: Any, *args: Any, **kwargs: Any) -> Any:
+        began, before = time.monotonic(), _apart(wrapper)
+        runner: Any = getattr(wrapper.worker, "model_runner", None)
+        with contextlib.ExitStack() as stack:
+            if name == "compile_or_warm_up_model" and hasattr(runner, "capture_model"):
+                stack.enter_context(replaced(runner, "capture_model", _noted(runner.capture_model, "graphs")))
+            result = original(wrapper, *args, **kwargs) if original else getattr(wrapper.worker, name)(*args, **kwargs)
+        START_SECONDS["compile"] = wrapper.vllm_config.compilation_config.compilation_time
+        seconds = time.monotonic() - began - (_apart(wrapper) - before)
+        START_SECONDS[phase] = START_SECONDS.get(phase, 0.0) + max(0.0, seconds)
+        return result
+
+    return verb
+
+
+def _apart(wrapper: Any) -> float:
+    """Seconds so far for compiled code and CUDA graphs."""
+    return float(wrapper.vllm_config.compilation_config.compilation_time) + START_SECONDS.get("graphs", 0.0)
+
+
+def _noted(call: Callable[..., Any], phase: str) -> Callable[..., Any]:
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        began = time.monotonic()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            START_SECONDS[phase] = START_SECONDS.get(phase, 0.0) + time.monotonic() - began
+
+    return noted
+
+
+# This module is loaded by all processes of an engine, and before their workers start.
+for _name, _phase in WORKER_VERBS.items():
+    setattr(WorkerWrapperBase, _name, timed(_name, _phase))
+listen()
 # It warns of every layer without weights of its own, in healthy reloads too; `not_loaded` tells those from the others.
 logging.getLogger(layerwise.__name__).setLevel(logging.ERROR)
 

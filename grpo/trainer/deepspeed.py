@@ -14,10 +14,8 @@ from grpo.trainer.deepspeed_private import Shards, leave_ops_uncompiled
 from grpo.trainer.model import Policy
 
 
-def start_process_group(
-    device: torch.device, rank: int, world_size: int, local_rank: int, address: str, port: int
-) -> None:
-    """Joins the ranks: gloo on the CPU, nccl on CUDA, also for one rank. Sets the variables that DeepSpeed reads."""
+def load_deepspeed(device: torch.device, rank: int, world_size: int, local_rank: int, address: str, port: int) -> None:
+    """Sets the variables that DeepSpeed reads, and imports it."""
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -30,7 +28,14 @@ def start_process_group(
         torch.cuda.set_device(device)
     import deepspeed  # reads DS_ACCELERATOR when it is imported
 
+    assert deepspeed.__version__
     leave_ops_uncompiled()
+
+
+def start_process_group(device: torch.device, rank: int, world_size: int, address: str, port: int) -> None:
+    """Joins the ranks: gloo on the CPU, nccl on CUDA, also for one rank."""
+    import deepspeed
+
     deepspeed.init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo",
         auto_mpi_discovery=False,

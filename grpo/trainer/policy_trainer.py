@@ -25,8 +25,9 @@ from grpo.config.architecture import check_model_config
 from grpo.config.snapshot import check_snapshot
 from grpo.data.generation import load_generation_config
 from grpo.run.faults import fault_point
+from grpo.run.start import Phases
 from grpo.trainer import rng
-from grpo.trainer.deepspeed import Engine, start_process_group
+from grpo.trainer.deepspeed import Engine, load_deepspeed, start_process_group
 from grpo.trainer.drift import Drift
 from grpo.trainer.kept import Kept
 from grpo.trainer.limits import make_limits
@@ -58,20 +59,30 @@ class PolicyTrainer(Kept):
         master_port: int,
         total_steps: int,
         threads: int | None = None,
+        phases: Phases | None = None,
     ) -> None:
-        """`device` is "cpu" or "cuda". `threads` are the CPU threads of this rank; None leaves torch's choice."""
+        """`device` is "cpu" or "cuda". `threads` are the CPU threads of this rank; None leaves torch's choice.
+
+        `phases` are told what the start is at.
+        """
+        phases = phases or Phases("imports")
         self.config, self.rank, self.world_size, self.total_steps = config, rank, world_size, total_steps
         self.device = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
         if threads is not None:
             torch.set_num_threads(threads)
         if device == "cpu":
             keep_freed_memory()
-        start_process_group(self.device, rank, world_size, local_rank, master_addr, master_port)
+        load_deepspeed(self.device, rank, world_size, local_rank, master_addr, master_port)
+        phases.begin("ranks")
+        start_process_group(self.device, rank, world_size, master_addr, master_port)
         self.needs = needs_of(config.algorithm)
+        phases.begin("weights")
         policy = self._load(config.train.gradient_checkpointing).to(self.device)
         policy.entropy_gradient = self.needs.entropy_gradient
         prepare_saving(policy.causal_lm)
+        phases.begin("proof")
         proof = prove_on_rank_0(policy, config)
+        phases.begin("optimizer")
         self.limits = make_limits(config, device, proof.noise)
         self.engine = Engine(policy, config.train, world_size)
         self.weights = LiveWeights(policy.causal_lm)
@@ -87,8 +98,10 @@ class PolicyTrainer(Kept):
         self.start = RowLogprobs(policy, self.device)
         self.reference: RowLogprobs | None = None
         if self.needs.reference:
+            phases.begin("weights")
             frozen = self._load(checkpointing=False).to(self.device).requires_grad_(False)
             self.reference = RowLogprobs(frozen, self.device)
+        phases.begin("rehearsal")
         rehearse_update(self.engine, proof, self.device, self.needs.entropy_gradient)
         rng.derive(f"run.seed {config.run.seed}", rank)  # else the first steps of two starts would differ
 

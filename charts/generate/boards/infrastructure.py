@@ -86,6 +86,14 @@ LOSSES = [
         alerts=["GrpoRecoveriesOften"],
     ),
     lines(
+        "Last start",
+        "Of each role's slowest actor, by what it was at; the driver's is from the command to the first step.",
+        "s",
+        {"{{role}} {{phase}} {{run}}": "max by (run, role, phase) (grpo_start_seconds{<run>})"},
+        low=0,
+        alerts=["GrpoRecoveriesOften"],
+    ),
+    lines(
         "Time of a replacement",
         "Mean time from a loss to its end, over an hour.",
         "s",
