@@ -22,6 +22,7 @@ from grpo.config.load import config_schema, dump_config, load_config
 from grpo.config.text import clean
 from grpo.errors import ConfigError, GrpoError, Interrupted
 from grpo.run import screen, shell
+from grpo.run.layout import CONFIG, METRICS, TIMELINE
 from grpo.run.start import process_began
 
 
@@ -170,26 +171,42 @@ def export(
 def plan(
     run_file: RunFile,
     overrides: Overrides = None,
-    gpu_gib: Annotated[
-        float, typer.Option(min=1.0, help="Memory of one GPU, in GiB, that the run is planned for.")
-    ] = 80.0,
+    gpu: Annotated[str, typer.Option(help="Type of the GPUs: A100, L40S, H100, H200 ...")] = "H100",
+    gpu_gib: Annotated[float | None, typer.Option(min=1.0, help="Memory of one GPU in GiB, if it has another.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=2, help="GPUs to split; those of the run if not given.")] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(min=1.0, help="Mean length of prompts.")] = None,
+    completion_tokens: Annotated[float | None, typer.Option(min=1.0, help="Mean length of completions.")] = None,
+    from_run: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN", help="Folder of a run of this model whose rates count.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Estimate memory by role and traffic; no weights are loaded.
+    """Estimate memory by role, traffic, seconds a step and the best split of GPUs; no weights are loaded.
 
     Ends with exit code 2 if the run cannot fit the device that cluster.device names.
     """
     config = load_config(run_file, overrides or [])
-    from grpo.plan.memory import cannot_fit, make_plan
-    from grpo.plan.table import tables
+    from grpo.observe.rows import read_rows
+    from grpo.plan.forecast import Question, forecast, plain
+    from grpo.plan.memory import cannot_fit
+    from grpo.plan.table import speed_lines, tables
 
-    made = make_plan(config, gpu_gib=gpu_gib)
-    console = Console()
-    for table in tables(made, config):
-        console.print(table)
+    rows = [list(read_rows(from_run / name)) for name in (METRICS, TIMELINE)] if from_run else []
+    known = load_config(from_run / CONFIG, []) if from_run else None
+    question = Question(gpu, gpu_gib, gpus, prompt_tokens, completion_tokens, str(from_run or ""))
+    told = forecast(config, question, known, *rows)
+    made = told.memory
+    if as_json:
+        print(json.dumps(plain(told), indent=2, allow_nan=False))
+    else:
+        console = Console()
+        for table in tables(made, config):
+            console.print(table)
+        print("\n".join(speed_lines(told)))
     if cannot_fit(made):
         raise ConfigError("\n".join(made.warnings))
     for warning in made.warnings:
-        print(f"warning: {warning}")
+        print(f"warning: {warning}", file=sys.stderr if as_json else sys.stdout)
 
 
 @app.command()

@@ -5,8 +5,11 @@ import math
 from rich.table import Table
 
 from grpo.config import Config
+from grpo.plan.forecast import Forecast
 from grpo.plan.memory import GIB, Plan, engines_beside_rank, gib, gpu_problems
 from grpo.plan.placement import crowded, gpus_of
+from grpo.plan.speed import Step
+from grpo.plan.splits import Split
 
 NONE = "-"
 
@@ -87,3 +90,41 @@ def pod_table(made: Plan, config: Config) -> Table:
 def whole_gib(size: float) -> str:
     """As a quantity of Kubernetes, rounded up."""
     return f"{math.ceil(size / GIB)}Gi"
+
+
+def speed_lines(told: Forecast) -> list[str]:
+    """Seconds a step and the best splits, a line each; why there are none."""
+    if told.own is None:
+        return [f"speed: {told.note}"]
+    work = told.work
+    lines = [
+        f"speed, {told.source}: prompts of {work.prompt_tokens:.0f} tokens, "
+        f"completions of {work.completion_tokens:.0f}",
+        f"this run, {layout(told.own)}: {seconds(told.own.step)}",
+    ]
+    lines += [f"best splits of {told.gpus} GPUs:"] if told.splits else []
+    lines += [f"  {layout(split)}: {seconds(split.step)}{why(split)}" for split in told.splits]
+    if told.measured_seconds:
+        lines.append(f"measured in that run: {told.measured_seconds:.2f} s a step (median)")
+    return [*lines, f"note: {told.note}"] if told.note else lines
+
+
+def layout(split: Split) -> str:
+    """`2 engines x 4 GPUs, 8 ranks`."""
+    step = split.step
+    engines = f"{step.engines} engine{'s' * (step.engines > 1)}"
+    parallel = f" x {step.tensor_parallel} GPUs" if step.tensor_parallel > 1 else ""
+    return f"{engines}{parallel}, {step.ranks} rank{'s' * (step.ranks > 1)}"
+
+
+def seconds(step: Step) -> str:
+    """What a step takes, by part, and how idle both pools are."""
+    return (
+        f"{step.seconds:.2f} s a step (sampling {step.sampling:.2f}, training {step.training:.2f}, "
+        f"sync {step.sync:.2f}); idle: engines {step.rollout_idle:.0%}, ranks {step.trainer_idle:.0%}"
+    )
+
+
+def why(split: Split) -> str:
+    """What is wrong with a split, behind its line."""
+    return f"; does not fit: {split.problem}" if split.problem else ""

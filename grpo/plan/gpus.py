@@ -1,0 +1,55 @@
+"""What types of GPU can do at most, by their makers' data sheets, and how much of it this code reaches."""
+
+from dataclasses import dataclass
+
+from grpo.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """Memory in GiB as the driver shows it; bytes a second of memory and of the link to the next GPU (one direction);
+    dense FLOP/s in bfloat16 and float32."""
+
+    memory_gib: float
+    bandwidth: float
+    bf16: float
+    fp32: float
+    link: float
+
+
+GPUS = {
+    "A100-40": Gpu(40, 1.555e12, 312e12, 19.5e12, 300e9),
+    "A100": Gpu(80, 2.039e12, 312e12, 19.5e12, 300e9),
+    "L40S": Gpu(45, 0.864e12, 362e12, 91.6e12, 32e9),
+    "H100": Gpu(80, 3.35e12, 989e12, 67e12, 450e9),
+    "H200": Gpu(140, 4.8e12, 989e12, 67e12, 450e9),
+    "B200": Gpu(179, 8.0e12, 2250e12, 80e12, 900e9),
+}
+"""A100, H100, H200 and B200 with NVLink (SXM); L40S with PCIe 4."""
+DEFAULT = "H100"
+
+# Shares of those limits. Measured: two H200, 1.54 billion parameters, 64 prompts x 8 completions (docs/performance.md).
+TRAIN_SHARE = 0.30
+"""Of the matrix peak, on forwarded tokens: 0.28 to 0.34 with completions of 200 tokens, 0.23 with 512."""
+ENGINE_TOKENS = 23_000.0
+"""Tokens a second of one engine, whatever the GPU: its core is one Python thread (19 to 26 thousand, by the host)."""
+DECODE_SHARE = 0.5
+"""Of what memory and matrix units allow, where the GPU is slower than that thread. Assumed, not measured."""
+LINK_SHARE = 0.5
+"""Of a link, in the collectives of several ranks. Assumed, not measured."""
+FIXED_SYNC = 0.4
+"""Seconds of a sync whatever its size (0.3 to 0.5 with 1.7 million parameters)."""
+SYNC_RATE = 8.8e9
+"""Bytes a second beyond that (0.75 s for 3.1 GB)."""
+RECEIVE_RATE = 1.3e9
+"""Bytes a second of weights that arrive beside sampling (2.8 s for 3.1 GB)."""
+FLOOR = 0.006
+"""Seconds of a decoding step with few sequences in it: what the last ones of a batch cost. Assumed, not measured."""
+
+
+def gpu_named(name: str) -> Gpu:
+    """One of GPUS, however it is written. Raises ConfigError."""
+    found = {known.lower(): gpu for known, gpu in GPUS.items()}.get(name.strip().lower())
+    if found is None:
+        raise ConfigError(f"--gpu must be one of {', '.join(GPUS)}, not {name!r}; name the nearest one and --gpu-gib")
+    return found
