@@ -11,7 +11,7 @@ from grpo.plan.placement import grouped
 from grpo.plan.speed import Rates, Step, Work, rates_of, step_of
 
 FINEST = 64
-"""Numbers of engines that are tried; of more GPUs every second, third, ..."""
+"""Numbers of engines that are tried; where more are possible every second, third, ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,8 @@ def configurations(config: Config, gpus: int, parallels: Sequence[int]) -> Itera
     rollout, train = config.rollout, config.train
     most_ranks = rollout.prompts_per_step * rollout.samples_per_prompt // train.minibatches
     for parallel in parallels:
-        for engines in range(1, min(gpus // parallel, rollout.prompts_per_step) + 1, max(1, gpus // FINEST)):
+        most = min(gpus // parallel, rollout.prompts_per_step)
+        for engines in range(1, most + 1, max(1, most // FINEST)):
             ranks = gpus - engines * parallel
             if 1 <= ranks <= most_ranks:
                 sections = {

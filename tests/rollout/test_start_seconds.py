@@ -1,0 +1,58 @@
+"""What a worker of vLLM notes of its start: the real wrapper around a worker that only takes time."""
+
+import contextlib
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+
+class Worker:
+    """Each verb takes so many seconds of the clock; compiled code is counted as vLLM counts it."""
+
+    def __init__(self, clock: list[float], counted: SimpleNamespace) -> None:
+        self.clock, self.counted = clock, counted
+
+    def takes(self, seconds: float) -> None:
+        self.clock[0] += seconds
+
+    def init_device(self) -> None:
+        self.model_runner = SimpleNamespace(capture_model=lambda: self.takes(20) or 5)
+        self.takes(1)
+
+    def load_model(self) -> None:
+        self.takes(2)
+
+    def determine_available_memory(self) -> int:
+        self.counted.compilation_time += 30.0
+        self.takes(30 + 4)
+        return 7
+
+    def initialize_from_config(self, config: str) -> None:
+        assert config == "a"
+        self.takes(0.5)
+
+    def compile_or_warm_up_model(self) -> int:
+        self.takes(8)
+        return int(self.model_runner.capture_model())
+
+
+@pytest.mark.slow
+def test_compiled_code_and_graphs_are_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.worker import worker_base
+
+    from grpo.rollout import vllm_private
+
+    clock, counted = [0.0], SimpleNamespace(compilation_time=0.0)
+    monkeypatch.setattr("grpo.rollout.vllm_private.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(worker_base, "set_current_vllm_config", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(vllm_private, "START_SECONDS", {})
+    wrapper: Any = worker_base.WorkerWrapperBase()
+    wrapper.worker, wrapper.vllm_config = Worker(clock, counted), SimpleNamespace(compilation_config=counted)
+    wrapper.init_device()
+    wrapper.load_model()
+    assert wrapper.determine_available_memory() == 7
+    wrapper.initialize_from_config(["a"])
+    assert wrapper.compile_or_warm_up_model() == 5
+    seconds = {"device": 1.0, "weights": 2.0, "memory": 4.5, "compile": 30.0, "graphs": 20.0, "warm_up": 8.0}
+    assert seconds == vllm_private.START_SECONDS and sum(seconds.values()) == clock[0]
