@@ -152,6 +152,8 @@ async def do(engine: RolloutEngine, verb: str, args: tuple[Any, ...]) -> Any:
         vars(engine.llm).pop("reset_prefix_cache", None)
         engine.stale, engine.salts = None, map(str, itertools.count(engine.requests))
         return await engine.llm.engine_core.resume_scheduler_async()
+    if verb == "pause":
+        return await engine.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
     if verb == "unsalted":
         engine.salts = itertools.repeat("same")
         return None

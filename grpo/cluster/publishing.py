@@ -92,7 +92,12 @@ class PublishedWeights(WeightSync):
                 self._bring_slowly(version)
 
     def ensure(self) -> int:
-        """The version that engines sample from; where none is healthy, once new ones have it."""
+        """The version that engines sample from; where none is healthy, once new ones have it.
+
+        Raises what carrying weights has raised: engines may be without a model by that.
+        """
+        if self.failure:
+            raise self.failure
         self.fleet.retire()
         if not self.fleet.of(State.HEALTHY):
             with self.fleet.gate.alone(), self._link:

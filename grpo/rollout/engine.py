@@ -33,10 +33,10 @@ class RolloutEngine(TakingEngine):
         Sample i is drawn with seed `seed + i`; its tokens and logprobs depend on nothing else that the engine does.
         `output_ids` end with the end token if one was sampled; `logprobs` are those of the sampled tokens, after
         temperature and top_p. Raises: DataError for a prompt that the model cannot take; WeightSyncError while there
-        are no committed weights; EngineLost if the engine core died or has not answered within `deadlines.rollout`.
+        are no committed weights; EngineLost if the engine core died, has not answered within `deadlines.rollout`, or
+        has become stale.
         """
-        async with self.switching:
-            pass
+        await self._switched()
         self._refuse_stale()
         if self.committed is None:
             raise WeightSyncError(
@@ -78,6 +78,8 @@ class RolloutEngine(TakingEngine):
             here = asyncio.current_task()
             if here and here.cancelling():
                 raise
+            if self.stale is not None:
+                raise self._stale() from None
             raise ClusterError(f"engine {self.index} has dropped its requests, as it was told") from None
         finally:
             for task in tasks:
@@ -94,8 +96,23 @@ class RolloutEngine(TakingEngine):
         return [flat.logprobs[start] for start in flat.start_indices[1:]]
 
     async def _draw(self, prompt: Prompt, params: "SamplingParams") -> "RequestOutput":
-        """One sample. vLLM's own queue stays empty: a health check would have to wait in it."""
+        """One sample. vLLM's own queue stays empty: a health check would have to wait in it.
+
+        What it finds in the prefix cache is of the weights that its salt stands for, so they must make its first token:
+        a request that has waited over a switch, which may have dropped it, is asked again.
+        """
         async with self.slots:
-            async with self.switching:  # a request belongs to the version of its salt
-                pass
-            return await self.complete(prompt.token_ids, params)
+            while True:
+                await self._switched()
+                salt, version = self.salt, self.committed
+                output = await self.complete(prompt.token_ids, params)
+                await self._switched()
+                made = output.outputs[0]
+                first = made.weight_versions[0].version if made.weight_versions else None
+                if self.salt == salt or first == str(version):
+                    return output
+
+    async def _switched(self) -> None:
+        """Returns once no switch is under way."""
+        async with self.switching:
+            pass

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from grpo.config import Config
-from grpo.errors import ClusterError, WeightSyncError
+from grpo.errors import ClusterError, EngineLost, WeightSyncError
 from grpo.rollout.core import EngineCore
 from grpo.run.start import Phases
 from grpo.types import Manifest, TensorRecord
@@ -66,14 +66,15 @@ class TakingEngine(EngineCore):
         samples nothing; if the transfer breaks off, the engine is stale: it refuses everything from then on, and only a
         new one helps. `ahead` it is taken into a copy beside sampling, which `commit_weights` loads; if that transfer
         breaks off, the copy is dropped, and a new transfer is needed.
-        Raises: WeightSyncError if a tensor was not announced or not claimed, or a layer did not get all its weights, or
-        if the engine is stale; ClusterError if the transfer broke off; EngineLost.
+        Raises: WeightSyncError if a tensor was not announced or not claimed, or a layer did not get all its weights;
+        ClusterError if the transfer broke off; EngineLost, also if the engine is stale.
         """
         self._refuse_stale()
         expected = [[record.name, list(record.shape), record.dtype] for record in records]
         self.ahead = None
         if ahead:
-            async with self.lost("weight sync"):
+            deadlines = self.config.deadlines  # the transfer has its own, which is the first to end
+            async with self.deadline("weight sync", deadlines.sync + deadlines.health):
                 answers = await self._receive_ahead(version, expected)
         else:
             self.committed = None
@@ -91,7 +92,7 @@ class TakingEngine(EngineCore):
         return manifests
 
     async def _receive_ahead(self, version: int, expected: Sequence[Sequence[object]]) -> list[Any]:
-        """The transfer's own deadline ends it, or one that takes its place, as its caller does not wait any more."""
+        """A transfer that takes its place ends it too, as its caller does not wait any more."""
         await self.on_workers("receive_ahead", version, expected)
         transfer = self.transfers
         while transfer == self.transfers:
@@ -113,9 +114,10 @@ class TakingEngine(EngineCore):
         Call it only after the manifests were compared; twice is as good as once. Before any transfer it commits the
         weights of `model.path`. No request may run: everything computed under older weights is dropped, and that the
         cache is gone is proved by a prompt that was in it. `in_flight` requests go on with the new weights behind the
-        tokens that they have; each switch begins a part of the cache of its own, so no new request finds older blocks.
-        Raises: WeightSyncError if requests are still running, if the cache was kept, or if another version was received
-        last; EngineLost.
+        tokens that they have, and those without one begin anew; each switch begins a part of the cache of its own, so
+        no new request finds older blocks. A switch that breaks off leaves the engine stale, and ends its requests.
+        Raises: WeightSyncError if requests are still running, if the cache was kept, if the copy is not what was
+        received, or if another version was received last; EngineLost.
         """
         self._refuse_stale()
         began = time.perf_counter()
@@ -134,6 +136,7 @@ class TakingEngine(EngineCore):
                 await self._switch(version)
             else:
                 await self._load_ahead(version)
+                self.stale = None
                 await self._drop_cache(version)
         self.committed = version
         return time.perf_counter() - began
@@ -148,22 +151,37 @@ class TakingEngine(EngineCore):
         if idle:
             await self._probe_cache()
         async with self.switching:
-            await self.answer(self.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False))
-            await self._load_ahead(version)
-            await self.answer(self.llm.update_weight_version(str(version)))
-            self.salt = next(self.salts)
-            await self.answer(self.llm.engine_core.resume_scheduler_async())
+            self.stale = f"the switch to version {version} broke off"
+            try:
+                await self._switch_paused(version)
+            except BaseException:
+                for task in self.drawing:  # the core is paused, and stays so
+                    task.cancel()
+                raise
+            self.stale = None
         if idle and (kept := await self._probe_cache()):
             raise self._kept(kept, version)
 
+    async def _switch_paused(self, version: int) -> None:
+        from grpo.rollout.vllm_private import without_tokens
+
+        await self.answer(self.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False))
+        # They have the older salt. Who draws them asks again, and gets the new one.
+        await self.answer(self.llm.abort(without_tokens(self.llm), internal=True))
+        await self._load_ahead(version)
+        await self.answer(self.llm.update_weight_version(str(version)))
+        self.salt, self.committed = next(self.salts), version
+        await self.answer(self.llm.engine_core.resume_scheduler_async())
+
     async def _load_ahead(self, version: int) -> None:
+        """Whatever fails in it leaves the engine stale."""
         if self.ahead != version:
             return
         self.committed = self.ahead = None
         self.stale = f"the switch to version {version} broke off"
         for worker, problems in enumerate(await self.on_workers("load_ahead", version)):
             self._refuse(version, worker, problems)
-        self.received, self.stale = version, None
+        self.received = version
 
     async def _drop_cache(self, version: int) -> None:
         await self._probe_cache()
@@ -191,6 +209,7 @@ class TakingEngine(EngineCore):
 
     def _refuse_stale(self) -> None:
         if self.stale is not None:
-            raise WeightSyncError(
-                f"engine {self.index} is stale: {self.stale}, and its model is in pieces; start a new engine"
-            )
+            raise self._stale()
+
+    def _stale(self) -> EngineLost:
+        return EngineLost(f"engine {self.index} is stale: {self.stale}, and its model is in pieces; start a new engine")

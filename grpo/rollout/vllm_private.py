@@ -138,6 +138,12 @@ listen()
 logging.getLogger(layerwise.__name__).setLevel(logging.ERROR)
 
 
+def without_tokens(llm: Any) -> list[str]:
+    """vLLM's names of the requests whose first token has not come yet, as far as the front end has heard."""
+    states = llm.output_processor.request_states
+    return [name for name, state in states.items() if not state.detokenizer.num_output_tokens()]
+
+
 def begin_reload(model: Any, device: torch.device) -> None:
     """From now on `load_tensor` collects the tensors of each layer."""
     if device.type == "cpu":

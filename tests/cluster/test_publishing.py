@@ -192,6 +192,26 @@ def test_in_flight_a_new_engine_waits_until_nothing_is_sampled(in_flight: Stack)
     assert {slot.state for slot in in_flight.fleet.slots} == {State.HEALTHY}
 
 
+def test_in_flight_an_engine_whose_switch_fails_is_replaced(in_flight: Stack) -> None:
+    in_flight.engines[0].fails["commit_weights"] = EngineLost("engine 0 is stale: the switch to version 1 broke off")
+    in_flight.step(1)
+    in_flight.weights.hold(1)
+    in_flight.until(lambda: "engine 0 ends" in in_flight.events)
+    in_flight.step(2)
+    in_flight.weights.hold(2)
+    in_flight.until(lambda: len(in_flight.fleet.of(State.HEALTHY)) == 2)
+    assert len(in_flight.engines) == 3 and {engine.version for engine in in_flight.engines[1:]} == {2}
+
+
+def test_weights_that_are_not_what_was_verified_end_what_is_sampled(in_flight: Stack) -> None:
+    """At once: engines may have no model any more."""
+    in_flight.engines[0].fails["commit_weights"] = WeightSyncError("head has changed since it was received")
+    in_flight.step(1)
+    in_flight.until(lambda: in_flight.weights.failure is not None)
+    with pytest.raises(WeightSyncError, match="head has changed"):
+        in_flight.rollouts.generate(PROMPTS, SAMPLING, step=2)
+
+
 def test_a_new_beginning_forgets_what_was_published(between: Stack) -> None:
     between.step(1)
     between.step(2)

@@ -9,7 +9,7 @@ import pytest
 from grpo.errors import EngineLost, WeightSyncError
 from grpo.types import Group, Sample, Sampling
 from tests.engines import token_logprobs
-from tests.stack import PARITY, Stack, open_stack, prompt
+from tests.stack import PARITY, SAMPLING, Stack, mean_difference, open_stack, prompt
 
 LONG = Sampling(samples_per_prompt=8, max_tokens=360, temperature=1.0, top_p=1.0)
 START = tuple(range(5, 25))
@@ -93,10 +93,30 @@ def test_between_batches_weights_are_not_loaded_under_samples_that_are_being_dra
 
 
 @pytest.mark.slow
+def test_a_request_that_waits_in_the_queue_over_a_switch_finds_nothing_of_older_weights(stack: Stack) -> None:
+    """The prompt's blocks lie in the cache, and the requests have come before the new weights."""
+    ids = tuple(5 + number % 90 for number in range(300))
+    requests = [(prompt(0, ids), 1)]
+    old = stack.engine.call("generate", requests, SAMPLING)
+    stack.replace(seed=5)
+    received_ahead(stack, 5)
+    stack.engine.call("pause")
+    waiting = stack.engine.begin("generate", requests, SAMPLING)
+    stack.engine.call("commit_weights", 5, True)
+    [group] = waiting.result(60)
+    assert {sample.versions for sample in group.samples} == {((0, 5),)}
+    for sample in group.samples:
+        made = token_logprobs(stack.model, sample.prompt_ids + sample.output_ids)[-len(sample.output_ids) :]
+        assert mean_difference(made, list(sample.logprobs)) < PARITY
+    assert group != old[0]
+    assert stack.engine.call("generate", requests, SAMPLING) == [group]
+
+
+@pytest.mark.slow
 def test_a_core_that_dies_while_weights_come_in_beside_sampling_is_a_lost_engine(stack: Stack) -> None:
     """Last. Until then a transfer that stands still stops neither health nor samples."""
-    receiving = stack.engine.begin("receive_weights", 5, stack.records(), True)
-    assert {sample.versions for sample in drawn(stack)} == {((0, 4),)}
+    receiving = stack.engine.begin("receive_weights", 6, stack.records(), True)
+    assert {sample.versions for sample in drawn(stack)} == {((0, 5),)}
     psutil.Process(stack.engine.pids[0]).kill()
     with pytest.raises(EngineLost, match="engine 0 died during weight sync"):
         receiving.result(30)

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from grpo.errors import ClusterError, WeightSyncError
-from grpo.types import Manifest
+from grpo.errors import ClusterError, EngineLost, WeightSyncError
+from grpo.types import Manifest, Sampling
 from tests.engines import token_logprobs
 from tests.stack import PARITY, PROMPT, Stack, open_stack, prompt
 
@@ -236,6 +236,26 @@ def test_a_copy_that_is_not_what_was_verified(stack: Stack, way: str, fault: str
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fault", ["copy lost", "copy half loaded"])
+def test_a_switch_that_fails_in_the_middle_of_requests_ends_them(stack: Stack, fault: str) -> None:
+    """They do not wait in a paused core: who draws them learns that the engine is lost."""
+    from grpo.weights import verify
+
+    stack.replace(seed=210)
+    verify(*stack.exchange(210, ahead=True))
+    stack.engine.call("attack", fault)
+    drawing = stack.engine.begin("generate", [(prompt(0, PROMPT[:20]), 1)], Sampling(70, 360, 1.0, 1.0))
+    assert stack.engine.call("health", 30) == "ok"
+    with pytest.raises(WeightSyncError):
+        stack.engine.call("commit_weights", 210, True)
+    stale = "engine 0 is stale: the switch to version 210 broke off, and its model is in pieces; start a new engine"
+    with pytest.raises(EngineLost, match=stale):
+        drawing.result(20)
+    with pytest.raises(EngineLost, match=stale):
+        stack.generate([prompt(0)])
+
+
+@pytest.mark.slow
 def test_a_transfer_that_breaks_off_beside_sampling_leaves_the_engine_at_work(stack: Stack) -> None:
     tensors = stack.tensors()
 
@@ -278,6 +298,6 @@ def test_sync_cut_half_way(stack: Stack) -> None:
         ("receive_weights", (301, stack.records())),
         ("commit_weights", (300,)),
     ):
-        with pytest.raises(WeightSyncError, match=stale):
+        with pytest.raises(EngineLost, match=stale):
             stack.engine.call(verb, *arguments)
     assert stack.engine.call("health", 2) == "busy"  # it answers, but nothing may be generated
