@@ -52,7 +52,7 @@ def choose_backend(config: Config, device: str) -> str:
 class GroupTransport:
     """A `Transport` over one process group. `device` is where tensors come from or go to: "cpu" or "cuda".
 
-    Raises: ClusterError if a rank does not join, dies, or lets another one wait for more than `seconds`;
+    Raises: ClusterError if a rank does not join, dies, or if joining or one whole transfer takes longer than `seconds`;
     WeightSyncError if the group moves no data.
     """
 
@@ -62,6 +62,7 @@ class GroupTransport:
         self.device = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
         self.wire = self.device if backend == "nccl" else torch.device("cpu")
         self.timeout = timedelta(seconds=seconds)
+        self._begin()
         self.where = f"weight transfer group at {host}:{port} (rank {rank} of {world_size}, {backend})"
         self.group: Any = None
         try:
@@ -88,6 +89,7 @@ class GroupTransport:
             raise
 
     def _send(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> tuple[TensorRecord, ...]:
+        self._begin()
         sent: list[TensorRecord] = []
         for bucket in self._buckets(tensors):
             names = json.dumps([[each.name, each.shape, each.dtype] for each, _ in bucket]).encode()
@@ -103,6 +105,7 @@ class GroupTransport:
         return tuple(sent)
 
     def receive(self) -> Iterator[tuple[TensorRecord, Tensor]]:
+        self._begin()
         while True:
             sizes = self._broadcast(torch.zeros(2, dtype=torch.int64, device=self.wire)).tolist()
             if sizes == [0, 0]:
@@ -118,6 +121,10 @@ class GroupTransport:
                 start += _aligned(size)
             for found, (_, tensor, _) in zip(records(received), received, strict=True):
                 yield found, tensor
+
+    def _begin(self) -> None:
+        """All that comes until the next call has one deadline."""
+        self.deadline = time.monotonic() + self.timeout.total_seconds()
 
     def close(self) -> None:
         """Leaves the group at once, in whatever state the other ranks are; they see a closed connection."""
@@ -153,13 +160,15 @@ class GroupTransport:
         if self.group is None:
             raise ClusterError(f"the {self.where} was left; join a new one before the next sync")
         try:
-            start().wait(self.timeout)
-        except RuntimeError as error:
+            start().wait(timedelta(seconds=max(left(self.deadline), 0.001)))  # 0 would mean no deadline
+        except (RuntimeError, TimeoutError) as error:
             self.close()
             if look(error).kind in OWN_FAULTS:
                 raise
+            seconds = self.timeout.total_seconds()
             raise ClusterError(
-                f"the {self.where} broke off: {error}; the other end died or took longer than deadlines.sync"
+                f"the {self.where} broke off: {error}; the other end died, or all together took longer than "
+                f"deadlines.sync = {seconds:g} s"
             ) from error
 
     def _prove_members(self, rank: int, world_size: int, secret: str) -> None:

@@ -18,8 +18,8 @@ class Transport(Protocol):
         """Rank 0: sends the tensors in order and returns their records, with digests taken before sending.
 
         Each tensor is copied when it comes, so it may be freed before the next is asked for. If anything fails, the
-        group is left, and the receivers fail too. Raises: ClusterError if a receiver breaks off or takes longer than
-        `deadlines.sync`.
+        group is left, and the receivers fail too. Raises: ClusterError if a receiver breaks off, or if it takes longer
+        than `deadlines.sync` until all is sent.
         """
         ...
 

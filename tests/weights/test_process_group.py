@@ -1,9 +1,11 @@
 """The weight transfer without an engine: the stream over gloo, and groups that break."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,32 @@ def test_a_sender_that_stops_is_an_error_of_the_receiver() -> None:
     _sender, receiver = open_group(2, seconds=1)
     error = within(60, lambda: list(receiver.receive()))
     assert isinstance(error, ClusterError) and "broke off" in str(error) and "rank 1 of 2" in str(error)
+
+
+def test_a_transfer_has_one_deadline_however_often_something_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender that trickles: no wait of its receiver is longer than a third of the deadline."""
+    monkeypatch.setattr(process_group, "BUCKET_BYTES", {"cpu": 1})
+    sender, receiver = open_group(2)
+    sender.timeout = receiver.timeout = timedelta(seconds=1.5)
+    got: list[str] = []
+
+    def trickle() -> Iterator[tuple[str, torch.Tensor]]:
+        for number in range(20):
+            time.sleep(0.5)
+            yield f"t{number}", torch.ones(3)
+
+    def receive() -> None:
+        for item, _ in receiver.receive():
+            got.append(item.name)
+
+    with ThreadPoolExecutor(1) as pool:
+        receiving = pool.submit(receive)
+        with pytest.raises(ClusterError, match=r"took longer than deadlines.sync = 1.5 s"):
+            sender.send(1, trickle())
+        with pytest.raises(ClusterError, match="broke off"):
+            receiving.result(timeout=60)
+    assert len(got) < 6
+    assert transfer(open_group(2, seconds=60), [("w", torch.ones(2))])[0].version == 7
 
 
 def test_a_receiver_that_is_gone_is_an_error_of_the_sender() -> None:
