@@ -24,6 +24,7 @@ TOKEN = 40  # bytes that a token of a step takes on its way: its id and logprob 
 OBJECT_STORE = GIB // 4  # the least for Ray's objects
 QUEUE = 10 * 24 * 2**20  # shared memory of a queue between the processes of one vLLM engine
 NCCL_SHM = GIB // 8  # of each GPU
+SPARE = 2.0  # a GPU takes the copy of weights ahead if so many times its size is free, as in rollout/shadow.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Plan:
     kv_tokens_cpu: int
     kv_tokens_gpu: int
     engine_gpu: int
+    shadow: int
+    shadow_on_gpu: bool
     rows: int
     tokens: int
     updates: int
@@ -95,6 +98,8 @@ def make_plan(config: Config, gpu_gib: float = 80.0) -> Plan:
         kv_tokens_cpu=int(rollout.kv_cache_gib * GIB) // kv_per_token,
         kv_tokens_gpu=max(0, gpu_budget - weights) // kv_per_token,
         engine_gpu=gpu_budget // rollout.tensor_parallel,
+        shadow=weights if rollout.max_staleness else 0,
+        shadow_on_gpu=False,
         rows=rows,
         tokens=tokens,
         updates=train.epochs * train.minibatches,
@@ -106,8 +111,21 @@ def make_plan(config: Config, gpu_gib: float = 80.0) -> Plan:
         device=config.cluster.device,
         warnings=(),
     )
+    made = dataclasses.replace(made, shadow_on_gpu=shadow_on_gpu(made, config))
     made = dataclasses.replace(made, pods=pods(made, config))
     return dataclasses.replace(made, warnings=tuple(gpu_problems(made, config) + cpu_problems(made, config)))
+
+
+def shadow_on_gpu(made: Plan, config: Config) -> bool:
+    """Whether engines' GPUs have room for the versions that arrive beside sampling; else they lie in host memory.
+
+    Each worker takes the whole weights; engines that share a GPU take one copy each, one after the other.
+    """
+    groups = grouped(config, "cuda")
+    taken = [group.count("rollout") * (made.engine_gpu + made.shadow) for group in groups if group.count("rollout")]
+    beside = made.rank_bytes if any(group.count("trainer") and group.count("rollout") for group in groups) else 0
+    free = made.gpu_gib * GIB - max(taken) + made.shadow - beside
+    return made.device != "cpu" and made.shadow > 0 and free > SPARE * made.shadow
 
 
 def copies(config: Config) -> int:
@@ -138,6 +156,8 @@ def pods(made: Plan, config: Config) -> dict[str, Pod]:
         shm = {"controller": 0, "rollout": queues + split * NCCL_SHM, "trainer": NCCL_SHM}
     else:
         engine, rank = engine + made.sync_bytes + config.rollout.kv_cache_gib * GIB, rank + made.rank_bytes
+    if not made.shadow_on_gpu:
+        engine += split * made.shadow
     memory = {"controller": PROCESS["controller"] + TOKEN * made.tokens, "rollout": engine, "trainer": rank}
     return {role: Pod(int(memory[role]), shm[role] + made.object_store) for role in memory}
 

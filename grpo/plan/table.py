@@ -44,12 +44,16 @@ def device_table(made: Plan, config: Config) -> Table:
     out.add_column("trainer: rank", justify="right")
     out.add_row("weights", gib(made.engine_weights), gib(made.weights))
     out.add_row("KV cache", gib(cache), NONE)
+    if made.shadow:
+        here = on_cpu or made.shadow_on_gpu
+        out.add_row("next weights (rollout.max_staleness)", gib(made.shadow) if here else "in host memory", NONE)
     out.add_row("reference", NONE, gib(made.reference))
     out.add_row("gradients", NONE, gib(made.gradients))
     out.add_row("optimizer", NONE, gib(made.optimizer))
     out.add_row("activations", NONE, gib(made.activations))
     out.add_row("head", NONE, gib(made.head), end_section=True)
-    out.add_row("sum", gib(made.engine_weights + cache), gib(made.rank_bytes))
+    shadow = made.shadow if on_cpu or made.shadow_on_gpu else 0
+    out.add_row("sum", gib(made.engine_weights + cache + shadow), gib(made.rank_bytes))
     tokens = made.kv_tokens_cpu if on_cpu else made.kv_tokens_gpu
     out.add_row("tokens in the cache", f"{tokens:,}", NONE)
     out.add_row("verdict", *verdicts(made, config, tokens))

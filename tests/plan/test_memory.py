@@ -5,13 +5,19 @@ from typing import Any
 
 import pytest
 
-from grpo.plan.memory import GIB, HEAD_CHUNK, QUEUE, cannot_fit, make_plan
+from grpo.plan.memory import GIB, HEAD_CHUNK, QUEUE, SPARE, cannot_fit, make_plan
 from tests.plan.planned import QWEN_1_5B, SMOLLM2, config
 
 # hidden, intermediate, layers, heads, kv heads, vocabulary, tied
 QWEN_0_5B: dict[str, Any] = dict(zip("hiLHKVt", (896, 4864, 24, 14, 2, 151936, True), strict=True), model_type="qwen2")
 
 QWEN_7B: dict[str, Any] = dict(zip("hiLHKVt", (3584, 18944, 28, 28, 4, 152064, False), strict=True), model_type="qwen2")
+
+
+SHARED: dict[str, Any] = {
+    "rollout": {"gpus_per_engine": 0.5, "memory_utilization": 0.4},
+    "train": {"gpus_per_rank": 0.5},
+}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +32,48 @@ QWEN_7B: dict[str, Any] = dict(zip("hiLHKVt", (3584, 18944, 28, 28, 4, 152064, F
 def test_known_models(tmp_path: Path, model: dict[str, Any], parameters: int, kv_bytes: int) -> None:
     made = make_plan(config(tmp_path, model))
     assert (made.parameters, made.kv_per_token, made.sync_bytes) == (parameters, kv_bytes, 2 * parameters)
+
+
+def test_the_room_that_a_copy_needs_is_what_the_engine_asks_for() -> None:
+    from grpo.rollout import shadow
+
+    assert SPARE == shadow.SPARE
+
+
+@pytest.mark.parametrize(
+    ("gpu_gib", "sections", "on_gpu"),
+    [
+        (80, {}, True),
+        (60, {}, True),  # a tenth is free: 6 GiB, twice the weights are 5.75
+        (56, {}, False),
+        (80, {"rollout": {"memory_utilization": 0.98}}, False),
+        (80, {"rollout": {"tensor_parallel": 2}}, True),
+        (80, SHARED, False),  # beside a rank of 35 GiB
+        (160, SHARED, True),
+        (80, {"cluster": {"device": "cpu"}}, False),
+    ],
+)
+def test_weights_that_engines_take_ahead_lie_beside_those_they_sample_from(
+    tmp_path: Path, gpu_gib: float, sections: dict[str, Any], on_gpu: bool
+) -> None:
+    """On the GPU where it has room for two, else in the memory of the pod; each worker has a copy of all weights."""
+    sections = {"cluster": {"device": "cuda"}} | sections
+    none = make_plan(config(tmp_path, QWEN_1_5B, **sections), gpu_gib)
+    rollout = sections.get("rollout", {}) | {"max_staleness": 1}
+    made = make_plan(config(tmp_path, QWEN_1_5B, **sections | {"rollout": rollout}), gpu_gib)
+    assert (none.shadow, made.shadow, made.shadow_on_gpu) == (0, made.sync_bytes, on_gpu)
+    grown = made.pods["rollout"].memory - none.pods["rollout"].memory
+    assert grown == (0 if on_gpu else made.sync_bytes)
+    assert made.warnings == none.warnings
+
+
+def test_each_worker_of_an_engine_has_a_copy(tmp_path: Path) -> None:
+    split = {"tensor_parallel": 2, "memory_utilization": 0.98}
+    plans = [
+        make_plan(config(tmp_path, QWEN_1_5B, cluster={"device": "cuda"}, rollout=split | {"max_staleness": s}))
+        for s in (0, 2)
+    ]
+    assert plans[1].pods["rollout"].memory - plans[0].pods["rollout"].memory == 2 * plans[0].sync_bytes
 
 
 def test_the_head_is_planned_for_the_chunk_that_the_policy_uses() -> None:

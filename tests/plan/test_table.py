@@ -47,3 +47,13 @@ def row(text: str, name: str) -> list[str]:
 )
 def test_each_role_has_a_verdict(tmp_path: Path, gpu_gib: float, sections: dict[str, Any], verdict: list[str]) -> None:
     assert row(printed(tmp_path, gpu_gib, **sections), "verdict") == verdict
+
+
+def test_the_weights_that_are_taken_ahead_have_a_row(tmp_path: Path) -> None:
+    name = "next weights"
+    assert name not in printed(tmp_path)
+    ahead = {"rollout": {"max_staleness": 1}}
+    assert row(printed(tmp_path, **ahead), name) == ["2.88 GiB", "-"]
+    assert row(printed(tmp_path, 40, **ahead), name) == ["in host memory", "-"]
+    on_cpu = printed(tmp_path, **ahead, cluster={"device": "cpu"})
+    assert row(on_cpu, name) == ["2.88 GiB", "-"] and row(on_cpu, "sum")[0] != row(printed(tmp_path), "sum")[0]
