@@ -209,7 +209,7 @@ class Observer(Protocol):
         ...
 
     def policy_version(self, role: str, version: int, digest: str = "") -> None:
-        """They hold the weights of that step; of engines with the digest that was verified."""
+        """They hold the weights of that step; all engines, if there is a digest: it was verified, and is booked."""
         ...
 
     def recovered(self, role: str, error: Exception, seconds: float) -> None:
@@ -256,7 +256,7 @@ class Recorder(Observer, Protocol):
         ...
 
     def log_version(self, version: int, stats: Stats, digest: str) -> None:
-        """The weights of that version were verified on the engines, beside the steps: a row of its own."""
+        """Engines have taken that version beside the steps: a row of its own."""
         ...
 
     def log_step(self, step: int, groups: Groups, stats: Stats, skipped: Groups = ()) -> None:

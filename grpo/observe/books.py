@@ -118,9 +118,14 @@ class Books:
     def sync(self, version: int, digest: str) -> None:
         """All engines have taken these weights, verified."""
         with self._lock:
-            if self._here.get(version) != digest:  # who has it told may be several
+            if self._here.get(version) != digest:  # engines that are replaced take it once more
                 self._here[version] = self._weights[version] = digest
                 self._append({"event": "sync", "version": version, "digest": digest})
+
+    def weights(self, version: int) -> str | None:
+        """The digest of weights that engines have taken, verified."""
+        with self._lock:
+            return self._weights.get(version)
 
     def step(self, step: int, groups: Groups, skipped: Groups, dropped: int, lines: "Lines") -> None:
         """A batch that was trained."""

@@ -3,7 +3,9 @@
     config.yaml     the resolved configuration
     metrics.jsonl   one row for each step and evaluation and for each phase outside of them; first "start", last "end"
     samples.jsonl   one row for each group that is kept, of training ("step") and of evaluation ("eval"); "prompt" is
-                    what the model saw, control tokens included
+                    what the model saw, control tokens included; of each sample the "versions" of the weights that made
+                    its first token and the "newest_versions" that made its last, and as "weights" the digest of the
+                    newest of all, as the books know it
     timeline.jsonl  what each pool did when (grpo/observe/timeline.py); trace.json: the same for Perfetto
     tensorboard/    the numbers of metrics.jsonl, under the same names
     books.jsonl     what was trained on, in a chain that `grpo audit` follows (grpo/observe/books.py)
@@ -142,13 +144,20 @@ class RunFolder:
                 self._metrics.write(line)
         return line
 
-    def write_samples(self, event: str, step: int, groups: Sequence[Group]) -> tuple[int, str]:
-        """The first `metrics.completions_per_step` groups, one row of samples.jsonl each; their number and digest."""
+    def write_samples(
+        self, event: str, step: int, groups: Sequence[Group], weights: Callable[[int], str | None] | None = None
+    ) -> tuple[int, str]:
+        """The first `metrics.completions_per_step` groups, one row of samples.jsonl each; their number and digest.
+
+        `weights` knows the digest of a version.
+        """
         lines = []
         with self._guard, writing(self.run_dir):
             for group in groups[: self._groups_kept]:
                 seen = {"prompt": self._decode(group.prompt.token_ids)} if self._decode else {}
-                lines.append(line_of({"event": event, "step": step, **sample_row(group), **seen}))
+                newest = max((sample.newest_version for sample in group.samples), default=0)
+                made_by = {"weights": weights(newest)} if weights else {}
+                lines.append(line_of({"event": event, "step": step, **sample_row(group), **made_by, **seen}))
                 self._samples.write(lines[-1])
         return len(lines), short("".join(lines).encode())
 
@@ -197,4 +206,5 @@ def sample_row(group: Group) -> dict[str, object]:
         ),
         "finish_reasons": [sample.finish_reason for sample in group.samples],
         "versions": [sample.oldest_version for sample in group.samples],
+        "newest_versions": [sample.newest_version for sample in group.samples],
     }

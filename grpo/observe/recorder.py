@@ -159,28 +159,23 @@ class RunRecorder:
         self._start_ended()
         if digest:  # else engines take them later, which has a row of its own
             self._digests["weights"] = digest
-            self._verified(self._step, digest)
             self._prometheus.sync_ended(ok=True)
         self.health.ready()
 
     def log_version(self, version: int, stats: Stats, digest: str) -> None:
-        self._verified(version, digest)
         self._prometheus.sync_ended(ok=True)
         self._write("weight_sync", version, stats, weights=digest)
         self.health.ready()
         self.alive()
-
-    def _verified(self, version: int, digest: str) -> None:
-        if self._books:
-            with writing(self.run_dir):
-                self._books.sync(version, digest)
 
     def log_step(self, step: int, groups: Groups, stats: Stats, skipped: Groups = ()) -> None:
         assert self._depth > 0, "log_step belongs inside of step()"
         self._row |= stats | summarize(groups, step)
         self._digests |= digests(groups)
         self._prometheus.record_samples(groups, step)
-        self._lines.kept = self._folder.write_samples("step", step, groups)
+        self._lines.kept = self._folder.write_samples(
+            "step", step, groups, self._books.weights if self._books else None
+        )
         if books := self._books:
             dropped = int(stats.get("reward/dropped_groups", 0))
             self._booked = partial(books.step, step, groups, skipped, dropped)
@@ -189,7 +184,9 @@ class RunRecorder:
         assert self._depth > 0, "log_eval belongs inside of phase('eval')"
         self._step = step
         self._row |= scores
-        self._lines.kept = self._folder.write_samples("eval", step, groups)
+        self._lines.kept = self._folder.write_samples(
+            "eval", step, groups, self._books.weights if self._books else None
+        )
         if books := self._books:
             self._booked = partial(books.evaluation, step, groups)
         self.progress.eval_done(step, len(groups), scores)
@@ -267,8 +264,9 @@ class RunRecorder:
         self.alive()
 
     def policy_version(self, role: str, version: int, digest: str = "") -> None:
-        if digest:
-            self._verified(version, digest)
+        if digest and self._books:
+            with writing(self.run_dir):
+                self._books.sync(version, digest)
         self._prometheus.policy_version(role, version)
         self.alive()
 

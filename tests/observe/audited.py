@@ -43,7 +43,7 @@ class Run:
         self.sync(resumed)
 
     def sync(self, version: int) -> None:
-        self.recorder.log_version(version, {}, f"digest {version}")
+        self.recorder.policy_version("rollout", version, f"digest {version}")
 
     def groups(self, count: int, version: int, equal: bool = False) -> list[Group]:
         return [self.group(prompt, version, equal) for prompt in self.stream.take(count)]

@@ -39,6 +39,7 @@ def test_samples_keep_the_first_groups_of_a_step(tmp_path):
         "rewards": [1.0, 0.0],
         "finish_reasons": ["length", "stop"],
         "versions": [0, 0],
+        "newest_versions": [0, 0],
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from grpo.data.stream import MixedStream, PromptStream, stream_of
 from grpo.errors import AuditError, NotProved
-from grpo.observe.audit.lines import Beside, reading
+from grpo.observe.audit.lines import Beside, check_named, reading
 from grpo.observe.audit.proof import Proof, refuted, shown
 from grpo.observe.audit.rules import Spans, Versions, check_prompts, natural, spans_of
 from grpo.observe.audit.seals import Sealed, check_sealed, read_checkpoints
@@ -151,7 +151,7 @@ class _Audit:
             found = f"{len(kept)} prompts, {sum(counts):g} samples and {len(spans)} versions do not fit"
             raise refuted(where, "a batch has samples of each of its prompts", found, "samples are missing or too many")
         self.versions.check(where, step, spans)
-        self._common(where, row, spans)
+        check_named(self._common(where, row, spans), spans, row["weights"], kept, [int(count) for count in counts])
         if step in self.drawn:
             name, batch = self.drawn.pop(step)
             if batch != (kept, samples):
@@ -174,15 +174,16 @@ class _Audit:
             raise refuted(
                 where, "an evaluation is of the step before it", found, "a row is double, missing or exchanged"
             )
-        self._common(where, row, spans)
+        check_named(self._common(where, row, spans), spans, row["weights"])
         self.proof.evaluations += 1
 
-    def _common(self, where: str, row: Mapping[str, Any], spans: Sequence[Spans]) -> None:
+    def _common(self, where: str, row: Mapping[str, Any], spans: Sequence[Spans]) -> list[tuple[str, bytes]]:
+        """Its lines of samples.jsonl."""
         self.versions.check_digests(where, {version for each in spans for _, version in each}, row["weights"])
         self.metrics.check(where, row["event"], row["step"], 1, row["metrics"])
-        self.samples.check(where, row["event"], row["step"], *row["kept"])
         if row["step"] in self.kept_steps:
             self.metrics_of.setdefault(row["step"], []).append(row["metrics"])
+        return self.samples.check(where, row["event"], row["step"], *row["kept"])
 
     def _sealed(self) -> None:
         """Checkpoints whose seal is on this row."""

@@ -1,9 +1,10 @@
 """The other files of a run's folder beside the books: read once, from the front, a line at a time."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from grpo.errors import CheckpointError
 from grpo.observe.audit.proof import refuted, shown
@@ -12,6 +13,7 @@ from grpo.store.files import NotAFile, json_object
 
 EVENTS = ("step", "eval")
 EQUAL = "a line is as the books say"
+NAMED = "a row of samples names the weights that made it, and its prompt"
 
 
 @contextmanager
@@ -44,9 +46,9 @@ class Beside:
                 if event in EVENTS and (step > begun or begun == 0):
                     yield number, event, step, line
 
-    def check(self, where: str, event: str, step: int, count: int, digest: str) -> None:
-        """The next lines are those that the books mean."""
-        lines = []
+    def check(self, where: str, event: str, step: int, count: int, digest: str) -> list[tuple[str, bytes]]:
+        """The next lines are those that the books mean; each with its place."""
+        lines, places = [], []
         name = self.path.name
         for _ in range(count):
             if self._next is None:
@@ -59,11 +61,13 @@ class Beside:
                     f"{name}:{number}", "lines come once, in order", said, "one is double, missing or exchanged"
                 )
             lines.append(line)
+            places.append(f"{name}:{number}")
             self.number = number
             self._next = next(self._lines, None)
         if short(b"".join(lines)) != digest:
             at = f"{name}:{self.number}" if lines else name
             raise refuted(at, EQUAL, f"{event} {step} has other bytes than {where} has sealed", "it was changed")
+        return list(zip(places, lines, strict=True))
 
     def check_rest(self, step: int) -> int:
         """Behind the last row of the books there may be the lines of one step or evaluation; how many there are."""
@@ -85,3 +89,30 @@ def digests_in(content: bytes) -> Iterator[tuple[int, str]]:
         row = json.loads(line)
         if row["event"] in EVENTS:
             yield row["step"], short(line)
+
+
+def check_named(
+    kept: Sequence[tuple[str, bytes]],
+    spans: Sequence[Sequence[tuple[int, int]]],
+    weights: Mapping[str, object],
+    prompts: Sequence[str] = (),
+    sizes: Sequence[int] = (),
+) -> None:
+    """Lines of samples.jsonl against the books: the first groups of a batch, whose samples have these spans, in order.
+
+    Where the books do not know `prompts` and the `sizes` of groups, of an evaluation, a row says how many it has.
+    """
+    begin = 0
+    for place, (where, line) in enumerate(kept):
+        row: dict[str, Any] = json_object(line)
+        own = spans[begin : begin + (sizes[place] if sizes else len(row["versions"]))]
+        begin += len(own)
+        newest = [versions[-1][1] for versions in own]
+        wanted: dict[str, object] = {"versions": [versions[0][1] for versions in own], "newest_versions": newest}
+        wanted["weights"] = weights.get(str(max(newest)))
+        if prompts:
+            wanted["prompt_id"] = prompts[place]
+        for key, value in wanted.items():
+            if row.get(key) != value:
+                found = f"its {key} are {shown(row.get(key))}, and {shown(value)} in the books"
+                raise refuted(where, NAMED, found, "it is forged")
