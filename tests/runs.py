@@ -46,7 +46,8 @@ SYNC: Stats = {"sync/seconds": 0.05, "sync/bytes": 3.4e6}
 MISMATCH: Stats = {
     f"train/{name}": value
     for name, value in {
-        "rollout_kl_k1": 1e-4, "rollout_abs_diff_p99": 0.1, "rollout_abs_diff_max": 0.4, "rollout_prob_diff_max": 0.1,
+        "rollout_kl_k1": 1e-4, "rollout_abs_diff_bounded": 2e-3,
+        "rollout_abs_diff_p99": 0.1, "rollout_abs_diff_max": 0.4, "rollout_prob_diff_max": 0.1,
         "rollout_far": 0.0, "rollout_perplexity_ratio": 1.001, "weight_mean": 1.0,
         "weight_min": 0.7, "weight_max": 1.5, "weight_above": 0.0, "weight_below": 0.0, "ess_tokens": 0.999,
         "ess_sequences": 0.95, "chi2_tokens": 1e-3, "chi2_sequences": 0.05, "dropped_tokens": 0.0,

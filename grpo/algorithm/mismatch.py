@@ -20,8 +20,12 @@ WEIGHTS = (0.25, 0.5, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 2.0, 4.0)
 SMALLEST = 1e-6
 DIFFERENCES: tuple[float, ...] = tuple(SMALLEST * (LOG_RATIO_LIMIT / SMALLEST) ** (place / 120) for place in range(121))
 """Upper bounds, in nats, of the histogram of |log w|."""
+FURTHEST = 1.0
+"""Nats that one token counts at most in the bounded mean: one of a thousand that moves by 20, as happens where a policy
+becomes sure, decides the other, and a part of the tokens may lack it."""
 SUMS = (
-    *("tokens", "k1", "k3", "difference", "far", "weight", "weight_squared", "above", "below", "dropped"),
+    *("tokens", "k1", "k3", "difference", "bounded", "far", "weight", "weight_squared"),
+    *("above", "below", "dropped"),
     *("sequences", "sequence_weight", "sequence_weight_squared", "perplexity", "dropped_sequences"),
 )
 MAXIMA = ("difference", "prob_difference", "weight", "minus_weight")
@@ -61,6 +65,7 @@ def measure(inputs: LossInputs, bounds: Bounds, weights_C: torch.Tensor | None) 
         "k1": -log_C,
         "k3": k3(-log_C),
         "difference": log_C.abs(),
+        "bounded": log_C.abs().clamp(max=FURTHEST),
         "far": far_C,
         "weight": w_C,
         "weight_squared": w_C**2,
@@ -107,6 +112,7 @@ def figures(mismatch: Mismatch) -> Stats:
         "rollout_kl": sums["k3"] / n,
         "rollout_kl_k1": sums["k1"] / n,
         "rollout_abs_diff": sums["difference"] / n,
+        "rollout_abs_diff_bounded": sums["bounded"] / n,
         "rollout_abs_diff_p99": quantile(of_differences, 0.99),
         "rollout_abs_diff_max": largest["difference"],
         "rollout_prob_diff_max": largest["prob_difference"],

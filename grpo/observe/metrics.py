@@ -56,7 +56,7 @@ BY_BOUND = {f"train/clip_{bound}": bound for bound in ("low", "high")}
 BY_FAILURE = {"reward/failures_*": "*"}
 BY_REQUEST = {"reward/requests": "sent", "reward/retries": "repeated", "reward/cached": "saved"}
 BY_PART = {"train/seconds_*": "*"}
-BY_EXTREME = {f"train/rollout_abs_diff_{stat}": stat for stat in ("p99", "max")}
+BY_EXTREME = {f"train/rollout_abs_diff_{stat}": stat for stat in ("bounded", "p99", "max")}
 BY_WEIGHT = {f"train/weight_{stat}": stat for stat in ("mean", "min", "max")}
 BY_SIDE = {f"train/weight_{side}": side for side in ("above", "below")}
 BY_LIMIT = {"train/weights_le_*": "*"}
@@ -123,7 +123,14 @@ CATALOGUE: tuple[Metric, ...] = (
     _gauge("grpo_rollout_train_kl", "nats", "KL(sampler || trainer) per token: their mismatch.", "train/rollout_kl"),
     _gauge("grpo_rollout_train_abs_diff", "nats", "Mean |sampler - trainer| logprob.", "train/rollout_abs_diff"),
     _gauge("grpo_rollout_train_log_ratio_mean", "nats", "Mean log(sampler / trainer): k1.", "train/rollout_kl_k1"),
-    Metric("grpo_rollout_train_abs_diff_high", "gauge", "nats", "Its p99 and maximum.", ("stat",), BY_EXTREME),
+    Metric(
+        "grpo_rollout_train_abs_diff_high",
+        "gauge",
+        "nats",
+        "Its p99, maximum, and mean where a token counts 1 at most.",
+        ("stat",),
+        BY_EXTREME,
+    ),
     _gauge(
         "grpo_rollout_train_prob_diff_max", "", "Largest difference of probabilities.", "train/rollout_prob_diff_max"
     ),

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import distributed
 
+from grpo.algorithm.mismatch import FURTHEST
 from grpo.config import Config
 from grpo.trainer.model import Policy
 from grpo.trainer.row_logprobs import scored
 from grpo.types import Sample
 
-ROWS = 8
-"""Rows that are kept of a step, by all ranks together; each keeps at least one."""
+ROWS, TOKENS = 8, 1024
+"""What all ranks together keep of a step: so many rows, more of those with few trained tokens; at least one each."""
 
 
 class Drift:
@@ -33,7 +34,9 @@ class Drift:
         if not self.oldest_lag:
             return
         parts = logprobs_C.detach().split([sample.trained_tokens for sample in samples]) if samples else ()
-        stride = -(-len(samples) // self.rows) or 1
+        tokens = sum(sample.trained_tokens for sample in samples)
+        rows = max(self.rows, len(samples) * TOKENS // max(1, tokens * distributed.get_world_size()))
+        stride = -(-len(samples) // rows) or 1
         self.kept[version] = [
             (sample, part.clone()) for sample, part in zip(samples[::stride], parts[::stride], strict=True)
         ]
@@ -41,7 +44,9 @@ class Drift:
         self.kept = {one: rows for one, rows in self.kept.items() if needed is None or one >= needed}
 
     def since(self, version: int) -> float | None:
-        """Mean |difference| in nats per token between that version's weights and today's. A collective.
+        """Mean |difference|, of a token FURTHEST at most, in nats between that version's weights and today's.
+
+        A collective.
 
         None after a start, as long as no rows are kept that are as old.
         """
@@ -50,7 +55,7 @@ class Drift:
             return None
         rows = self.kept[known]
         now = scored(self.policy, [sample for sample, _ in rows], self.device)
-        apart = [(new - old).abs().double() for new, (_, old) in zip(now, rows, strict=True)]
+        apart = [(new - old).abs().double().clamp(max=FURTHEST) for new, (_, old) in zip(now, rows, strict=True)]
         sums = torch.tensor([float(sum(part.numel() for part in apart)), 0.0], dtype=torch.float64, device=self.device)
         sums[1] += sum((part.sum() for part in apart), torch.zeros((), dtype=torch.float64, device=self.device))
         distributed.all_reduce(sums)

@@ -37,9 +37,10 @@ def check_mismatch(
     `found` are the figures of the mismatch. Samples of the newest weights are held to KL(sampler || trainer) and to the
     share of tokens that are far off; a limit of the user's own is about the mean, and all that is asked. Older ones may
     also differ by what the policy has moved since, `drift`; None: that is not known. They are held to the mean
-    difference, which a few tokens that became likely cannot drive.
+    difference, in which a token counts FURTHEST at most: few tokens that move far cannot drive it, as the few rows that
+    the drift is measured on may lack them.
     """
-    kl, far, apart = found["rollout_kl"], found["rollout_far"], found["rollout_abs_diff"]
+    kl, far, apart = found["rollout_kl"], found["rollout_far"], found["rollout_abs_diff_bounded"]
     own = config.sync.max_mismatch is not None
     kept = "sync.max_mismatch is" if own else f"rounding in {config.model.dtype} explains"
     way_out = (

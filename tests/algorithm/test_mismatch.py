@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from grpo.algorithm.correction import CORRECTIONS, NONE, Bounds
 from grpo.algorithm.inputs import Normaliser
-from grpo.algorithm.mismatch import DIFFERENCES, WEIGHTS, Mismatch, figures, measure, quantile
+from grpo.algorithm.mismatch import DIFFERENCES, FURTHEST, WEIGHTS, Mismatch, figures, measure, quantile
 from tests.algorithm.test_loss import ALL, NEW_MINUS_OLD, OLD, OLD_MINUS_SAMPLER, flat, inputs
 
 LENGTHS = [3, 2, 1, 2]
@@ -27,12 +27,21 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+def test_one_token_that_moves_far_does_not_decide_the_bounded_mean():
+    log_w = torch.tensor([0.1, -0.2, 12.0, 0.0, -1.5, 0.3, 0.0, 0.1]).double()
+    seen = inputs(flat(OLD), flat(OLD) - log_w, torch.ones(8).double(), LENGTHS, ALL, start_logprobs_C=flat(OLD))
+    found = figures(measure(seen, NONE, None))
+    assert found["rollout_abs_diff"] == pytest.approx(14.2 / 8)
+    assert found["rollout_abs_diff_bounded"] == pytest.approx((0.7 + 2 * FURTHEST) / 8)
+
+
 def test_figures_of_the_fixture():
     found = fixture(far=0.5)
     log_w = [value for row in OLD_MINUS_SAMPLER for value in row]
     assert found["rollout_kl"] == pytest.approx(mean([w - 1 - x for w, x in zip(W, log_w, strict=True)]), abs=1e-6)
     assert found["rollout_kl_k1"] == pytest.approx(-mean(log_w))
     assert found["rollout_abs_diff"] == pytest.approx(mean([abs(x) for x in log_w]))
+    assert found["rollout_abs_diff_bounded"] == pytest.approx(mean([min(abs(x), FURTHEST) for x in log_w]))
     assert found["rollout_abs_diff_max"] == pytest.approx(1.0)
     assert found["rollout_abs_diff_p99"] == pytest.approx(1.0, rel=0.15)
     assert found["rollout_far"] == 0.25

@@ -14,7 +14,7 @@ ROUNDING = math.sqrt(2 * 0.005)
 
 
 def check(step: int, drift: float | None, kl: float = 0.0, far: float = 0.0, apart: float = 0.0) -> None:
-    found = {"rollout_kl": kl, "rollout_far": far, "rollout_abs_diff": apart}
+    found = {"rollout_kl": kl, "rollout_far": far, "rollout_abs_diff_bounded": apart}
     check_mismatch(found, ROWS, step, make_config(), LIMITS, drift)
 
 
