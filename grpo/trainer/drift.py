@@ -2,9 +2,11 @@
 
 The samples of an older version were not made by the weights that score them. So a rank keeps a few rows of each step
 with the logprobs that its weights gave them then, and scores them again with the weights of today. Those rows were
-trained on in between; what fresh ones may move further is in the factor of the check.
+trained on in between; what fresh ones may move further is in the factor of the check. A checkpoint holds the rows, so
+that a run which resumes checks its first samples too.
 """
 
+import json
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +28,8 @@ class Drift:
     def __init__(self, config: Config, policy: Policy, device: torch.device) -> None:
         self.policy, self.device = policy, device
         self.oldest_lag = config.rollout.max_staleness + config.sync.every - 1
-        self.rows = max(1, ROWS // distributed.get_world_size())
+        self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
+        self.rows = max(1, ROWS // self.ranks)
         self.kept: dict[int, list[tuple[Sample, torch.Tensor]]] = {}
 
     def keep(self, version: int, samples: Sequence[Sample], logprobs_C: torch.Tensor) -> None:
@@ -48,7 +51,7 @@ class Drift:
 
         A collective.
 
-        None after a start, as long as no rows are kept that are as old.
+        None after a start from the beginning, as long as no rows are kept that are as old.
         """
         known = self._version(version)
         if known is None:
@@ -61,6 +64,48 @@ class Drift:
         distributed.all_reduce(sums)
         tokens, total = sums.tolist()
         return float(total / max(tokens, 1.0))
+
+    def dump(self) -> str:
+        """This rank's rows as JSON, with every bit."""
+        return json.dumps(
+            {
+                version: [
+                    [sample.prompt_ids, sample.output_ids, sample.trained, logprobs.tolist()]
+                    for sample, logprobs in rows
+                ]
+                for version, rows in self.kept.items()
+            }
+        )
+
+    def restore(self, texts: Sequence[str]) -> None:
+        """Goes on with the rows that all ranks have dumped, as many as they were. Raises as bad texts make it."""
+        self.kept = {}
+        if not (self.oldest_lag and texts):
+            return
+        of_ranks = [{int(version): rows for version, rows in json.loads(text).items()} for text in texts]
+        if any(each.keys() != of_ranks[0].keys() for each in of_ranks):
+            raise ValueError("ranks keep the same versions")
+        for version in of_ranks[0]:
+            mine = [row for each in of_ranks[self.rank :: self.ranks] for row in each[version]]
+            self.kept[version] = [self._row(version, *row) for row in mine]
+
+    def _row(
+        self,
+        version: int,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int],
+        trained: Sequence[bool] | None,
+        logprobs: Sequence[float],
+    ) -> tuple[Sample, torch.Tensor]:
+        """A row as it was kept, but for what no score follows from."""
+        unused = (0.0,) * len(output_ids)
+        mask = None if trained is None else tuple(trained)
+        ids = tuple(prompt_ids), tuple(output_ids)
+        sample = Sample("", 0, *ids, unused, ((0, version),), "stop", "", advantage=0.0, trained=mask)
+        values = torch.tensor(logprobs, dtype=torch.float32, device=self.device)
+        if len(values) != sample.trained_tokens:
+            raise ValueError(f"{len(values)} logprobs of {sample.trained_tokens} tokens")
+        return sample, values
 
     def _version(self, wanted: int) -> int | None:
         """The newest that is kept and not newer: a step without an update kept none, and changed nothing."""

@@ -7,11 +7,13 @@ import torch
 
 from grpo.config import Config
 from grpo.run.faults import fault_point
+from grpo.trainer import rng
 from grpo.trainer.deepspeed import Engine
+from grpo.trainer.drift import Drift
 from grpo.trainer.finite import check_finite
 from grpo.trainer.published import PublishedVersions
 from grpo.trainer.snapshot import StateSnapshot
-from grpo.trainer.state import StateFolder
+from grpo.trainer.state import StateFolder, drift_file, rng_file
 from grpo.trainer.validation import SkipBudget
 from grpo.trainer.weights import LiveWeights
 from grpo.types import TensorRecord
@@ -28,6 +30,7 @@ class Kept:
     budget: SkipBudget
     published: PublishedVersions
     kept: StateSnapshot
+    drift: Drift
     stepped: bool
     """Whether a step was made."""
 
@@ -73,7 +76,7 @@ class Kept:
     def save_state(self, folder: Path, step: int = 0) -> None:
         """Writes the whole state into a folder that exists; see `state.py`. Raises what `save` raises."""
         self.save(Path(folder) / "policy")
-        self._state_folder(folder).write(self._header(step), self.device)
+        self._state_folder(folder).write(self._header(step), self._texts())
         fault_point("save.files", step, self.rank)
 
     def _header(self, step: int) -> dict[str, object]:
@@ -81,9 +84,14 @@ class Kept:
         train = self.config.train
         return {"step": step, "zero_stage": train.zero_stage, "dtype": self.config.model.dtype, "counters": counters}
 
+    def _texts(self) -> dict[str, str]:
+        """This rank's own files that are no tensors."""
+        texts = {rng_file(self.rank): rng.capture(self.device)}
+        return texts | ({drift_file(self.rank): self.drift.dump()} if self.drift.kept else {})
+
     def snapshot(self, step: int) -> None:
         """Copies the whole state to the host, for `write`. Raises NonFiniteError on all ranks alike."""
-        self.kept.take(step, self._header(step))
+        self.kept.take(step, self._header(step), self._texts())
 
     def write(self, folder: Path, step: int) -> None:
         """Writes this rank's share of the copy, beside the training; see `snapshot.py`."""
@@ -95,7 +103,7 @@ class Kept:
 
         Raises CheckpointError on all ranks alike, naming the file and the tensor; the trainer is then of no use.
         """
-        header = self._state_folder(folder).read(self.device)
+        header = self._state_folder(folder).read(self.device, self.drift)
         self.budget.in_row = int(header["counters"].get("skipped_in_row", 0))
         fault_point("resume.loaded", step, self.rank)
 

@@ -11,7 +11,6 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -263,10 +262,6 @@ class PolicyTrainer(Kept):
         sample = Sample("", 0, prompt, outputs, (0.0,) * len(outputs), ((0, 0),), "stop", "", advantage=0.0)
         values: list[float] = self.policy(pack([sample]).to(self.device), temperature=1.0)[0].tolist()
         return values
-
-    def load_state(self, folder: Path, step: int = 0) -> None:
-        super().load_state(folder, step)
-        self.drift.kept.clear()
 
     def close(self) -> None:
         """Leaves the process group; the object is of no use afterwards."""

@@ -13,13 +13,12 @@ from safetensors.torch import save_file
 
 from grpo.config import Config
 from grpo.run.threads import give_way
-from grpo.trainer import rng
 from grpo.trainer.collective import raise_on_all_ranks
 from grpo.trainer.deepspeed_private import KINDS, Shards
 from grpo.trainer.finite import is_finite, not_finite
 from grpo.trainer.published import stay_aside
 from grpo.trainer.saving import write_policy
-from grpo.trainer.state import HEADER, header_text, plan_files, rng_file, share_prefix
+from grpo.trainer.state import HEADER, header_text, plan_files, share_prefix
 from grpo.trainer.weights import LiveWeights
 from grpo.types import TensorRecord
 
@@ -89,13 +88,16 @@ class StateSnapshot:
         return [record for record in records if self.files[record.name].startswith(self.prefix)]
 
     @torch.no_grad()
-    def take(self, step: int, header: Mapping[str, object]) -> None:
-        """Copies the state. Raises NonFiniteError on all ranks alike, naming a tensor of one that is not finite."""
+    def take(self, step: int, header: Mapping[str, object], texts: Mapping[str, str]) -> None:
+        """Copies the state; `texts` are small files of this rank's own.
+
+        Raises NonFiniteError on all ranks alike, naming a tensor of one that is not finite.
+        """
         assert not self._writing.locked(), "a state is copied once the one before is written"
         self.step = -1
         bad = self._take_weights() + self._take_share()
         raise_on_all_ranks(not_finite(bad))
-        self.texts = {rng_file(self.rank): rng.capture(self.device)}
+        self.texts = dict(texts)
         if self.rank == 0:
             self.texts[HEADER] = header_text(header, self.files, self.ranks)
         self.step = step

@@ -4,6 +4,7 @@ The folder holds:
 - policy/, the weights in model.dtype as Hugging Face folder, by rank 0;
 - optimizer-00001-000.safetensors, fp32 weights, AdamW's moments and step of parameters 1, 1 + W, ..., by rank 1 of W;
 - rng-00001.json, rank 1's random generators;
+- drift-00001.json, rank 1's rows of older versions, where samples may be of such (`drift.py`);
 - trainer.json, which file holds which parameter, and the counters, by rank 0, last.
 """
 
@@ -22,6 +23,7 @@ from grpo.trainer import rng
 from grpo.trainer.collective import raise_on_all_ranks
 from grpo.trainer.deepspeed import gathered
 from grpo.trainer.deepspeed_private import KINDS, Shards
+from grpo.trainer.drift import Drift
 from grpo.types import TensorRecord
 
 FORMAT = 1
@@ -39,6 +41,11 @@ def share_prefix(rank: int) -> str:
 def rng_file(rank: int) -> str:
     """The file of a rank's random generators."""
     return f"rng-{rank:05d}.json"
+
+
+def drift_file(rank: int) -> str:
+    """The file of a rank's rows of older versions."""
+    return f"drift-{rank:05d}.json"
 
 
 def header_text(header: Mapping[str, object], files: Mapping[str, str], ranks: int) -> str:
@@ -69,12 +76,13 @@ class StateFolder:
         self.folder, self.params, self.records, self.shards = folder, params, records, shards
         self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
 
-    def write(self, header: Mapping[str, object], device: torch.device) -> None:
-        """Writes this rank's files. Raises CheckpointError on all ranks alike."""
+    def write(self, header: Mapping[str, object], texts: Mapping[str, str]) -> None:
+        """Writes this rank's files, `texts` among them. Raises CheckpointError on all ranks alike."""
         files = plan_files(self.records, self.ranks)
         failure = self._write_shares(files)
         try:
-            (self.folder / rng_file(self.rank)).write_text(rng.capture(device))
+            for name, text in texts.items():
+                (self.folder / name).write_text(text)
         except OSError as error:
             failure = failure or self._unwritten(error)
         raise_on_all_ranks(failure)
@@ -112,14 +120,18 @@ class StateFolder:
             "choose another checkpoint.dir"
         )
 
-    def read(self, device: torch.device) -> dict[str, Any]:
-        """Reads the state into the live tensors; returns the header. Raises CheckpointError on all ranks alike."""
+    def read(self, device: torch.device, drift: Drift) -> dict[str, Any]:
+        """Reads the state into the live tensors and `drift`; returns the header.
+
+        Raises CheckpointError on all ranks alike.
+        """
         header: dict[str, Any] = {}
         failure: GrpoError | None = None
         try:
             header = self._read_header()
             self._read_shares(header["files"])
             self._read_rng(header["world_size"], device)
+            self._read_drift(header["world_size"], drift)
         except CheckpointError as error:
             failure = error
         raise_on_all_ranks(failure)
@@ -186,6 +198,16 @@ class StateFolder:
             raise damaged(path, "it does not hold the generators' states", error) from error
         if self.rank >= written_by:
             rng.derive(text, self.rank)
+
+    def _read_drift(self, written_by: int, drift: Drift) -> None:
+        """Those of all ranks, which are dealt anew; a checkpoint without such files has none."""
+        paths = [path for rank in range(written_by) if (path := self.folder / drift_file(rank)).exists()]
+        try:
+            drift.restore([path.read_text() for path in paths])
+        except (*DAMAGED, AttributeError) as error:
+            raise damaged(
+                paths[0], "it and those of the other ranks do not hold rows of older versions", error
+            ) from error
 
 
 def damaged(path: Path, what: str, error: Exception | None = None) -> CheckpointError:

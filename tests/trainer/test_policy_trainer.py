@@ -228,8 +228,13 @@ def test_corrected_losses_measure_from_the_weights_before_the_first_update(folde
     assert measured(first[1][2]) == measured(second[1][2])
 
 
-def sample_ahead(rank: int, world_size: int, port: int, configs: list[Config], sampled: list[Sample]) -> list[Any]:
-    """Steps with samples of version 0 throughout: the trainer's own, then those of an engine with other weights."""
+def sample_ahead(
+    rank: int, world_size: int, port: int, configs: list[Config], sampled: list[Sample], root: Path
+) -> list[Any]:
+    """Steps with samples of version 0 throughout: the trainer's own, then those of an engine with other weights.
+
+    The last ones come as the first after a resume.
+    """
     answers = []
     for config in configs:
         trainer = open_trainer(config, rank, world_size, port)
@@ -238,6 +243,10 @@ def sample_ahead(rank: int, world_size: int, port: int, configs: list[Config], s
         for step in (1, 2, 3):
             apart.append(trainer.step(old, step)["train/rollout_abs_diff"])
             drifts.append(trainer.drifted)
+        folder = root / f"stage-{config.train.zero_stage}"
+        folder.mkdir(exist_ok=True)
+        trainer.save_state(folder, 3)
+        trainer.load_state(folder, 3)
         start = moving_parts(trainer)
         with pytest.raises(WeightSyncError) as caught:
             trainer.step([replace(row, versions=((0, 1),)) for row in ROWS], step=4)
@@ -247,7 +256,7 @@ def sample_ahead(rank: int, world_size: int, port: int, configs: list[Config], s
 
 
 @pytest.mark.slow
-def test_older_samples_may_differ_by_what_the_policy_has_moved_and_no_more(folder):
+def test_older_samples_may_differ_by_what_the_policy_has_moved_and_no_more(folder, tmp_path):
     """The honest ones are beyond float32's rounding, 0.045 nats, as the policy moves; other weights are 1.1 nats off.
 
     At a stage that holds whole weights and at one that cuts them.
@@ -257,7 +266,7 @@ def test_older_samples_may_differ_by_what_the_policy_has_moved_and_no_more(folde
         settings(folder, sync={"max_mismatch": None}, rollout={"max_staleness": 2}, train=train | {"zero_stage": stage})
         for stage in (1, 3)
     ]
-    for answers in run_ranks(2, sample_ahead, free_port(), configs, on_policy(folder, ROWS)):
+    for answers in run_ranks(2, sample_ahead, free_port(), configs, on_policy(folder, ROWS), tmp_path):
         for apart, (none, one_step, two_steps), said, unmoved in answers:
             assert apart[0] < 1e-4 and apart[2] > math.sqrt(2 * 1e-3)
             assert none is None
