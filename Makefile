@@ -70,7 +70,7 @@ images:  ## container images with docker, podman or buildah: IMAGE_PREFIX=regist
 bench: setup $(BENCH_STAMP) $(SMOLLM2)  ## the same work side by side: TRL's GRPOTrainer and grpo (not part of the tests)
 	$(BIN)/python benchmarks/bench.py --trl-python .venv-bench/bin/python
 
-chaos: setup  ## some hundred kills and freezes of every role at every point: is the run still the same? MODE=sync, between, flight or refill
+chaos: setup  ## some hundred kills and freezes of every role at every point, and slowed runs: is the run still the same? MODE=sync, between, flight or refill
 	$(BIN)/python -m tests.chaos --mode $(or $(MODE),sync)
 
 soak: setup  ## half an hour of the real stack with a kill every few minutes: does anything grow?

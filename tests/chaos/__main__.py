@@ -11,10 +11,13 @@ from functools import partial
 from pathlib import Path
 
 from tests.chaos.freeze import FREEZES, frozen, zombies
-from tests.chaos.plan import PHASES, ROLES, quick, real, sweep
+from tests.chaos.plan import PHASES, ROLES, quick, real, slowed, sweep
 from tests.chaos.report import missed_targets, show
-from tests.chaos.runs import MODES, REAL, SMALL, Job, disturbed, perform
+from tests.chaos.runs import MODES, REAL, SMALL, Job, disturbed, perform, slow
 from tests.chaos.supervisor import ROOT
+
+SLOWED = 6
+"""Runs of the sweep that are slowed at random."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,10 +25,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, default=2, help="how often each role is killed at each point")
     parser.add_argument("--roles", type=names(ROLES), default=ROLES, help=f"some of {','.join(ROLES)}")
     parser.add_argument("--phases", type=names(tuple(PHASES)), default=(*PHASES,), help=f"some of {','.join(PHASES)}")
-    parser.add_argument("--quick", action="store_true", help="a few kills of every role, nothing frozen")
+    parser.add_argument("--quick", action="store_true", help="a few kills of every role, nothing frozen or slowed")
     parser.add_argument("--real", action="store_true", help="24 kills of the real stack")
     parser.add_argument("--mode", choices=MODES, default="sync", help="how sampling and training overlap")
     parser.add_argument("--freeze", action="store_true", help="no kills: only what is frozen")
+    parser.add_argument("--slow", action="store_true", help="no kills: only runs whose calls take a random time longer")
     parser.add_argument("--out", type=Path, default=ROOT / ".build" / "chaos", help="where runs and figures go")
     parser.add_argument("--side-by-side", type=int, default=2, help="runs at a time")
     chosen = parser.parse_args(arguments)
@@ -42,12 +46,13 @@ def main(arguments: Sequence[str]) -> int:
 def jobs_of(chosen: argparse.Namespace, command: Sequence[str]) -> list[Job]:
     if chosen.real:
         return [(kills.seed, partial(disturbed, kills, command)) for kills in real()]
-    if chosen.quick:
-        return [(kills.seed, partial(disturbed, kills, command)) for kills in quick()]
-    kills = [] if chosen.freeze else sweep(chosen.roles, chosen.phases, chosen.seeds)
+    only = chosen.freeze or chosen.slow
+    kills = quick() if chosen.quick else [] if only else sweep(chosen.roles, chosen.phases, chosen.seeds)
     jobs: list[Job] = [(scenario.seed, partial(disturbed, scenario, command)) for scenario in kills]
     whole = (chosen.roles, chosen.phases) == (ROLES, (*PHASES,))
-    if whole:
+    if whole and not (chosen.freeze or chosen.quick):
+        jobs += [(each.seed, partial(slow, each, command)) for each in slowed(SLOWED)]
+    if whole and not (chosen.slow or chosen.quick):
         jobs += [(scenario.seed, partial(frozen, scenario, command)) for scenario in FREEZES]
         jobs.append((0, partial(zombies, command)))
     return jobs

@@ -54,6 +54,8 @@ class Verdict:
     hits: tuple[Hit, ...]
     problems: tuple[str, ...]
     starts: tuple[Start, ...]
+    slept: float = 0.0
+    """Seconds by which the calls of a slowed run took longer, all together."""
 
 
 def rows_of(path: Path) -> list[Row]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from grpo.run.faults import POINTS, struck_name
+from tests.chaos.reward import SLOW
 
 SOFT = ("rollout_actor", "engine_core", "reward_worker")
 """Roles whose loss must not cost a finished step."""
@@ -64,6 +65,8 @@ class Scenario:
     seed: int
     kills: tuple[Kill, ...] = ()
     overrides: tuple[str, ...] = ()
+    slow: str = ""
+    """Seed of the time by which everything takes longer; "" for none."""
 
     @property
     def faults(self) -> str:
@@ -88,6 +91,15 @@ def sweep(roles: Sequence[str], phases: Sequence[str], seeds: int) -> list[Scena
             kills = tuple(_resumed(point, rotated([role for role in ROLES if role in roles], number + seed), seed))
             runs += [Scenario(f"{point}-seed{seed}", seed, kills, engines)]
     return runs
+
+
+def slowed(count: int) -> list[Scenario]:
+    """Runs that nothing is done to, but that every call takes a random time; the number of engines changes nothing."""
+    seen = f"reward_code.environment=[{SLOW}]"
+    return [
+        Scenario(f"slowed-{number}", number % 2, (), (f"rollout.engines={1 + (number + 1) % 3}", seen), str(number + 1))
+        for number in range(count)
+    ]
 
 
 def rotated(roles: Sequence[str], by: int) -> list[str]:

@@ -64,6 +64,12 @@ def show(title: str, verdicts: Sequence[Verdict], file: Path) -> None:
         table.add_section()
         table.add_row("all", *cells(figures(hits)))
         Console(width=140).print(table)
+    if slowed := [verdict for verdict in verdicts if verdict.slept]:
+        good = sum(not verdict.problems for verdict in slowed)
+        seconds = [verdict.slept for verdict in slowed]
+        written["slowed"] = {"runs": len(slowed), "as undisturbed": good, "seconds": seconds}
+        more = f"{min(seconds):.0f} to {max(seconds):.0f} s more"
+        print(f"slowed: {good} of {len(slowed)} runs as undisturbed; their calls took {more}")
     written["hits"] = [asdict(hit) | {"spec": hit.kill.spec} for hit in hits]
     written["runs"] = [asdict(verdict) | {"hits": len(verdict.hits)} for verdict in verdicts]
     file.parent.mkdir(parents=True, exist_ok=True)

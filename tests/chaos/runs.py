@@ -4,10 +4,12 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 
 from tests.chaos.judge import Reference, Verdict, judge, reference
 from tests.chaos.plan import HARD, Scenario
+from tests.chaos.slow import slept
 from tests.chaos.supervisor import run, stand_alone
 
 SMALL = (sys.executable, "-m", "tests.chaos.driver", "tests/chaos/run.yaml")
@@ -56,6 +58,13 @@ def disturbed(scenario: Scenario, command: Sequence[str], out: Path, wanted: Ref
     hard = sum(kill.role in HARD for kill in scenario.kills)
     seen = run(scenario, out, command, starts=1 + hard + SPARE_STARTS)
     return judge(seen, wanted, exact(command))
+
+
+def slow(scenario: Scenario, command: Sequence[str], out: Path, wanted: Reference) -> Verdict:
+    """Calls take a random time longer: nothing else is another. One start is enough."""
+    seen = run(scenario, out, command, starts=1)
+    verdict, seconds = judge(seen, wanted, exact(command)), slept(out / scenario.name / "faults")
+    return replace(verdict, slept=seconds, problems=verdict.problems + (() if seconds else ("nothing was slowed",)))
 
 
 def exact(command: Sequence[str]) -> bool:

@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from tests.chaos.plan import Kill, Scenario
+from tests.chaos.reward import SLOW
 
 ROOT = Path(__file__).parents[2]
 FATAL = {1, 2, 3, 4, 5, 6, 7, 8, 13, 14, 15}
@@ -96,7 +97,12 @@ def run(scenario: Scenario, folder: Path, command: Sequence[str], starts: int) -
     overrides = [f"run.dir={seen.run_dir}", f"run.seed={scenario.seed}", *scenario.overrides]
     with fresh(seen, folder) as (environment, faults):
         while len(seen.starts) < starts:
-            start(seen, [*command, *overrides], environment | {"GRPO_FAULTS": scenario.faults}, faults)
+            start(
+                seen,
+                [*command, *overrides],
+                environment | {"GRPO_FAULTS": scenario.faults, SLOW: scenario.slow},
+                faults,
+            )
             if seen.starts[-1].code in {0, None, *FATAL}:
                 break
     look_back(seen, faults)

@@ -1,6 +1,7 @@
 """The sweep of kills is whole; a few of its kills, and some of the real stack. All of them: make chaos."""
 
 import ast
+import inspect
 import json
 import os
 import subprocess
@@ -12,9 +13,11 @@ import pytest
 
 from grpo.observe.metrics import PHASES as PHASES_OF_THE_LOOP
 from grpo.run.faults import POINTS
+from tests.chaos.actors import FakeRankActor
 from tests.chaos.judge import Hit, Reference, Verdict, difference, judge, lost_steps, reference, results
-from tests.chaos.plan import HARD, PHASES, ROLES, SOFT, Kill, Scenario, quick, real, sweep
+from tests.chaos.plan import HARD, PHASES, ROLES, SOFT, Kill, Scenario, quick, real, slowed, sweep
 from tests.chaos.report import missed_targets, spread
+from tests.chaos.slow import SlowRankActor, moment
 from tests.chaos.supervisor import Seen, Start
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +57,29 @@ def test_kills_that_must_lose_nothing_have_runs_of_their_own() -> None:
         if not run.name.startswith("resume"):
             roles = {kill.role for kill in run.kills}
             assert roles <= set(SOFT) or roles <= set(HARD)
+
+
+def test_slowed_runs_have_names_and_times_of_their_own_and_one_to_three_engines() -> None:
+    runs = slowed(6)
+    assert len({run.name for run in runs}) == len({run.slow for run in runs}) == 6 and all(run.slow for run in runs)
+    assert [run.overrides[0] for run in runs[:3]] == [f"rollout.engines={count}" for count in (2, 3, 1)]
+    assert {run.seed for run in runs} == {0, 1}
+    assert not any(run.slow for run in sweep(ROLES, tuple(PHASES), seeds=1))
+
+
+def test_how_long_a_call_takes_follows_from_the_seed_and_the_place_alone() -> None:
+    moments = [moment("1", "Engine", 0, call) for call in range(2000)]
+    assert moments == [moment("1", "Engine", 0, call) for call in range(2000)]
+    assert moments[0] != moment("2", "Engine", 0, 0) and 0 <= min(moments) < 1e-3
+    assert 0.45 < max(moments) <= 0.5 and 0.08 < sum(moments) / len(moments) < 0.12
+
+
+def test_verbs_are_slowed_but_signs_of_life_are_not() -> None:
+    slow = {
+        name for name, verb in inspect.getmembers(SlowRankActor, inspect.isfunction) if hasattr(verb, "__wrapped__")
+    }
+    assert {"step", "meet", "publish", "write", "load"} <= slow and not slow & {"ping", "close", "__init__"}
+    assert not hasattr(FakeRankActor.step, "__wrapped__")
 
 
 def test_kills_of_the_real_stack() -> None:
