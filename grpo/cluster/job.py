@@ -144,9 +144,8 @@ def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lea
                 shared = (context, fleet, trainer, loaded.prompts[0].token_ids)
                 ahead = config.rollout.max_staleness > 0
                 weights = PublishedWeights(*shared, record) if ahead else WeightSync(*shared)
-                trainer.ready()  # first: while engines start, ranks try to save
-                record.starting("actors")
                 fleet.gather(wait=True)
+                trainer.ready()
                 record.say("engines and ranks are ready")
                 mixes = ahead and config.rollout.update == "in_flight"
                 drawer = Drawer(config, prompts, FleetRollouts(context, fleet, weights.ensure, mixes), rewards)

@@ -55,7 +55,8 @@ class Workers(Waiting):
         else:
             publish_pids("rollout_actor", [other.pids[0] for other in self.alive("rollout")])
             publish_pids("engine_core", [pid for other in self.alive("rollout") for pid in other.pids[1:2]])
-        asked, answered = self._asked.pop(worker, 0.0), self._answered.pop(worker, 0.0)
+        # A future wakes who waits for it before it calls back.
+        asked, answered = self._asked.pop(worker, 0.0), self._answered.pop(worker, time.monotonic())
         return {str(worker): with_place(place.seconds, answered - asked)} if place.seconds and asked else {}
 
     @property

@@ -1,5 +1,6 @@
 """The workers of a run: the end of lost ones, told once and with their stacks."""
 
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from grpo.cluster.workers import Workers
 from grpo.config import Config
 from grpo.errors import EngineLost, TrainerLost
-from grpo.interfaces import Place
+from grpo.interfaces import Call, Place
 from grpo.run.stopping import StopRequest
 from tests.cluster.local import LocalEngine, LocalHead, LocalRank
 
@@ -69,3 +70,22 @@ def test_the_end_asks_the_living_and_ends_them(workers: Workers) -> None:
     events.clear()
     workers.close()
     assert events == ["engine 1 close", "engine 1 ends"]
+
+
+def test_an_answer_is_timed_when_it_comes_and_also_where_the_driver_is_woken_before_it_is_noted(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [10.0]
+    monkeypatch.setattr("grpo.cluster.workers.time.monotonic", lambda: now[0])
+    told = Place("node 1", [7], 0, {"process": 1.0, "imports": 4.0})
+    early, late = LocalEngine(0, [], {}), LocalEngine(1, [], {})
+    for engine in (early, late):
+        workers.add(engine)
+    call: Call[Place] = Call(early, Future())
+    workers.starts(call)
+    now[0] = 16.0
+    call.future.set_result(told)
+    now[0] = 60.0  # the driver looks much later
+    assert workers.started(early, told) == {"engine 0": {"place": 1.0, "process": 1.0, "imports": 4.0}}
+    assert workers.started(late, told) == {"engine 1": {"place": 45.0, "process": 1.0, "imports": 4.0}}
+    assert workers.started(late, Place("node 1", [7])) == {}
