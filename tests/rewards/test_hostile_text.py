@@ -82,6 +82,8 @@ def first_number(text):
     start -= line[start - 1 : start] == "."
     end = start
     while end < len(line) and (line[end].isdigit() or line[end] in ".," or glued(line, end) or spaced(line, end)):
+        if line[end - 1 : end + 1] == ".," and end > start:  # a full stop and a space that does not break
+            break
         end += 1
     written = line[start:end].rstrip(".,{}\\!;")
     if follows(line[start + len(written) :]):
@@ -250,6 +252,7 @@ BEHIND = st.lists(st.sampled_from(PIECES), max_size=4).map("".join) | st.text(st
 
 
 @settings(max_examples=1000)
+@example(before="", written="N", behind=".\u00a01e999999", number=0)
 @given(BEFORE.map("".join), NUMBERS, BEHIND, st.integers(-50, 50) | st.integers(-(10**7), 10**7))
 def test_a_number_in_its_place_is_accepted_only_as_itself(before, written, behind, number):
     written = written.replace("N", str(number)).replace("{n:,}", f"{number:,}")
