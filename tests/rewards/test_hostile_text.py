@@ -66,13 +66,17 @@ def has_label(text):
     return any(word.startswith(LABELS) for word in words)
 
 
+UNBROKEN = "\u00a0\u2009\u202f"
+"""Spaces that do not break: between digits a thousands separator, behind a full stop a space."""
+
+
 def first_number(text):
     """The number that the first line of the text begins with; None if it is not plain."""
     line = ""
     for char in text.lstrip(" \t") if text.strip() else "":
         if char in LINE_ENDS:
             break
-        line += fold(char)
+        line += " " if char in UNBROKEN and not line[-1:].isdigit() else fold(char)
     start = next((place for place, char in enumerate(line) if char.isdigit()), None)
     if start is None or any(char.isnumeric() for char in line[:start]):
         return None
@@ -81,9 +85,7 @@ def first_number(text):
         return None
     start -= line[start - 1 : start] == "."
     end = start
-    while end < len(line) and (line[end].isdigit() or line[end] in ".," or glued(line, end) or spaced(line, end)):
-        if line[end - 1 : end + 1] == ".," and end > start:  # a full stop and a space that does not break
-            break
+    while end < len(line) and (line[end].isdecimal() or line[end] in ".," or glued(line, end) or spaced(line, end)):
         end += 1
     written = line[start:end].rstrip(".,{}\\!;")
     if follows(line[start + len(written) :]):
@@ -113,7 +115,7 @@ def fold(char):
         return str(unicodedata.decimal(char))
     if unicodedata.category(char) == "Pd" or char in "\u2212\ufe63\uff0d":
         return "-"
-    if char in "\uff0c\u066c\ufe50\u00a0\u2009\u202f":
+    if char in "\uff0c\u066c\ufe50" + UNBROKEN:
         return ","
     return "." if char in "\uff0e\u066b\ufe52\u3002" else char
 
@@ -131,7 +133,7 @@ def follows(rest):
     """Whether the number goes on: with a digit, a sign of mathematics, a letter alone, or a power of ten."""
     signs = rest.lstrip(" \t*_)]}$")
     if signs[:1] in tuple("!+<>^×÷|\\√π∞≤≥±") and not signs.startswith(
-        ("</", "<|", "<t", "^\\circ", "^{\\circ", "\\%", "\\text", "\\$", "\\)", "\\]", "\\ ", "\\,", "\\;")
+        ("</", "<|", "<t", "^\\circ", "^{\\circ", "\\%", "\\text", "\\$", "\\)", "\\]", "\\ ", "\\,", "\\:", "\\;")
     ):
         return not (signs[:1] == "!" and rest[:1] in "*_" or signs.startswith("|") and not signs.strip("| \t"))
     if rest[:1].isascii() and rest[:1].isalpha() and not rest[1:2].isalpha() and rest[0] not in "mgshlLVAWJKNCFd":
@@ -253,6 +255,8 @@ BEHIND = st.lists(st.sampled_from(PIECES), max_size=4).map("".join) | st.text(st
 
 @settings(max_examples=1000)
 @example(before="", written="N", behind=".\u00a01e999999", number=0)
+@example(before="", written="N", behind=".\u00a0million", number=0)
+@example(before="", written="N²", behind="####N", number=0)
 @given(BEFORE.map("".join), NUMBERS, BEHIND, st.integers(-50, 50) | st.integers(-(10**7), 10**7))
 def test_a_number_in_its_place_is_accepted_only_as_itself(before, written, behind, number):
     written = written.replace("N", str(number)).replace("{n:,}", f"{number:,}")
