@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
 import torch
 
@@ -12,8 +13,8 @@ from grpo.weights.digest import records, sums
 SPARE = 2.0
 """A GPU takes the copy if it has so many times its size free; else pinned host memory does."""
 
-TOGETHER = 32
-"""Tensors that are looked at once more, and brought to the GPU if they are not there, with one wait for it."""
+TOGETHER, TOGETHER_BYTES = 32, 256 << 20
+"""Tensors that are looked at once more with one wait for the GPU; so many bytes at most that must be brought there."""
 
 PlainRecord = tuple[str, tuple[int, ...], str, str]
 """Name, shape, dtype, digest: what crosses the border between vLLM's processes."""
@@ -69,13 +70,20 @@ class Shadow:
         if version != self.version or not self.ended or self.error or self.problems:
             raise ValueError(f"the copy is of version {self.version} and not a whole version {version}")
         while self._tensors:
-            batch = [(record, tensor.to(self.device)) for record, tensor in self._tensors[:TOGETHER]]
-            del self._tensors[:TOGETHER]
+            count = self._together()
+            batch = [(record, tensor.to(self.device)) for record, tensor in self._tensors[:count]]
+            del self._tensors[:count]
             found = records([(record.name, tensor, sums(tensor)) for record, tensor in batch])
             for (record, tensor), now in zip(batch, found, strict=True):
                 if now != record:
                     raise ValueError(f"{record.name} has changed since it was received")
                 yield record, tensor
+
+    def _together(self) -> int:
+        if self.on_device:
+            return TOGETHER
+        sizes = accumulate(record.nbytes for record, _ in self._tensors[:TOGETHER])
+        return max(1, sum(size <= TOGETHER_BYTES for size in sizes))
 
     def _read(self) -> None:
         try:
