@@ -8,6 +8,7 @@ that a run which resumes checks its first samples too.
 
 import json
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import distributed
@@ -29,7 +30,7 @@ class Drift:
         self.policy, self.device = policy, device
         self.oldest_lag = config.rollout.max_staleness + config.sync.every - 1
         self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
-        self.rows = max(1, ROWS // self.ranks)
+        self.rows, self.budget = max(1, ROWS // self.ranks), config.train.tokens_per_micro_batch
         self.kept: dict[int, list[tuple[Sample, torch.Tensor]]] = {}
 
     def keep(self, version: int, samples: Sequence[Sample], logprobs_C: torch.Tensor) -> None:
@@ -86,8 +87,9 @@ class Drift:
         if any(each.keys() != of_ranks[0].keys() for each in of_ranks):
             raise ValueError("ranks keep the same versions")
         for version in of_ranks[0]:
-            mine = [row for each in of_ranks[self.rank :: self.ranks] for row in each[version]]
-            self.kept[version] = [self._row(version, *row) for row in mine]
+            mine = [self._row(version, *row) for each in of_ranks[self.rank :: self.ranks] for row in each[version]]
+            ends = accumulate(len(sample.prompt_ids) + len(sample.output_ids) for sample, _ in mine)
+            self.kept[version] = mine[: max(1, sum(end <= self.budget for end in ends))]  # they are scored together
 
     def _row(
         self,
