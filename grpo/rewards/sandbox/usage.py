@@ -28,6 +28,10 @@ class Excess(Exception):
         self.kind = kind
 
 
+MOST_ATTEMPTS = 100
+"""Of a walk up from a process whose ancestors keep ending."""
+
+
 def process_tree(pid: int, spared: Collection[int] = ()) -> Iterator[tuple[int, int]]:
     """A process that reaps its orphans, and all below it, each with its number of threads. They may change meanwhile.
 
@@ -49,7 +53,7 @@ def is_below(pid: int, reaper: int) -> bool:
 
     Asked from below, as a list of children may lack living ones while others of it end.
     """
-    member = pid
+    member, attempts = pid, 0
     while member > 1 and member != reaper:
         try:
             with open(f"/proc/{member}/stat", "rb") as file:
@@ -57,7 +61,11 @@ def is_below(pid: int, reaper: int) -> bool:
         except (FileNotFoundError, ProcessLookupError):
             if member == pid:
                 raise ProcessLookupError(pid) from None
-            member = pid  # one between them has ended: the reaper, or one nearer to it, has its children now
+            member, attempts = pid, attempts + 1  # one between has ended: one nearer to the reaper has its children
+            if attempts > MOST_ATTEMPTS:  # or it cannot be seen, as it is another user's: then all this is not below
+                return False
+        except PermissionError:
+            return False
     return member == reaper and pid != reaper
 
 

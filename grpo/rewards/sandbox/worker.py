@@ -38,6 +38,10 @@ FENCES = {
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
+ROUNDS = 100
+"""In which children are ended after a call; each generation of orphans needs one."""
+
+
 class Settings(TypedDict):
     """What the caller asks for, as the supervisor reads it from its stdin."""
 
@@ -193,16 +197,21 @@ def describe(error: BaseException) -> str:
 def children() -> set[int]:
     """Processes whose parent is this one: as it is a subreaper, also those that tried to get away by a double fork."""
     found: set[int] = set()
-    with suppress(OSError):  # a thread may end meanwhile
-        for thread in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{thread}/children") as file:
-                found.update(map(int, file.read().split()))
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(OSError), open(f"/proc/self/task/{thread}/children") as file:  # it may end meanwhile
+            found.update(map(int, file.read().split()))
     return found
 
 
 def end_children(spared: set[int]) -> None:
-    """Ends all children but these, and theirs: orphans come to this process and are found in the next round."""
-    while left := children() - spared:
+    """Ends all children but these, and theirs: orphans come to this process and are found in the next round.
+
+    Where threads of the user's go on making some, the keeper finds what is left, and has this process replaced.
+    """
+    for _ in range(ROUNDS):
+        left = children() - spared
+        if not left:
+            return
         for pid in left:
             with suppress(ProcessLookupError, PermissionError):  # reaped meanwhile by the user's thread
                 os.kill(pid, signal.SIGKILL)
