@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 
 from grpo.cluster.context import RunContext
 from grpo.cluster.fleet import Fleet, State
-from grpo.cluster.syncing import WeightSync, worker_lives
+from grpo.cluster.syncing import WeightSync, surely_changed, worker_lives
 from grpo.cluster.trainer_group import TrainerGroup
-from grpo.errors import ClusterError, EngineLost, GrpoError, TrainerLost
+from grpo.errors import ClusterError, EngineLost, GrpoError, TrainerLost, WeightSyncError
 from grpo.interfaces import Recorder
 from grpo.run.background import Cancelled
 from grpo.types import Manifest, Stats
@@ -202,7 +202,17 @@ class PublishedWeights(WeightSync):
         send = self.trainer.ranks[0].send_published(version)
         receipts = self._receipts(version)
         self._exchange([send, *receipts])
-        return self._verify(version, send, receipts, self._moved(version))
+        moved = self._moved(version)
+        if not self.self_tested:
+            return self._verify(version, send, receipts, moved)
+        # What was sent before is what the self-test took, the live weights: it may be this very version.
+        sent = self._verify(version, send, receipts, moved=False)
+        if moved and surely_changed(sent) and self.digests.get(self.version) == self.digest:
+            raise WeightSyncError(
+                f"every engine must hold the trainer's weights, but the trainer has moved, and sent the weights of "
+                f"version {self.version} again as version {version}; nothing was sampled from them, start the run again"
+            )
+        return sent
 
     def _took(self, version: int) -> None:
         with self._changed:

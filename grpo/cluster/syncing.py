@@ -26,6 +26,11 @@ def worker_lives(worker: Any, seconds: float) -> Call[object]:
     return engine_lives(worker, seconds) if worker.role == "rollout" else process_lives(worker, seconds)
 
 
+def surely_changed(sent: Manifest) -> bool:
+    """Whether an update changes some bits for sure: a small model in bfloat16 may round a whole step away."""
+    return sum(record.numel for record in sent.records) >= SURELY_CHANGED
+
+
 class WeightSync:
     """Weights from trainer rank 0 to every engine: sent, received, compared, and only then stamped.
 
@@ -170,8 +175,7 @@ class WeightSync:
         """Compares what was sent with what all have received; `moved`: it must be other than what was sent before."""
         sent = send.result
         assert sent is not None, "rank 0 is the sender"
-        # A small model in bfloat16 may round a whole step away.
-        updated = moved and sum(record.numel for record in sent.records) >= SURELY_CHANGED
+        updated = moved and surely_changed(sent)
         received = [manifest for call in receipts for manifest in call.result]
         verify(sent, received, previous=self.last, updated=updated)
         self.digest = hashlib.sha256("".join(record.digest for record in sent.records).encode()).hexdigest()[:16]

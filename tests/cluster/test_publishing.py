@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo.cluster import syncing
 from grpo.cluster.fleet import Fleet, State
 from grpo.cluster.publishing import PublishedWeights
 from grpo.cluster.rollouts import FleetRollouts
@@ -119,6 +120,27 @@ def test_an_engine_lost_in_a_batch_is_brought_to_the_version_of_the_batch(betwee
     assert between.weights.version == 1
     between.weights.hold(2)
     assert between.weights.version == 2 and {slot.state for slot in between.fleet.slots} == {State.HEALTHY}
+
+
+def test_a_version_that_the_trainer_stands_at_is_brought_to_a_new_engine(
+    between: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The self-test has sent the same weights just before, which says nothing about what engines had."""
+    monkeypatch.setattr(syncing, "SURELY_CHANGED", 0)
+    between.engines[0].fails["generate"] = EngineLost("died")
+    between.rollouts.generate(PROMPTS, SAMPLING, step=1)
+    between.step(1)
+    between.weights.hold(1)
+    assert between.weights.version == 1 and between.weights.self_tested
+    rank = between.trainer.ranks[0]
+    assert isinstance(rank, LocalRank)
+    moved = {"train/grad_norm": 1.0, "train/learning_rate": 1.0}
+    monkeypatch.setattr(rank, "step", lambda batch, step: rank.does(f"step {step}", lambda: moved))
+    between.engines[1].fails["generate"] = EngineLost("died")
+    between.rollouts.generate(PROMPTS, SAMPLING, step=2)
+    between.step(2)
+    with pytest.raises(WeightSyncError, match="has moved, and sent the weights of version 1 again as version 2"):
+        between.weights.hold(2)
 
 
 def test_a_new_engine_joins_at_the_next_version_with_a_self_test(between: Stack) -> None:
