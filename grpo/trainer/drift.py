@@ -88,8 +88,10 @@ class Drift:
             raise ValueError("ranks keep the same versions")
         for version in of_ranks[0]:
             mine = [self._row(version, *row) for each in of_ranks[self.rank :: self.ranks] for row in each[version]]
-            ends = accumulate(len(sample.prompt_ids) + len(sample.output_ids) for sample, _ in mine)
-            self.kept[version] = mine[: max(1, sum(end <= self.budget for end in ends))]  # they are scored together
+            if len(of_ranks) > self.ranks:  # of several ranks, and scored together: what one rank has room for
+                ends = accumulate(len(sample.prompt_ids) + len(sample.output_ids) for sample, _ in mine)
+                mine = mine[: max(1, sum(end <= self.budget for end in ends))]
+            self.kept[version] = mine
 
     def _row(
         self,

@@ -118,6 +118,20 @@ def test_a_state_folder_holds_the_rows_and_names_damage(drift_of, alone, tmp_pat
     assert drift.kept == {}, "an older checkpoint has no such file"
 
 
+def test_fewer_ranks_keep_what_one_has_room_for_and_as_many_all(drift_of) -> None:
+    """A prompt that rows share was forwarded once: their lengths add up to more than a micro-batch held."""
+    texts, before = dumped(drift_of, 2)  # two rows of five tokens each of version 4
+    for rank in range(2):
+        again = drift_of(rank, 2)
+        again.budget = 6
+        again.restore(texts)
+        assert kept(again) == before[rank]
+    alone = drift_of(0, 1)
+    alone.budget = 16
+    alone.restore(texts)
+    assert [len(rows) for rows in alone.kept.values()] == [3, 1], "15 tokens of 16"
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_other_ranks_share_the_rows_and_agree_on_the_versions(drift_of, ranks: int) -> None:
     """A rank that did not know a version would leave the others waiting in the collective that measures it."""
