@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from statistics import fmean
 
+from grpo.algorithm.evaluation import overall
 from grpo.checkpoint import Commit, Committer, Content, Progress
 from grpo.checkpoint.committer import Durable
 from grpo.config import Config
@@ -75,9 +76,10 @@ class Controller:
         parts.checkpoints.check()  # who slept for long may have lost its trainer, and the run to a newer start
         parts.recorder.rewind(step, attachments)
         self.training = False
-        parts.recorder.starting("sync")
-        with parts.recorder.phase("weight_sync"):
-            parts.recorder.log_sync(parts.weights.begin(step), parts.weights.digests[step])
+        if parts.weights:
+            parts.recorder.starting("sync")
+            with parts.recorder.phase("weight_sync"):
+                parts.recorder.log_sync(parts.weights.begin(step), parts.weights.digests[step])
         self.evaluate()
 
     def advance(self) -> None:
@@ -88,7 +90,7 @@ class Controller:
             self.finish_commit()
         with parts.recorder.step(step):
             batch = parts.collector.next(step, sampled=self.commit_if_leaving)
-            zero_variance_steps = self.check_signal(batch.groups)
+            zero_variance_steps = self.check_signal(batch)
             stats = self.learn(batch, step)
             parts.recorder.log_step(step, batch.groups, batch.stats | stats, batch.skipped)
         score = self.progress.score if parts.collector.held_out else mean_reward(batch.groups)
@@ -107,7 +109,7 @@ class Controller:
         with parts.recorder.phase("train"):
             self.training = True
             stats = parts.trainer.step(batch.samples, step)
-        if self.clock.published(step):
+        if parts.weights and self.clock.published(step):
             with parts.recorder.phase("weight_sync"):
                 sent = parts.weights.publish(step)
                 parts.recorder.log_sync(sent, "" if self.clock.staleness else parts.weights.digests[step])
@@ -121,7 +123,7 @@ class Controller:
         with parts.recorder.phase("eval"):
             groups, scores = parts.collector.evaluate(step)
             parts.recorder.log_eval(step, groups, scores)
-        self.progress = replace(self.progress, evaluated=step, score=scores["eval/accuracy"])
+        self.progress = replace(self.progress, evaluated=step, score=overall(scores))
 
     def commit(self, wait: bool) -> None:
         """Begins to commit the last finished step, once none is under way; the next steps wait for a copy of its state.
@@ -209,11 +211,12 @@ class Controller:
             f"{step + self.training}, the same command resumes from step {self.committed}"
         )
 
-    def check_signal(self, groups: Groups) -> int:
+    def check_signal(self, batch: Batch) -> int:
         """How many steps in a row had only groups of equal rewards, which teach nothing; too many end the run."""
-        steps = self.progress.zero_variance_steps + 1 if all(group.zero_variance for group in groups) else 0
+        silent = all(group.scored and group.zero_variance for group in batch.groups)
+        steps = self.progress.zero_variance_steps + 1 if silent else 0
         if steps > self.config.run.max_steps_without_signal:
-            rewards = sorted({reward for group in groups for reward in group.rewards_G})
+            rewards = sorted({reward for group in batch.groups for reward in group.rewards_G})
             raise NoLearningSignal(
                 f"rewards must differ within groups to teach anything, but in each of the last {steps} steps every "
                 f"group had equal rewards (the last ones: {rewards[:4]}); look at samples.jsonl, change the data or "
@@ -233,6 +236,7 @@ def content(progress: Progress, attached: Callable[[], Mapping[str, bytes]], dra
     return Content(state, progress.score, attachments)
 
 
-def mean_reward(groups: Groups) -> float:
-    """Over all samples."""
-    return fmean(reward for group in groups for reward in group.rewards_G)
+def mean_reward(groups: Groups) -> float | None:
+    """Over all samples; None where nobody has scored them."""
+    scored = [reward for group in groups if group.scored for reward in group.rewards_G]
+    return fmean(scored) if scored else None

@@ -22,7 +22,8 @@ class Prompt:
     """One question, ready to be sampled from.
 
     `id` names the row for seeds, logs and the exactly-once stream: "<source fingerprint>:<row>". `source` is the name
-    of its source where there are several (`data.sources`), else "".
+    of its source where there are several (`data.sources`), else "". `completion_ids` is what a supervised warm-up
+    teaches behind it, end token included; nothing else knows it.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Prompt:
     answer: str
     token_ids: tuple[int, ...]
     source: str = ""
+    completion_ids: tuple[int, ...] = ()
 
 
 VersionSpans = tuple[tuple[int, int], ...]
@@ -104,6 +106,11 @@ class Group:
 
     prompt: Prompt
     samples: tuple[Sample, ...]
+
+    @property
+    def scored(self) -> bool:
+        """Whether its samples have rewards; the rows of a supervised warm-up never do."""
+        return all(sample.reward is not None for sample in self.samples)
 
     @property
     def rewards_G(self) -> list[float]:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import grpo
 from grpo import cli
+from grpo.algorithm.intervals import Evaluation
 from grpo.config import Config
 from grpo.errors import ConfigError, DeadlineExceeded, WeightSyncError
 
@@ -41,7 +42,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
     module = types.ModuleType("grpo.cluster")
     module.train = lambda config, began: called(config, Path(config.run.dir))  # type: ignore[attr-defined]
-    module.evaluate = lambda config: called(config, {"pass@1": 0.25})  # type: ignore[attr-defined]
+    scores = [Evaluation("greedy", 7, 1, {"pass@1": 0.25, "tokens": 3.0}, {"pass@1": (0.125, 0.375)})]
+    module.evaluate = lambda config, full: called(config, scores)  # type: ignore[attr-defined]
+    module.warm_up = lambda config, began: called(config, Path(config.run.dir, "sft", "policy"))  # type: ignore[attr-defined]
     report = types.ModuleType("grpo.observe.report")
     report.write_report = lambda run: Path(run) / "report.html"  # type: ignore[attr-defined]
     for name, stand_in in (("cluster", module), ("observe.report", report)):
@@ -66,7 +69,46 @@ def test_eval_prints_the_scores(run_file: Path, cluster: types.SimpleNamespace) 
     result = runner.invoke(cli.app, ["eval", str(run_file), "model.path=runs/x/checkpoints/step_000045/policy"])
     assert result.exit_code == 0, result.output
     assert cluster.configs[0].model.path == "runs/x/checkpoints/step_000045/policy"
-    assert "pass@1" in result.stdout and "0.25" in result.stdout
+    assert "pass@1" in result.stdout and "0.25" in result.stdout and "0.125 to 0.375" in result.stdout
+    assert "7 prompts x 1" in result.stdout
+
+
+def test_eval_of_a_model_writes_its_scores(run_file: Path, cluster: types.SimpleNamespace, tmp_path: Path) -> None:
+    model, out = tmp_path / "run" / "policy", tmp_path / "new" / "scores.json"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    arguments = ["eval", str(run_file), "eval.prompts=9", "--of", str(tmp_path / "run"), "--full", "--out", str(out)]
+    result = runner.invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    assert (cluster.configs[0].model.path, cluster.configs[0].eval.prompts) == (str(model), 9)
+    (scores,) = json.loads(out.read_text())["scores"]
+    assert (scores["name"], scores["intervals"]["pass@1"]) == ("greedy", [0.125, 0.375])
+
+
+def test_eval_of_what_is_no_model_starts_nothing(
+    run_file: Path, cluster: types.SimpleNamespace, tmp_path: Path
+) -> None:
+    result = runner.invoke(cli.app, ["eval", str(run_file), "--of", str(tmp_path)])
+    assert (result.exit_code, cluster.configs) == (2, [])
+    assert "must be the folder of a run or of a model" in result.stderr
+
+
+def test_scores_that_cannot_be_written_are_refused_before_they_are_found(
+    run_file: Path, cluster: types.SimpleNamespace, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for out, says in ((tmp_path, "is a folder"), (tmp_path / "file" / "scores.json", "its folder must be there")):
+        result = runner.invoke(cli.app, ["eval", str(run_file), "eval.prompts=9", "--out", str(out)])
+        assert (result.exit_code, cluster.configs) == (2, [])
+        assert says in result.stderr and "give another file" in result.stderr
+
+
+def test_sft_says_what_grpo_begins_with(run_file: Path, cluster: types.SimpleNamespace) -> None:
+    result = runner.invoke(cli.app, ["sft", str(run_file), "run.dir=runs/a", "sft.epochs=2"])
+    assert result.exit_code == 0, result.output
+    assert [(config.run.dir, config.sft.epochs) for config in cluster.configs] == [("runs/a", 2.0)]
+    assert "The report: runs/a/sft/report.html" in result.stdout
+    assert f"grpo train {run_file} model.path=runs/a/sft/policy" in result.stdout
 
 
 def test_eval_without_held_out_prompts_starts_nothing(run_file: Path, cluster: types.SimpleNamespace) -> None:

@@ -26,22 +26,35 @@ def score_evaluation(
     samples = [sample for group in groups for sample in group.samples]
     if not samples:
         return {}
-    right_and_size_P = [(sum(map(is_right, group.samples)), len(group.samples)) for group in groups if group.samples]
-    n = max(size for _, size in right_and_size_P)
-    scores = {"eval/accuracy": fmean(right / size for right, size in right_and_size_P)}
-    k = 2
-    while k <= n:
-        scores[f"eval/pass@{k}"] = fmean(pass_at_k(size, right, k) for right, size in right_and_size_P if size >= k)
-        k *= 2
-    if n > 1:
-        votes = by_source or {}
-        chosen = [majority(g.samples, votes.get(g.prompt.source, answer_of)) for g in groups if g.samples]
-        scores[f"eval/maj@{n}"] = fmean(map(is_right, chosen))
-    return scores | {
+    return {name: fmean(values_P) for name, values_P in by_prompt(groups, answer_of, by_source).items()} | {
         "eval/reward": fmean(reward for group in groups for reward in group.rewards_G),
         "eval/completion_tokens": fmean(sample.sampled_tokens for sample in samples),
         "eval/truncated_ratio": fmean(sample.truncated for sample in samples),
     }
+
+
+def by_prompt(
+    groups: Sequence[Group], answer_of: AnswerOf = final_number, by_source: Mapping[str, AnswerOf] | None = None
+) -> dict[str, list[float]]:
+    """Accuracy, pass@k and maj@k of each prompt; their means are the scores of that name."""
+    groups = [group for group in groups if group.samples]
+    right_and_size_P = [(sum(map(is_right, group.samples)), len(group.samples)) for group in groups]
+    n = max(size for _, size in right_and_size_P)
+    values = {"eval/accuracy": [right / size for right, size in right_and_size_P]}
+    k = 2
+    while k <= n:
+        values[f"eval/pass@{k}"] = [pass_at_k(size, right, k) for right, size in right_and_size_P if size >= k]
+        k *= 2
+    if n > 1:
+        votes = by_source or {}
+        chosen = [majority(group.samples, votes.get(group.prompt.source, answer_of)) for group in groups]
+        values[f"eval/maj@{n}"] = [float(is_right(sample)) for sample in chosen]
+    return values
+
+
+def overall(scores: Stats) -> float:
+    """The one number by which checkpoints are compared, the higher the better: accuracy, or less loss in a warm-up."""
+    return scores["eval/accuracy"] if "eval/accuracy" in scores else -scores["eval/loss"]
 
 
 def is_right(sample: Sample) -> bool:

@@ -50,6 +50,27 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
     return out
 
 
+def policy_of(path: Path) -> Path:
+    """The folder of the policy that a path means: of a model, of a warm-up's result, or of a run's newest checkpoint.
+
+    Raises ConfigError for what is none of these, CheckpointError for a run without a whole checkpoint.
+    """
+    for folder in (path, path / POLICY):
+        if (folder / "config.json").is_file():
+            return folder
+    if not (path / CONFIG).is_file():
+        raise ConfigError(f"{path}: must be the folder of a run or of a model (config.json), but is none; correct it")
+    store = open_store(checkpoints_url(checkpoint_dir(path), path))
+    if not store.renames:
+        raise ConfigError(
+            f"{path}: a policy is loaded from a folder, but its checkpoints lie in {store.url}; copy one with "
+            f"`grpo export {path} OUT` and give OUT"
+        )
+    folder = Path(store.path(find_checkpoint(store)), POLICY)
+    check_policy(folder)
+    return folder
+
+
 def checkpoint_dir(run_dir: Path) -> str | None:
     """`checkpoint.dir` of the run. Nothing else of its configuration counts here, least of all what it would start."""
     section = read(run_dir / CONFIG).get("checkpoint")

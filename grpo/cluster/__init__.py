@@ -2,5 +2,6 @@
 
 from grpo.cluster.job import evaluate, train
 from grpo.cluster.preflight import preflight
+from grpo.cluster.warmup import warm_up
 
-__all__ = ["evaluate", "preflight", "train"]
+__all__ = ["evaluate", "preflight", "train", "warm_up"]

@@ -77,6 +77,10 @@ class RankActor(Protocol):
         """All updates of a step."""
         ...
 
+    def evaluate(self, batch: Sequence[Sample]) -> Stats:
+        """The loss of these rows; nothing is learned."""
+        ...
+
     def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
         """Writes its share of the whole state below a folder of the store; what it wrote."""
         ...

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from grpo.config import Config
 from grpo.errors import DeadlineExceeded
@@ -19,6 +20,9 @@ from grpo.run.start import Phases, process_began
 from grpo.store import open_store
 from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
 from grpo.weights import Transport
+
+if TYPE_CHECKING:
+    from grpo.algorithm.objective import Objective
 
 
 class VLLMActor:
@@ -110,14 +114,22 @@ class PolicyModelActor:
             total_steps=self.config.run.steps,
             threads=max(1, usable_cores() // ranks) if on_cpu else None,
             phases=self.phases,
+            objective=self._objective(),
         )
         return Place(node_id(), [os.getpid()], oom_kills(), self.phases.end())
+
+    def _objective(self) -> "Objective | None":
+        """What it minimises; None: the loss of GRPO."""
+        return None
 
     def records(self) -> tuple[TensorRecord, ...]:
         return self.trainer.weight_records()
 
     def step(self, batch: Sequence[Sample], step: int) -> Stats:
         return self.trainer.step(batch, step)
+
+    def evaluate(self, batch: Sequence[Sample]) -> Stats:
+        return self.trainer.evaluate(batch)
 
     def tolerance(self) -> float:
         return self.trainer.tolerance
@@ -205,6 +217,15 @@ class PolicyModelActor:
     def close(self) -> None:
         if hasattr(self, "trainer"):
             self.trainer.close()
+
+
+class SupervisedModelActor(PolicyModelActor):
+    """One rank of a supervised warm-up."""
+
+    def _objective(self) -> "Objective":
+        from grpo.algorithm.objective import SUPERVISED
+
+        return SUPERVISED
 
 
 def node_id() -> str:

@@ -155,6 +155,10 @@ class RayRank(RayWorker):
         """All updates of a step."""
         return self._call(RankActor.step, batch.put() if isinstance(batch, SharedBatch) else batch, step)
 
+    def evaluate(self, batch: Sequence[Sample]) -> Call[Stats]:
+        """The loss of these rows."""
+        return self._call(RankActor.evaluate, batch.put() if isinstance(batch, SharedBatch) else batch)
+
     def save(self, folder: str, step: int) -> Call[tuple[FileRecord, ...]]:
         """Writes its share."""
         return self._call(RankActor.save, folder, step)

@@ -1,13 +1,13 @@
 """`grpo train` and `grpo eval` after parsing: folder and data first, then Ray and its actors, then the loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from grpo.algorithm.evaluation import score_evaluation
+from grpo.algorithm.intervals import Evaluation, full_passes, judged, with_all_rows
 from grpo.algorithm.schedule import rate_change
 from grpo.checkpoint import Checkpoints, Commit
 from grpo.cluster.actor_protocols import EngineActor, RankActor
@@ -23,7 +23,7 @@ from grpo.cluster.trainer_group import TrainerGroup
 from grpo.config import Config
 from grpo.config.diff import check_config_diff, config_hash
 from grpo.controller import Controller
-from grpo.data.prompts import eval_prompts, load_data, load_tokenizer, prompt_stream
+from grpo.data.prompts import Loaded, eval_prompts, load_data, load_tokenizer, prompt_stream
 from grpo.data.rendering import Rendering
 from grpo.data.stream import MixedStream, PromptStream
 from grpo.errors import BugError, GrpoError
@@ -43,9 +43,10 @@ from grpo.run.lease import Lease
 from grpo.run.memory import return_freed_memory
 from grpo.run.start import Phases
 from grpo.run.stopping import StopRequest
-from grpo.types import Stats
+from grpo.types import Group, Prompt, Sampling, Stats
 
 W = TypeVar("W", bound=Worker)
+PROMPTS_AT_ONCE = 512
 END_SECONDS = 10.0
 """For what works ahead to end with the run; then the workers that it waits for are ended."""
 
@@ -80,13 +81,25 @@ def train(config: Config, makers: Makers = Makers(), began: float | None = None)
     `began` is when the command did, in seconds of time.monotonic(), if this process is for this run alone.
     Raises: GrpoError; actors, engines and a local Ray are gone when it returns or raises.
     """
+    return held(config, partial(_train, config, makers), began)
+
+
+Work = Callable[[Path, StopRequest, Lease, Phases], None]
+"""What a start does in its run's folder."""
+
+
+def held(config: Config, work: Work, began: float | None) -> Path:
+    """Does the work while the run's folder is this start's; what ends it for good is left in FATAL.json.
+
+    Raises GrpoError, and what a library raises in this process as one.
+    """
     return_freed_memory()
     phases = Phases("process", began)
     run_dir = Path(config.run.dir)
     with StopRequest(config.run.grace_seconds) as stop, Lease(run_dir, config.run.lease_seconds, stop) as lease:
         check_fatal(run_dir, config)
         try:
-            _train(config, run_dir, makers, stop, lease, phases)
+            work(run_dir, stop, lease, phases)
         except GrpoError as error:
             leave_fatal(run_dir, error, config, lease)
             raise
@@ -106,7 +119,7 @@ def leave_fatal(run_dir: Path, error: GrpoError, config: Config, lease: Lease) -
         write_fatal(run_dir, error, config_hash(config))
 
 
-def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lease: Lease, phases: Phases) -> None:
+def _train(config: Config, makers: Makers, run_dir: Path, stop: StopRequest, lease: Lease, phases: Phases) -> None:
     phases.begin("data")
     with RewardScorer(config, run_dir) as rewards:
         checkpoints = Checkpoints(config, run_dir, lease)
@@ -117,20 +130,11 @@ def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lea
         rewards.try_services(loaded.prompts[0])
         prompts = prompt_stream(config, loaded.prompts, rendering.now.isoformat() if rendering.sees_the_time else "")
         check_prompts(newest, prompts)
-        if newest and newest.step >= config.run.steps:
-            say = RunProgress(config.run.steps).say
-            say(f"the run has its {config.run.steps} steps; to train on raise run.steps and name it in run.allow_drift")
+        if finished(config, newest):
             return
         attempt, streams = lease.attempt, prompts.contents()
         with RunRecorder(config, attempt=attempt, decode=rendering.decode, streams=streams, phases=phases) as record:
-            for name, reason in checkpoints.skipped:
-                record.damaged(name, reason)
-            if newest and (change := rate_change(newest.config, config, newest.step)):
-                record.say(change)
-            skipped = loaded.skipped + held_out.skipped
-            record.say(f"data: {len(loaded.prompts)} prompts, {len(held_out.prompts)} held out, {skipped} rows skipped")
-            for note in (*loaded.notes, *held_out.notes):
-                record.say(note)
+            tell(record, config, checkpoints, newest, loaded, held_out)
             if rewards.isolation:
                 record.say(f"warning: reward code runs without these fences: {', '.join(rewards.isolation)}")
             roles = f"{config.rollout.engines} x vLLM and {config.train.ranks} x DeepSpeed"
@@ -157,6 +161,29 @@ def _train(config: Config, run_dir: Path, makers: Makers, stop: StopRequest, lea
                 finally:
                     collector.stop_ahead()
                     cluster.workers.background.join(END_SECONDS)
+
+
+def finished(config: Config, newest: Commit | None) -> bool:
+    """Whether the run has all its steps, and a word on it."""
+    done = newest is not None and newest.step >= config.run.steps
+    if done:
+        say = RunProgress(config.run.steps).say
+        say(f"the run has its {config.run.steps} steps; to train on raise run.steps and name it in run.allow_drift")
+    return done
+
+
+def tell(
+    record: RunRecorder, config: Config, checkpoints: Checkpoints, newest: Commit | None, loaded: Loaded, held: Loaded
+) -> None:
+    """What is to be said of checkpoint, rate and rows before a run begins."""
+    for name, reason in checkpoints.skipped:
+        record.damaged(name, reason)
+    if newest and (change := rate_change(newest.config, config, newest.step)):
+        record.say(change)
+    skipped = loaded.skipped + held.skipped
+    record.say(f"data: {len(loaded.prompts)} prompts, {len(held.prompts)} held out, {skipped} rows skipped")
+    for note in (*loaded.notes, *held.notes):
+        record.say(note)
 
 
 def made(cluster: Session, config: Config, make: Callable[[Session, Config, int], W], index: int) -> W:
@@ -191,8 +218,13 @@ def check_prompts(newest: Commit | None, prompts: PromptStream | MixedStream) ->
         prompts.restore(state)
 
 
-def evaluate(config: Config) -> Stats:
-    """Scores the held-out prompts with `model.path` as it is; no trainer is started."""
+def evaluate(config: Config, full: bool = False) -> list[Evaluation]:
+    """Scores the held-out prompts with `model.path` as it is; no trainer is started.
+
+    `full`: all rows of the split, once greedily and once sampled, several times each.
+    """
+    passes = full_passes(config) if full else {"": eval_sampling(config)}
+    config = with_all_rows(config) if full else config
     with StopRequest(config.run.grace_seconds) as stop, RewardScorer(config) as rewards:
         loaded = eval_prompts(config, load_tokenizer(config))
         held_out = loaded.prompts
@@ -205,8 +237,20 @@ def evaluate(config: Config) -> Stats:
             context = RunContext(config, cluster.workers, recoveries, ConsoleObserver())
             fleet = Fleet(context, partial(made, cluster, config, Makers().engine))
             rollouts = FleetRollouts(context, fleet, partial(serve_as_loaded, context, fleet))
-            groups = rewards.score(rollouts.generate(held_out, eval_sampling(config), step=0))
-            return score_evaluation(groups, answers_of(config.rewards), answers_by_source(config))
+            scored = {name: sampled(rollouts, rewards, held_out, sampling) for name, sampling in passes.items()}
+    votes = answers_of(config.rewards), answers_by_source(config)
+    return [judged(name, groups, *votes) for name, groups in scored.items()]
+
+
+def sampled(
+    rollouts: FleetRollouts, rewards: RewardScorer, prompts: Sequence[Prompt], sampling: Sampling
+) -> list[Group]:
+    """Scored groups of all prompts, some after the other, so that `deadlines.rollout` is not that of thousands."""
+    groups: list[Group] = []
+    for first in range(0, len(prompts), PROMPTS_AT_ONCE):
+        some = prompts[first : first + PROMPTS_AT_ONCE]
+        groups += rewards.score(rollouts.generate(some, sampling, step=0, first=first))
+    return groups
 
 
 def serve_as_loaded(context: RunContext, fleet: Fleet) -> int:

@@ -80,6 +80,13 @@ class TrainerGroup:
             self.moved |= stats.get("train/grad_norm", 0.0) * stats.get("train/learning_rate", 0.0) > 0
             return stats
 
+    def evaluate(self, batch: Sequence[Sample]) -> Stats:
+        """The loss of these rows, which the ranks share out."""
+        with self.turn:
+            shared = SharedBatch(batch)
+            calls = [rank.evaluate(shared) for rank in self.ranks]
+            return self.all(calls, self.config.deadlines.train, "evaluate", finish_first=True)[0]
+
     def publish(self, version: int, oldest: int) -> float:
         """Rank 0 keeps a copy of the weights as `version`, none below `oldest`; bytes of all its copies."""
         with self.turn:

@@ -19,6 +19,7 @@ from grpo.config.schema import (
     Train,
 )
 from grpo.config.section import Section
+from grpo.config.sft import Sft
 
 __all__ = [
     "MOST_ROWS",
@@ -39,6 +40,7 @@ __all__ = [
     "Rollout",
     "Run",
     "Section",
+    "Sft",
     "Sync",
     "Train",
 ]

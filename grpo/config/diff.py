@@ -18,8 +18,11 @@ FREE = {
     "reward_code.workers",
     "reward_code.isolation",
 }
-FREE_SECTIONS = {"metrics", "deadlines", "cluster", "checkpoint"}
-"""What may change between two starts: it says where and how a run is run, not what it computes."""
+FREE_SECTIONS = {"metrics", "deadlines", "cluster", "checkpoint", "sft"}
+"""What may change between two starts: it says where and how a run is run, not what it computes.
+
+What a warm-up takes from `sft` stands in the other sections of its own configuration (`supervised.py`).
+"""
 
 
 def config_hash(config: Config) -> str:

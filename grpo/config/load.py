@@ -176,8 +176,9 @@ def _suggest(path: Path_) -> str:
     """The nearest key: in the same section, with the whole path, or of the same name elsewhere; else what there is."""
     section, leaves = path[:-1], list(_leaves(Config))
     near = [_dotted((*section, name)) for name in difflib.get_close_matches(str(path[-1]), _names(section), n=1)]
-    near = near or difflib.get_close_matches(_dotted(path), leaves, n=1, cutoff=0.75)
-    near = near or [leaf for leaf in leaves if leaf.rpartition(".")[2] == str(path[-1])]
+    namesakes = [leaf for leaf in leaves if leaf.rpartition(".")[2] == str(path[-1])]
+    near = near or ([] if section else namesakes)  # a key without its section may be any of them
+    near = near or difflib.get_close_matches(_dotted(path), leaves, n=1, cutoff=0.75) or namesakes
     if near:
         return f"did you mean {' or '.join(near)}?"
     return _keys(section) if _names(section) else _keys(())

@@ -26,6 +26,7 @@ from grpo.config.fields import (
 )
 from grpo.config.rewards import RewardFunction, RewardHttp
 from grpo.config.section import Section
+from grpo.config.sft import Sft
 
 MOST_ROWS = 2**20
 """Completions of a step; all of them are held by one process."""
@@ -306,6 +307,7 @@ class Config(Section):
     train: Train = Train()
     sync: Sync = Sync()
     eval: Eval = Eval()
+    sft: Sft = Sft()
     checkpoint: Checkpoint = Checkpoint()
     metrics: Metrics = Metrics()
     cluster: Cluster = Cluster()
@@ -354,6 +356,11 @@ class Config(Section):
             raise ValueError(
                 f"each rank needs a row of each minibatch: rollout.prompts_per_step x samples_per_prompt = {rows}, "
                 f"train.minibatches x train.ranks = {shares}; lower train.minibatches"
+            )
+        if self.sft.rows_per_step < self.train.ranks:
+            raise ValueError(
+                f"each rank needs a row of each step: sft.rows_per_step = {self.sft.rows_per_step} is below "
+                f"train.ranks = {self.train.ranks}; raise sft.rows_per_step"
             )
         by_name: dict[str, RewardFunction] = {}
         for reward in self.all_rewards:

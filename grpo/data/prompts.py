@@ -15,6 +15,7 @@ from grpo.config import Config
 from grpo.config.data import DataRows
 from grpo.data.arithmetic import MAX_ROWS
 from grpo.data.comparison import check_copies, check_held_out
+from grpo.data.completions import Completions
 from grpo.data.problem import Problem
 from grpo.data.proof import plain
 from grpo.data.rendering import CHARACTERS_PER_TOKEN, Rendering
@@ -46,9 +47,12 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
 
-def load_data(config: Config, rendering: Rendering) -> tuple[Loaded, Loaded]:
-    """The prompts of the training and those held out, compared with each other. Raises DataError, ConfigError."""
-    train, held_out = _train(config, rendering), _held_out(config, rendering)
+def load_data(config: Config, rendering: Rendering, completions: Completions | None = None) -> tuple[Loaded, Loaded]:
+    """The prompts of the training and those held out, compared with each other. Raises DataError, ConfigError.
+
+    `completions` makes what a supervised warm-up teaches behind them; rows whose completion is too long are left out.
+    """
+    train, held_out = _train(config, rendering, completions), _held_out(config, rendering, completions)
     where = ", ".join(map(place, eval_sources(config)))
     notes = check_held_out(train.contents, held_out.contents, held_out.prompts, where)
     return train, replace(held_out, notes=(*held_out.notes, *notes, *rendering.notes))
@@ -81,15 +85,15 @@ def prompt_stream(config: Config, prompts: Sequence[Prompt], began: str = "") ->
     return MixedStream(streams, weights, began)
 
 
-def _train(config: Config, rendering: Rendering) -> Loaded:
-    return _all(train_sources(config), config, rendering, "data")
+def _train(config: Config, rendering: Rendering, completions: Completions | None = None) -> Loaded:
+    return _all(train_sources(config), config, rendering, "data", completions)
 
 
-def _held_out(config: Config, rendering: Rendering) -> Loaded:
+def _held_out(config: Config, rendering: Rendering, completions: Completions | None = None) -> Loaded:
     sources = eval_sources(config)
     if not sources:
         return Loaded(())
-    loaded = _all(sources, config, rendering, "eval")
+    loaded = _all(sources, config, rendering, "eval", completions)
     texts = [[prompt.question, prompt.answer] for prompt in loaded.prompts]
     ranked = sorted(range(len(texts)), key=lambda index: (digest(texts[index]), index))
     chosen = sorted(ranked[: config.eval.prompts])
@@ -97,12 +101,15 @@ def _held_out(config: Config, rendering: Rendering) -> Loaded:
     return replace(loaded, prompts=prompts, contents=tuple(loaded.contents[index] for index in chosen))
 
 
-def _all(sources: Sequence[Source], config: Config, rendering: Rendering, section: str) -> Loaded:
-    parts = [load_prompts(source, config, rendering) for source in sources]
+def _all(
+    sources: Sequence[Source], config: Config, rendering: Rendering, section: str, completions: Completions | None
+) -> Loaded:
+    parts = [load_prompts(source, config, rendering, completions) for source in sources]
     prompts = tuple(chain.from_iterable(part.prompts for part in parts))
     contents = tuple(chain.from_iterable(part.contents for part in parts))
     notes = check_copies(prompts, contents, config, section)
-    return Loaded(prompts, sum(part.skipped for part in parts), contents, tuple(notes))
+    told = tuple(chain.from_iterable(part.notes for part in parts))
+    return Loaded(prompts, sum(part.skipped for part in parts), contents, (*told, *notes))
 
 
 def _source(section: str, source: DataRows, label: str = "") -> Source:
@@ -139,28 +146,55 @@ def eval_sources(config: Config) -> list[Source]:
     return sources
 
 
-def load_prompts(source: Source, config: Config, rendering: Rendering) -> Loaded:
+def load_prompts(
+    source: Source, config: Config, rendering: Rendering, completions: Completions | None = None
+) -> Loaded:
     """Reads, checks and tokenises every row of the source.
 
     Raises: DataError that lists the first bad rows, unless `data.on_bad_row` is "skip" and some rows are good;
     DataError or ConfigError for a source that cannot be read.
     """
+    if completions:
+        taught = config.sft.completion or source.columns.answer_column
+        source = replace(source, columns=replace(source.columns, completion=taught))
     checked = {number: _checked(number, row, source, config) for number, row in read(source)}
     rows = [row for row in checked.values() if isinstance(row, Row)]
     source_id = _fingerprint(rows, rendering, source.label)
     made = rendering.encode([row.conversation for row in rows])
+    answers = completions.encode(rows, made) if completions else [()] * len(rows)
     prompts, contents = [], []
-    for row, ids in zip(rows, made, strict=True):
+    for row, ids, answer in zip(rows, made, answers, strict=True):
         problem = ids if isinstance(ids, Problem) else _check_length(len(ids), config, source)
         if problem:
             checked[row.number] = replace(problem, field=source.columns.question_column)
+        elif isinstance(answer, Problem):
+            checked[row.number] = replace(answer, field=str(source.columns.completion))
         elif not isinstance(ids, Problem):
-            prompts.append(Prompt(f"{source_id}:{row.number}", row.question, row.answer, ids, source.label))
+            prompts.append(Prompt(f"{source_id}:{row.number}", row.question, row.answer, ids, source.label, answer))
             contents.append(_content(row))
     problems = {number: row for number, row in checked.items() if isinstance(row, Problem)}
     if not prompts or (problems and config.data.on_bad_row == "fail"):
         raise DataError(_report(place(source), problems, rows=len(checked)))
-    return Loaded(tuple(prompts), len(problems), tuple(contents))
+    return without_long(Loaded(tuple(prompts), len(problems), tuple(contents)), place(source), config)
+
+
+def without_long(loaded: Loaded, name: str, config: Config) -> Loaded:
+    """Only the prompts whose completion has room, which is that of a rollout, and a sentence on the others.
+
+    Raises DataError if none is left.
+    """
+    longest, room = max(len(prompt.completion_ids) for prompt in loaded.prompts), config.rollout.max_tokens
+    places = [place for place, prompt in enumerate(loaded.prompts) if len(prompt.completion_ids) <= room]
+    if longest <= room:
+        return loaded
+    told = (
+        f"{len(loaded.prompts) - len(places)} of {len(loaded.prompts)} completions have more tokens than "
+        f"rollout.max_tokens = {room} leaves them, up to {longest}"
+    )
+    if not places:
+        raise DataError(f"{name}: {told}, so there is nothing to learn from; raise rollout.max_tokens")
+    prompts, contents = tuple(loaded.prompts[at] for at in places), tuple(loaded.contents[at] for at in places)
+    return replace(loaded, prompts=prompts, contents=contents, notes=(f"{name}: {told}; these rows are left out",))
 
 
 def _checked(number: int, row: object, source: Source, config: Config) -> Row | Problem:

@@ -50,7 +50,7 @@ class Rendering:
         self.notes = self.template.unused() if self.template else []
         source = self.template.source if self.template else ""
         self.control = None if self.by_library else ControlTokens(tokenizer, source)
-        self._ends = Ends(tokenizer)
+        self.ends = Ends(tokenizer)
         self._tried = False
         self._shapes: dict[tuple[str, ...], list[int] | None] = {}
 
@@ -83,11 +83,11 @@ class Rendering:
             raise causes[0]
         good = next((index for index, item in enumerate(made) if not isinstance(item, Problem)), None)
         if good is not None:
-            self._try_template(self._compose(conversations[good]))
+            self._try_template(self.compose(conversations[good]))
         return made
 
     def _encode(self, conversations: Sequence[Sequence[Message]]) -> Iterator[Ids | Problem]:
-        chats = [self._compose(conversation) for conversation in conversations]
+        chats = [self.compose(conversation) for conversation in conversations]
         if self.by_library:
             ids = [self._by_library(chat) for chat in chats]
             texts: list[str | Problem] = [item if isinstance(item, Problem) else self.decode(item) for item in ids]
@@ -95,14 +95,14 @@ class Rendering:
             control = cast(ControlTokens, self.control)
             safe = [[control.hide(message) for message in conversation] for conversation in conversations]
             spelt = [one != list(other) for one, other in zip(safe, conversations, strict=True)]
-            hidden = list(map(self._compose, safe))
+            hidden = list(map(self.compose, safe))
             rendered = self._render(hidden)
             ids = self._tokenise(hidden, rendered, spelt)
             texts = [control.show(text) if isinstance(text, str) else text for text in rendered]
         for chat, text, item in zip(chats, texts, ids, strict=True):
             yield item if isinstance(item, Problem) else self._proved(chat, str(text), item)
 
-    def _compose(self, conversation: Sequence[Message]) -> Chat:
+    def compose(self, conversation: Sequence[Message]) -> Chat:
         """With the format around the last message, and the system prompt where the row has none of its own."""
         data = self.config.data
         *before, last = conversation
@@ -147,7 +147,7 @@ class Rendering:
         places = [place for place, text in enumerate(texts) if isinstance(text, str)]
         common = [place for place in places if not spelt[place]]
         made: list[list[int] | Problem] = [text if isinstance(text, Problem) else [] for text in texts]
-        for place, ids in zip(common, self._ids([str(texts[place]) for place in common]), strict=True):
+        for place, ids in zip(common, self.ids_of([str(texts[place]) for place in common]), strict=True):
             made[place] = ids
         odd = {place for place in common if self._is_odd(chats[place], cast("list[int]", made[place]))}
         again = [place for place in places if spelt[place] or place in odd]
@@ -161,7 +161,7 @@ class Rendering:
                 made[place] = Problem("", text)
         first = next((str(texts[place]) for place in places), "")
         before = [] if self.template or not places else before_of(self.tokenizer, first)
-        return [item if isinstance(item, Problem) else self._ends.begun_once([*before, *item]) for item in made]
+        return [item if isinstance(item, Problem) else self.ends.begun_once([*before, *item]) for item in made]
 
     def _is_odd(self, chat: Chat, ids: list[int]) -> bool:
         control = cast(ControlTokens, self.control)
@@ -170,14 +170,15 @@ class Rendering:
             system = self.config.data.system_prompt or "x"
             *rest, last = [{"role": role, "content": system if role == "system" else "x"} for role in roles]
             try:
-                text = self._render([[*rest, *self._compose([last])[-1:]]])[0]
-                self._shapes[roles] = control.of(self._ids([text])[0]) if isinstance(text, str) else None
+                text = self._render([[*rest, *self.compose([last])[-1:]]])[0]
+                self._shapes[roles] = control.of(self.ids_of([text])[0]) if isinstance(text, str) else None
             except ConfigError:  # x is none of its words
                 self._shapes[roles] = None
         shape = self._shapes[roles]
         return shape is not None and control.of(ids) != shape
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
+    def ids_of(self, texts: list[str]) -> list[list[int]]:
+        """Ids of rendered texts, without what the tokenizer writes around them. Raises ConfigError where it fails."""
         try:
             made: Any = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         except Exception as error:  # tokenizers raises plain ones: for a word that it does not know
@@ -189,7 +190,7 @@ class Rendering:
         """The ids as they are, if what went into them stands in them. Raises ConfigError for what is not the row's."""
         if not ids:
             return Problem("", "its prompt has no tokens; set data.prompt_format or data.chat_template")
-        if self._ends.is_ended(ids):
+        if self.ends.is_ended(ids):
             raise self._ended(ids)
         seen = self.decode(ids)
         for role, wanted in texts_of(chat):

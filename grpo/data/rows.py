@@ -20,12 +20,16 @@ MOST_DIGITS = 60
 
 
 class Row(NamedTuple):
-    """A row that can be used. `question` is what the user says last; `messages` are all, where a row has messages."""
+    """A row that can be used. `question` is what the user says last; `messages` are all, where a row has messages.
+
+    `completion` is what a supervised warm-up teaches, "" elsewhere.
+    """
 
     number: int
     question: str
     answer: str
     messages: Chat = []
+    completion: str = ""
 
     @property
     def conversation(self) -> Chat:
@@ -55,16 +59,28 @@ def check_row(number: int, row: object, source: Source, rewards: Sequence[Reward
     if not messages and isinstance(question, str) and isinstance(further, str) and further.strip():
         question = f"{question}\n\n{further}"
     answer = answer_text(told, rewards)
+    taught = completion_text(values["completion"]) if columns.completion else None
     for column, value, also in (
         (columns.question_column, question, "messages"),
         (columns.answer_column, answer, "a number"),
+        *([(columns.completion, taught, "messages that end with the assistant's")] if columns.completion else []),
     ):
         if problem := _not_text(value, also, source):
             return Problem(column, problem)
     assert isinstance(question, str) and isinstance(answer, str)
     if problem := answer_problem(rewards, answer):
         return Problem(columns.answer_column, problem)
-    return Row(number, question, answer, messages)
+    return Row(number, question, answer, messages, str(taught or ""))
+
+
+def completion_text(value: object) -> object:
+    """What the assistant says last, as text: of messages the last one's, of a number its text, else the value."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        last = value[-1]
+        return _content(last.get("content")) if last.get("role", "assistant") == "assistant" else value
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        return number_text(value) or value
+    return value
 
 
 def _names(row: Mapping[str, object], column: str) -> list[str]:

@@ -31,13 +31,19 @@ class Columns:
     question_column: str
     answer_column: str
     input_column: str | None = None
+    completion: str | None = None
+    """Of a supervised warm-up, whose own section has the key."""
 
     def wanted(self) -> Iterator[tuple[str, str]]:
         """Each key that is set, and its column."""
-        for key in ("question_column", "answer_column", "input_column"):
+        for key in ("question_column", "answer_column", "input_column", "completion"):
             column: str | None = getattr(self, key)
             if column is not None:
                 yield key, column
+
+    def name_of(self, key: str) -> str:
+        """The key as a configuration has it."""
+        return "sft.completion" if key == "completion" else f"{self.section}.{key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +182,4 @@ def missing_column(columns: Columns, key: str, found: Sequence[str]) -> str:
     near = difflib.get_close_matches(str(getattr(columns, key)), found, n=1)
     shown = [repr(short(name)) for name in found[:SHOWN_COLUMNS]] + ["..."] * (len(found) > SHOWN_COLUMNS)
     hint = "".join(f"; did you mean {name!r}" for name in near)
-    return (
-        f"there is no such column among {', '.join(shown) or 'none'}{hint}; correct it or set {columns.section}.{key}"
-    )
+    return f"there is no such column among {', '.join(shown) or 'none'}{hint}; correct it or set {columns.name_of(key)}"

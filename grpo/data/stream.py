@@ -29,7 +29,7 @@ class PromptStream:
         self.seed = seed
         self.began = began
         self.fingerprint = digest([prompt.id for prompt in prompts])
-        self.tokens = digest([prompt.token_ids for prompt in prompts])
+        self.tokens = digest([prompt.token_ids + prompt.completion_ids for prompt in prompts])
         self._start(epoch=0, position=0)
 
     def _start(self, epoch: int, position: int) -> None:

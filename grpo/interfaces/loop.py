@@ -36,7 +36,7 @@ DRAWN = "drawn.jsonl"
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step learns from: its scored groups, their B samples with advantages, in order, and what was counted.
+    """What a step learns from: its groups, scored if they were sampled, their B samples with advantages, and counts.
 
     `skipped` are groups that were sampled for it and left out, as they teach nothing; `prompts` is where the stream of
     prompts is behind it.
@@ -119,7 +119,11 @@ class Trainer(Protocol):
     """The ranks of the policy. Every verb raises TrainerLost when one of them died or froze."""
 
     def step(self, batch: Sequence[Sample], step: int) -> Stats:
-        """`train.epochs` passes of clipped policy updates over the batch; the mean statistics of the updates."""
+        """`train.epochs` passes of updates over the batch; the mean statistics of the updates."""
+        ...
+
+    def evaluate(self, batch: Sequence[Sample]) -> Stats:
+        """The loss of these rows, under the weights as they are; nothing is learned."""
         ...
 
     def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
@@ -282,11 +286,11 @@ class Recorder(Observer, Protocol):
 
 @dataclass(frozen=True)
 class Components:
-    """What the loop drives."""
+    """What the loop drives; without `weights` there are no engines, and nobody takes them."""
 
     collector: Collector
     trainer: Trainer
-    weights: Weights
+    weights: Weights | None
     checkpoints: Checkpoints
     recorder: Recorder
     stop: StopRequest

@@ -156,6 +156,10 @@ class TrainerRank(Worker, Protocol):
         """All updates of a step."""
         ...
 
+    def evaluate(self, batch: Sequence[Sample]) -> Call[Stats]:
+        """The loss of these rows; nothing is learned."""
+        ...
+
     def save(self, folder: str, step: int) -> Call[tuple[FileRecord, ...]]:
         """Writes its share of the whole state below a folder of the store; what it wrote."""
         ...

@@ -70,7 +70,12 @@ PLOTS = (
         {"train/clip_low": "low", "train/clip_high": "high"},
         share=True,
     ),
-    Plot("Loss", "Mean of the step's updates. It hovers around 0 and need not fall.", {"train/loss": "loss"}),
+    Plot(
+        "Loss",
+        "Mean of the step's updates. That of GRPO hovers around 0 and need not fall; that of a warm-up (grpo sft) "
+        "falls, on held-out rows too.",
+        {"train/loss": "loss", "eval/loss": "held out"},
+    ),
     Plot("Gradient norm", "Before clipping.", {"train/grad_norm": "norm"}),
     Plot("Learning rate", "Of the step's last update.", {"train/learning_rate": "rate"}),
     Plot(

@@ -147,13 +147,13 @@ class RunFolder:
     def write_samples(
         self, event: str, step: int, groups: Sequence[Group], weights: Callable[[int], str | None] | None = None
     ) -> tuple[int, str]:
-        """The first `metrics.completions_per_step` groups, one row of samples.jsonl each; their number and digest.
+        """The first `metrics.completions_per_step` groups that are scored, a row each; their number and digest.
 
         `weights` knows the digest of a version.
         """
         lines = []
         with self._guard, writing(self.run_dir):
-            for group in groups[: self._groups_kept]:
+            for group in [group for group in groups if group.scored][: self._groups_kept]:
                 seen = {"prompt": self._decode(group.prompt.token_ids)} if self._decode else {}
                 newest = max((sample.newest_version for sample in group.samples), default=0)
                 made_by = {"weights": weights(newest)} if weights else {}

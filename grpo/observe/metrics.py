@@ -67,7 +67,7 @@ BY_SOURCE = {"reward/source/*": "*"}
 BY_POOL = {f"pipeline/{pool}_idle": pool for pool in ("rollout", "trainer")}
 BY_LEG = {f"sync/{part}_seconds": part for part in ("connect", "self_test", "publish", "receive", "switch")}
 BY_WAIT = {f"checkpoint/{part}_seconds": part for part in ("stall", "durable")}
-SCORES = ("accuracy", "pass@*", "maj@*", "reward", "completion_tokens", "truncated_ratio")
+SCORES = ("accuracy", "pass@*", "maj@*", "reward", "completion_tokens", "truncated_ratio", "loss")
 BY_SCORE = {f"eval/{score}": score for score in SCORES}
 
 CATALOGUE: tuple[Metric, ...] = (
@@ -182,20 +182,24 @@ def lookup(key: str) -> tuple[Metric, str]:
 
 
 def summarize(groups: Sequence[Group], step: int) -> Stats:
-    """The keys that follow from a step's scored groups."""
-    rewards_B = [reward for group in groups for reward in group.rewards_G]
+    """The keys that follow from a step's groups: of their lengths, and of their rewards where they are scored."""
     samples = [sample for group in groups for sample in group.samples]
     lengths_B = [sample.sampled_tokens for sample in samples]
-    return {
+    lengths = {
+        "completion/tokens": fmean(lengths_B),
+        "rollout/prompt_tokens": float(sum(len(group.prompt.token_ids) for group in groups)),
+        "rollout/completion_tokens": float(sum(lengths_B)),
+    }
+    if not all(group.scored for group in groups):
+        return lengths
+    rewards_B = [reward for group in groups for reward in group.rewards_G]
+    return lengths | {
         "reward/mean": fmean(rewards_B),
         "reward/std": pstdev(rewards_B),
         **_by_source(groups),
         "reward/zero_variance": fmean(group.zero_variance for group in groups),
-        "completion/tokens": fmean(lengths_B),
         "completion/truncated": fmean(sample.truncated for sample in samples),
         "completion/overlong_penalty": fmean(sample.penalty for sample in samples),
-        "rollout/prompt_tokens": float(sum(len(group.prompt.token_ids) for group in groups)),
-        "rollout/completion_tokens": float(sum(lengths_B)),
         "rollout/staleness": fmean(sample.lag(step) for sample in samples),
         "rollout/staleness_max": float(max(sample.lag(step) for sample in samples)),
     }

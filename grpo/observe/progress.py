@@ -20,6 +20,12 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def learned(row: Stats) -> str:
+    """What a step's row says of its success: the mean reward, or the loss of a supervised step; "" if it made none."""
+    named = {"reward": row.get("reward/mean"), "loss": row.get("train/loss")}
+    return next((f"{name} {value:.3f}" for name, value in named.items() if value is not None), "")
+
+
 class RunProgress:
     """Tells a person how a run of `steps` steps goes. Lines carry no text of the model that is not escaped."""
 
@@ -57,19 +63,19 @@ class RunProgress:
         left = clock(self._seconds_left(step))
         speed = f"{row['step/tokens_per_second']:.0f} tok/s"
         if self._live is not None and self._task is not None:
-            reward = f"reward {row['reward/mean']:.3f}"
-            self._live.update(self._task, completed=step, reward=reward, speed=speed, left=f"{left} left")
+            self._live.update(self._task, completed=step, reward=learned(row), speed=speed, left=f"{left} left")
             return
-        parts = [f"step {step}/{self._steps}", f"reward {row['reward/mean']:.3f}"]
+        parts = [f"step {step}/{self._steps}", *filter(None, [learned(row)])]
         if "train/entropy" in row:
             parts.append(f"entropy {row['train/entropy']:.2f}")
         times = [f"{name} {row[f'phase/{phase}']:.1f}s" for phase, name in TIMED.items() if f"phase/{phase}" in row]
         self._print("  ".join([*parts, speed, " ".join(times), f"left {left}"]))
 
     def eval_done(self, step: int, prompts: int, scores: Stats) -> None:
-        """Prints accuracy, pass@k and maj@k, as far as `scores` has them."""
+        """Prints accuracy, pass@k and maj@k, or the loss of a warm-up, as far as `scores` has them."""
         shown = {key.removeprefix("eval/"): value for key, value in scores.items()}
         ranks = [f"{name} {shown[name]:.2f}" for name in shown if name == "accuracy" or "@" in name]
+        ranks += [f"loss {shown['loss']:.4f}"] if "loss" in shown else []
         self._print(f"eval at step {step}: {', '.join(ranks)} ({prompts} prompts)")
 
     def close(self) -> None:

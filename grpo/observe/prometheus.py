@@ -72,13 +72,13 @@ class PrometheusMetrics:
             elif math.isfinite(value):
                 (self._add if metric.kind == "counter" else self._observe)(metric.name, value, *labels)
 
-    def start(self, config: Config, attempt: int) -> None:
-        """What is known before the first step."""
+    def start(self, config: Config, attempt: int, engines: bool = True) -> None:
+        """What is known before the first step; `engines`: whether there are any."""
         self._set("grpo_attempt", attempt)
         self._set("grpo_run_steps", config.run.steps)
         self._set("grpo_checkpoint_every_steps", config.checkpoint.every)
         self._set("grpo_max_staleness_steps", config.rollout.max_staleness, config.rollout.update)
-        for role, expected in (("rollout", config.rollout.engines), ("trainer", config.train.ranks)):
+        for role, expected in (("rollout", config.rollout.engines * engines), ("trainer", config.train.ranks)):
             self._set("grpo_workers", expected, role, "expected")
             self.workers(role, ready=0, lost=0)
         self.progress()
@@ -141,8 +141,8 @@ class PrometheusMetrics:
     def record_samples(self, groups: Sequence[Group], step: int) -> None:
         """Fills the distributions over a step's samples."""
         for sample in (sample for group in groups for sample in group.samples):
-            assert sample.reward is not None, f"sample {sample.index} of {sample.prompt_id} is not scored yet"
-            self._observe("grpo_reward", sample.reward)
+            if sample.reward is not None:  # a row of a supervised warm-up has none
+                self._observe("grpo_reward", sample.reward)
             self._observe("grpo_completion_tokens", sample.sampled_tokens)
             self._observe("grpo_sample_staleness_steps", sample.lag(step))
             self._add("grpo_completion_truncated_total", sample.truncated)

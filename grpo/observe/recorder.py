@@ -40,7 +40,8 @@ class RunRecorder:
     tracker's package is missing, and CheckpointError if the folder cannot be written. `command` is shown in the report.
     By default it is this process's own, and `run_dir` is `run.dir`. `attempt` counts the starts of the run. `decode`
     makes the text of prompts, as the model sees it, for samples.jsonl. `streams` is what the order of prompts follows
-    from; without it there are no books. `phases` have known since the command began what the start is at.
+    from; without it there are no books. `phases` have known since the command began what the start is at. `engines`:
+    whether there are any; a supervised warm-up has none.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class RunRecorder:
         decode: Callable[[Sequence[int]], str] | None = None,
         streams: Sequence[Mapping[str, object]] = (),
         phases: Phases | None = None,
+        engines: bool = True,
     ) -> None:
         self.config = config
         self.run_dir = Path(config.run.dir) if run_dir is None else run_dir
@@ -60,9 +62,10 @@ class RunRecorder:
         self.port: int | None = None
         self.health = Health(config)
         self._command = shlex.join(["grpo", *sys.argv[1:]] if command is None else command)
-        self._prometheus = PrometheusMetrics(config.run.name, __version__, config.model.path, config.algorithm.loss)
-        self._prometheus.start(config, attempt)
-        self._attempt = attempt
+        loss = config.algorithm.loss if engines else "sft"
+        self._prometheus = PrometheusMetrics(config.run.name, __version__, config.model.path, loss)
+        self._prometheus.start(config, attempt, engines)
+        self._attempt, self._engines = attempt, engines
         self._decode = decode
         self._tracking = Tracking(config, self.run_dir, self.say, self._prometheus.tracker_failed)
         self._phases, self._started = phases, dict[str, Stats]()
@@ -127,6 +130,8 @@ class RunRecorder:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        if not self._engines:
+            self._start_ended()  # there is no first sync that does it
         self.progress.phase(name)
         self._prometheus.phase_started(name)
         self.alive(name)
@@ -172,6 +177,7 @@ class RunRecorder:
         assert self._depth > 0, "log_step belongs inside of step()"
         self._row |= stats | summarize(groups, step)
         self._digests |= digests(groups)
+        self.health.ready()  # where no weight sync says so before
         self._prometheus.record_samples(groups, step)
         self._lines.kept = self._folder.write_samples(
             "step", step, groups, self._books.weights if self._books else None
@@ -308,6 +314,8 @@ class RunRecorder:
         if event == "step":
             row["step/tokens_per_second"] = row["rollout/completion_tokens"] / row["step/seconds"]
             row |= self._lanes.step_ended()
+            if not self._engines:
+                row.pop("pipeline/rollout_idle", None)
             self._prometheus.record({"step": self._step, "time": time.time()})
         line = self._write(event, self._step, row, **text)
         if booked := self._booked:

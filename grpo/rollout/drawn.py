@@ -58,7 +58,8 @@ def _groups(rows: Sequence[dict[str, Any]]) -> list[Group]:
 
 
 def _prompt(row: dict[str, Any]) -> Prompt:
-    return Prompt(**row | {"token_ids": tuple(row["token_ids"])})
+    taught = tuple(row.get("completion_ids", ()))  # older checkpoints name none
+    return Prompt(**row | {"token_ids": tuple(row["token_ids"]), "completion_ids": taught})
 
 
 def _sample(row: dict[str, Any]) -> Sample:

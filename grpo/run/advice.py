@@ -14,6 +14,7 @@ PHASES = {
     "address": "start",
     "generate": "rollout",
     "step": "train",
+    "evaluate": "train",
     "save": "save",
     "try_saving": "save",
     "snapshot": "save",

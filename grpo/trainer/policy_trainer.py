@@ -1,4 +1,4 @@
-"""One rank of the policy's training: clipped policy updates over packed micro-batches.
+"""One rank of the policy's training: updates over packed micro-batches, of whatever objective.
 
 All ranks get the whole batch and compute the same plan, so they run in lockstep without talking about it. Rows whose
 advantage is exactly 0 have no gradient unless the loss says otherwise: they are not forwarded, but stay in the
@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 import torch
 
-from grpo.algorithm.correction import bounds_of
 from grpo.algorithm.inputs import LossInputs, Normaliser
-from grpo.algorithm.loss import LossOutput, needs_of, policy_loss, statistics_of
+from grpo.algorithm.loss import LossOutput
 from grpo.algorithm.mismatch import Mismatch, figures
+from grpo.algorithm.objective import Objective, policy_objective
 from grpo.algorithm.schedule import learning_rate
 from grpo.config import Config
 from grpo.config.architecture import check_model_config
@@ -59,10 +59,11 @@ class PolicyTrainer(Kept):
         total_steps: int,
         threads: int | None = None,
         phases: Phases | None = None,
+        objective: Objective | None = None,
     ) -> None:
         """`device` is "cpu" or "cuda". `threads` are the CPU threads of this rank; None leaves torch's choice.
 
-        `phases` are told what the start is at.
+        `phases` are told what the start is at. Without an `objective` it is GRPO's.
         """
         phases = phases or Phases("imports")
         self.config, self.rank, self.world_size, self.total_steps = config, rank, world_size, total_steps
@@ -74,7 +75,8 @@ class PolicyTrainer(Kept):
         load_deepspeed(self.device, rank, world_size, local_rank, master_addr, master_port)
         phases.begin("ranks")
         start_process_group(self.device, rank, world_size, master_addr, master_port)
-        self.needs = needs_of(config.algorithm)
+        self.objective = objective or policy_objective(config)
+        self.needs = self.objective.needs
         phases.begin("weights")
         policy = self._load(config.train.gradient_checkpointing).to(self.device)
         policy.entropy_gradient = self.needs.entropy_gradient
@@ -91,7 +93,6 @@ class PolicyTrainer(Kept):
         self.stepped = False
         self.budget = SkipBudget(config.train.max_skipped_updates)
         self.clock: dict[str, float] = defaultdict(float)
-        self.bounds = bounds_of(config)
         self.drift = Drift(config, policy, self.device)
         self.drifted: float | None = None
         self.start = RowLogprobs(policy, self.device)
@@ -121,7 +122,8 @@ class PolicyTrainer(Kept):
         NonFiniteError after too many skipped updates; WeightSyncError, before any update, if the samples do not fit.
         """
         self.clock.clear()
-        check_samples(batch)
+        if self.objective.sampled:
+            check_samples(batch)
         fault_point("train.forward", step, self.rank)
         self._prepare(batch, step)
         updates: list[Stats] = []
@@ -155,17 +157,19 @@ class PolicyTrainer(Kept):
         oldest = min(sample.oldest_version for sample in batch)
         self.drifted = self.drift.since(oldest) if oldest < step - 1 else None
         train = self.config.train
-        if self.bounds.name != "none" and train.epochs * train.minibatches > 1:  # else the update's own are those
+        if self.objective.corrected and train.epochs * train.minibatches > 1:  # else the update's own are those
             self.start.compute_all(batch, self._minibatches(batch, step, epoch=0), self.rank)
         self.clock["before_updates"] += time.perf_counter() - started
 
-    def _minibatches(self, batch: Sequence[Sample], step: int, epoch: int) -> tuple[Minibatch, ...]:
-        """One pass over the batch."""
+    def _minibatches(
+        self, batch: Sequence[Sample], step: int, epoch: int, parts: int | None = None
+    ) -> tuple[Minibatch, ...]:
+        """One pass over the batch, in `train.minibatches` or so many parts."""
         train = self.config.train
         return plan_minibatches(
             [row_tokens(sample) for sample in batch],
             ranks=self.world_size,
-            minibatches=train.minibatches,
+            minibatches=parts or train.minibatches,
             token_budget=train.tokens_per_micro_batch,
             seed=f"{self.config.run.seed}/step {step}/epoch {epoch}",
             skip=[row for row, sample in enumerate(batch) if not self._teaches(sample)],
@@ -191,9 +195,7 @@ class PolicyTrainer(Kept):
         self, batch: Sequence[Sample], minibatch: Minibatch, step: int, first: bool
     ) -> tuple[Stats, Mismatch]:
         """Forward and backward of all micro-batches; before the step's first update the samples must fit."""
-        tokens = sum(batch[row].trained_tokens for row in minibatch.rows)
-        sequences = sum(batch[row].trained_tokens > 0 for row in minibatch.rows)
-        normaliser = Normaliser(tokens, sequences, self.config.rollout.max_tokens)
+        normaliser = self._normaliser([batch[row] for row in minibatch.rows])
         mine = minibatch.micro_batches[self.rank]
         stats: Stats = {}
         mismatch = Mismatch.none(self.device)
@@ -214,8 +216,7 @@ class PolicyTrainer(Kept):
                 forwarded += len(packed.expand_E)
             last = number == len(mine) - 1
             if last:  # all is known that the ranks must agree on, and the gradient is not complete yet
-                names = statistics_of(self.config.algorithm)
-                stats, mismatch = reduce_outputs(outputs, forwarded, names, self.device)
+                stats, mismatch = reduce_outputs(outputs, forwarded, self.objective.statistics, self.device)
                 if first:
                     self._check_mismatch(mismatch, [batch[row] for row in minibatch.rows], step)
                 if not math.isfinite(stats["loss"]):
@@ -248,7 +249,25 @@ class PolicyTrainer(Kept):
             start_C,
             far=self.limits.far,
         )
-        return policy_loss(inputs, self.config.algorithm, self.bounds)
+        return self.objective.loss(inputs)
+
+    def _normaliser(self, samples: Sequence[Sample]) -> Normaliser:
+        """Of these rows, on all ranks together."""
+        trained = [sample.trained_tokens for sample in samples]
+        return Normaliser(sum(trained), sum(tokens > 0 for tokens in trained), self.config.rollout.max_tokens)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Sequence[Sample]) -> Stats:
+        """The loss of these rows under the live weights, from which nothing is learned. A collective."""
+        minibatch = self._minibatches(batch, 0, 0, parts=1)[0]
+        normaliser, outputs = self._normaliser(batch), []
+        for rows in minibatch.micro_batches[self.rank]:
+            packed = pack([batch[row] for row in rows]).to(self.device)
+            logprobs_C, entropy_C = self.policy(packed)
+            if rows:
+                outputs.append(self._loss(packed, normaliser, logprobs_C, entropy_C, None, None))
+        stats, _ = reduce_outputs(outputs, 0, self.objective.statistics, self.device)
+        return {"eval/loss": stats["loss"]}
 
     @property
     def tolerance(self) -> float:

@@ -32,7 +32,9 @@ def reduce_outputs(
     distributed.all_reduce(maxima, op=distributed.ReduceOp.MAX)
     loss, tokens, *rest, total_forwarded = totals[: len(sums)].tolist()
     means = {name: total / max(tokens, 1.0) for name, total in zip(names[1:], rest, strict=True)}
-    stats = means | {"loss": loss, "ratio_max": maxima[0].item(), "forwarded": total_forwarded}
+    stats = means | {"loss": loss, "forwarded": total_forwarded}
+    if ratio_max := maxima[0].item():  # 0: nobody sampled these rows
+        stats["ratio_max"] = ratio_max
     return stats, Mismatch(totals[len(sums) :], maxima[1:])
 
 
@@ -44,5 +46,6 @@ def summarise(updates: Sequence[Stats], rate: float, skipped: int) -> Stats:
     stats: Stats = {"learning_rate": rate} if skipped else {"loss": 0.0, "grad_norm": 0.0, "learning_rate": rate}
     if updates:
         stats = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
-        stats["ratio_max"] = max(update["ratio_max"] for update in updates)
+        if "ratio_max" in stats:
+            stats["ratio_max"] = max(update["ratio_max"] for update in updates)
     return stats | {"updates": float(len(updates)), "skipped": float(skipped)}

@@ -194,6 +194,10 @@ class FakeRankActor:
         self.meet()
         return {"train/loss": number(flat(self.weights)) / 2**48, "train/updates": 1.0, "train/tokens": 1.0}
 
+    def evaluate(self, batch: Sequence[Sample]) -> Stats:
+        self.meet()
+        return {"eval/loss": number(flat(self.weights), [row.output_ids for row in batch]) / 2**48}
+
     def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
         self.snapshot(step)
         return self.write(folder, step)

@@ -76,7 +76,10 @@ def test_a_mistyped_key_names_the_path_the_value_and_the_nearest_key(tmp_path: P
         "train.learning_rat = 1e-06: unknown key; did you mean train.learning_rate?"
     ]
     assert problems(tmp_path, MINIMAL + "learning_rate: 1e-6") == [
-        "learning_rate = 1e-06: unknown key; did you mean train.learning_rate?"
+        "learning_rate = 1e-06: unknown key; did you mean train.learning_rate or sft.learning_rate?"
+    ]
+    assert problems(tmp_path, MINIMAL, "trian.epochs=2") == [
+        "trian.epochs = 2: unknown key; did you mean train.epochs?"
     ]
     assert problems(tmp_path, MINIMAL, "trian.ranks=2") == ["trian.ranks = 2: unknown key; did you mean train.ranks?"]
     assert problems(tmp_path, MINIMAL + "rewards: [{function: m:f, wait: 2}]") == [
