@@ -14,6 +14,9 @@ PARENT = "GRPO_ENGINE_PARENT"
 SOCKETS = "VLLM_RPC_BASE_PATH"
 """Folder of the sockets between an engine's processes; they keep their names when nobody closes them."""
 
+SHARES_GPU = "GRPO_ENGINE_SHARES_GPU"
+"""Set where the engine has a GPU not for itself."""
+
 FORBIDDEN = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE")
 """Of vLLM's variables those that let others run code in an engine, by pickle or by routes for developers. Whatever the
 user's environment says, an engine here starts without them."""
@@ -36,6 +39,8 @@ def prepare_environment(config: Config, device: str) -> None:
     os.environ["VLLM_PLUGINS"] = ""  # nothing that happens to be installed may change the engine
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if device != "cpu":
+        if (config.rollout.gpus_per_engine or 1.0) < 1.0:
+            os.environ[SHARES_GPU] = "1"
         return
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else the CPU build moves its worker into a third process
     os.environ["TORCH_COMPILE_DISABLE"] = "1"  # the CPU build compiles even when told to run eagerly

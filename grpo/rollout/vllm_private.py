@@ -5,8 +5,9 @@ by its parent; a parent that is killed tells nothing, and the core stays behind,
 death of a parent thread, but the thread that starts an engine may end long before its process does, and a frozen core
 could not act on it, so a small process watches both: see `run/watchdog.py`.
 
-Shortcuts of the start, by other values for two names, and what the start of a worker takes. The layerwise reload of
-weights, which fuses, shards and packs them as at start-up, and what it leaves undone on the CPU.
+Shortcuts of the start, by other values for two names, what the start of a worker takes, and how one measures its memory
+beside others on its GPU. The layerwise reload of weights, which fuses, shards and packs them as at start-up, and what
+it leaves undone on the CPU.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-from grpo.rollout.environment import PARENT, SOCKETS
+from grpo.rollout.environment import PARENT, SHARES_GPU, SOCKETS
 from grpo.rollout.notes import listen
 from grpo.run.watchdog import start_watchdog
 from grpo.types import TensorRecord
@@ -105,6 +106,8 @@ def timed(name: str, phase: str) -> Callable[..., Any]:
         with contextlib.ExitStack() as stack:
             if name == "compile_or_warm_up_model" and hasattr(runner, "capture_model"):
                 stack.enter_context(replaced(runner, "capture_model", _noted(runner.capture_model, "graphs")))
+            if name == "determine_available_memory" and os.environ.get(SHARES_GPU):
+                stack.enter_context(own_memory(wrapper.worker))
             result = original(wrapper, *args, **kwargs) if original else getattr(wrapper.worker, name)(*args, **kwargs)
         START_SECONDS["compile"] = wrapper.vllm_config.compilation_config.compilation_time
         seconds = time.monotonic() - began - (_apart(wrapper) - before)
@@ -128,6 +131,27 @@ def _noted(call: Callable[..., Any], phase: str) -> Callable[..., Any]:
             START_SECONDS[phase] = START_SECONDS.get(phase, 0.0) + time.monotonic() - began
 
     return noted
+
+
+CONTEXT = 2**30
+"""Bytes of a GPU that a worker takes beside its allocator: CUDA's context, code and libraries."""
+
+
+@contextlib.contextmanager
+def own_memory(worker: Any) -> Iterator[None]:
+    """While vLLM measures what a worker needs: what others hold of its GPU counts as free.
+
+    It compares what was free before and after. Engines and ranks that start meanwhile on the same GPU would be taken
+    for this worker's need, or for an error where they give memory back.
+    """
+    snapshot = worker.init_snapshot
+    total = snapshot.total_memory
+
+    def free_and_total(device: Any = None) -> tuple[int, int]:
+        return total - CONTEXT - int(torch.accelerator.memory_reserved(device)), total
+
+    with replaced(snapshot, "free_memory", total), replaced(torch.accelerator, "get_memory_info", free_and_total):
+        yield
 
 
 # This module is loaded by all processes of an engine, and before their workers start.

@@ -23,3 +23,15 @@ def test_a_container_s_quota_limits_the_threads(monkeypatch: pytest.MonkeyPatch,
     for text, cores in (("max 100000\n", 64), ("250000 100000\n", 3), ("50000 100000\n", 1)):
         limit.write_text(text)
         assert environment.usable_cores() == cores
+
+
+def test_an_engine_knows_whether_its_gpu_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grpo.config import Config
+    from grpo.rollout import environment
+
+    monkeypatch.setattr(environment.os, "environ", {})
+    monkeypatch.setattr(environment.tempfile, "mkdtemp", lambda **_: "/nowhere")
+    for gpus, shares in ((None, False), (1, False), (0.5, True)):
+        config = Config.model_validate({"model": {"path": "m"}, "rollout": {"gpus_per_engine": gpus}})
+        environment.prepare_environment(config, "cuda")
+        assert (environment.SHARES_GPU in environment.os.environ) is shares
