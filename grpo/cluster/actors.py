@@ -116,7 +116,7 @@ class PolicyModelActor:
             phases=self.phases,
             objective=self._objective(),
         )
-        return Place(node_id(), [os.getpid()], oom_kills(), self.phases.end())
+        return Place(node_id(), [os.getpid()], oom_kills(), self.phases.end(), self.trainer.notes)
 
     def _objective(self) -> "Objective | None":
         """What it minimises; None: the loss of GRPO."""

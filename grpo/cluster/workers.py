@@ -50,6 +50,8 @@ class Workers(Waiting):
         """
         worker.node_id, worker.pids = place.node_id, place.pids
         self.oom_kills[place.node_id] = max(place.oom_kills, self.oom_kills.get(place.node_id, 0))
+        for note in place.notes:
+            self.say(note)
         if worker.role == "trainer":
             publish_pids("trainer_rank", [other.pids[0] for other in self.alive("trainer")])
         else:

@@ -201,6 +201,8 @@ class Train(Section):
     """Updates in a row with a loss or gradient that is not finite that are skipped; one more ends the run."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more compute."""
+    compile: Literal["auto"] | bool = "auto"
+    """Run the decoder layers under torch.compile; auto: on GPUs below zero_stage 3. Not as bit-stable as without."""
 
 
 class Sync(Section):
@@ -394,6 +396,11 @@ class Config(Section):
                 f"trainer and sampler must mean the same distribution: with rollout.top_p = {self.rollout.top_p:g} the "
                 "sampler renormalises a part of the vocabulary that the trainer does not know, and every ratio is too "
                 "small; use rollout.top_p: 1, and rollout.temperature for samples that vary less"
+            )
+        if self.train.compile is True and self.train.zero_stage == 3:
+            raise ValueError(
+                "compiled layers need whole weights, but train.compile is true and train.zero_stage 3 cuts them; use "
+                "train.compile: auto or a lower zero_stage"
             )
         if self.train.warmup_steps > self.run.steps:
             raise ValueError(

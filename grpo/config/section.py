@@ -1,5 +1,7 @@
 """The base of every section of the configuration."""
 
+from typing import get_args
+
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
@@ -16,6 +18,6 @@ class Section(BaseModel):
             raise ValueError("must be whole Unicode text, found half a surrogate pair; remove it")
         kind = cls.model_fields[str(info.field_name)].annotation
         section = isinstance(kind, type) and issubclass(kind, BaseModel)
-        if isinstance(value, bool) and kind is not bool and not section:
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)) and not section:
             raise ValueError("must not be true or false; put it in quotes if it is text")
         return value

@@ -33,6 +33,8 @@ class Place(NamedTuple):
     """Processes that the kernel had killed there by then for want of memory."""
     seconds: Stats | None = None
     """What its start took, by phase (`run/start.py`); None if it does not say."""
+    notes: tuple[str, ...] = ()
+    """Lines for a person about its start."""
 
 
 @dataclass(frozen=True)

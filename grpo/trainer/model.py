@@ -6,6 +6,8 @@ of the rows one by one, gradients included.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,6 +36,8 @@ class Policy(nn.Module):
         self.temperature = temperature
         self.entropy_gradient = False
         """Whether the entropy carries a gradient; else it is a statistic, and cheaper."""
+        self.compiled = False
+        """Whether the layers run under torch.compile."""
 
     def forward(self, batch: PackedBatch, temperature: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns fp32 `(logprobs_C, entropy_C)` in nats of the scored tokens; `temperature` replaces the policy's."""
@@ -42,7 +46,7 @@ class Policy(nn.Module):
         head = self.causal_lm.get_output_embeddings()
         flash = head.weight.is_cuda and head.weight.dtype == torch.bfloat16
         layout = Layout(batch, flash)
-        with attending(layout):
+        with attending(layout), running(self.compiled, len(batch.input_ids_T)):
             hidden = base_of(self.causal_lm)(
                 input_ids=batch.input_ids_T[None],
                 attention_mask=torch.ones_like(batch.input_ids_T)[None],  # no padding; rows are seen to in attention
@@ -56,8 +60,20 @@ class Policy(nn.Module):
                 f"layers, {layout.calls} with attention: the others may carry a state from row to row; {WAY_OUT}"
             )
         temperature = self.temperature if temperature is None else temperature
-        logprobs_C, entropy_C = head(hidden[0, batch.predict_C], batch.targets_C, temperature, self.entropy_gradient)
+        hidden_TD = hidden[0] if torch.is_grad_enabled() else hidden[0].detach()
+        logprobs_C, entropy_C = head(hidden_TD[batch.predict_C], batch.targets_C, temperature, self.entropy_gradient)
         return logprobs_C, entropy_C
+
+
+@contextmanager
+def running(compiled: bool, tokens: int) -> Iterator[None]:
+    """Around the layers of a forward pass. A single token, as fillers have, would be compiled by itself: it is not."""
+    if not compiled:
+        yield
+        return
+    # One graph for all: without gradients the layers would be compiled again, and round otherwise than in training.
+    with torch.compiler.set_stance("default" if tokens > 1 else "force_eager"), torch.enable_grad():
+        yield
 
 
 def load_policy(path: str, revision: str | None, dtype: torch.dtype, temperature: float, checkpointing: bool) -> Policy:

@@ -25,7 +25,7 @@ from grpo.config.snapshot import check_snapshot
 from grpo.data.generation import load_generation_config
 from grpo.run.faults import fault_point
 from grpo.run.start import Phases
-from grpo.trainer import rng
+from grpo.trainer import compiling, rng
 from grpo.trainer.deepspeed import Engine, load_deepspeed, start_process_group
 from grpo.trainer.drift import Drift
 from grpo.trainer.kept import Kept
@@ -67,6 +67,8 @@ class PolicyTrainer(Kept):
         """
         phases = phases or Phases("imports")
         self.config, self.rank, self.world_size, self.total_steps = config, rank, world_size, total_steps
+        self.notes: tuple[str, ...] = ()
+        """Lines about the start, of rank 0."""
         self.device = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
         if threads is not None:
             torch.set_num_threads(threads)
@@ -81,6 +83,11 @@ class PolicyTrainer(Kept):
         policy = self._load(config.train.gradient_checkpointing).to(self.device)
         policy.entropy_gradient = self.needs.entropy_gradient
         prepare_saving(policy.causal_lm)
+        compiled = compiling.wanted(config, self.device)
+        if compiled:
+            phases.begin("compile")
+        if compiled and (cause := compiling.try_compiling(policy, config)) and rank == 0:
+            self.notes += (f"warning: decoder layers run uncompiled, as torch.compile fails: {cause}",)
         phases.begin("proof")
         proof = prove_on_rank_0(policy, config)
         phases.begin("optimizer")
@@ -100,6 +107,8 @@ class PolicyTrainer(Kept):
         if self.needs.reference:
             phases.begin("weights")
             frozen = self._load(checkpointing=False).to(self.device).requires_grad_(False)
+            if policy.compiled:
+                compiling.compile_layers(frozen)
             self.reference = RowLogprobs(frozen, self.device)
         phases.begin("rehearsal")
         rehearse_update(self.engine, proof, self.device, self.needs.entropy_gradient)
