@@ -210,9 +210,9 @@ class PolicyModelActor:
                 self.trainer.write(local, step)
             return store.publish(local, "")
 
-    def load(self, folder: str, names: Sequence[str], step: int) -> None:
+    def load(self, folder: str, names: Sequence[str], step: int) -> tuple[str, ...]:
         with open_store(folder).fetch("", names) as local:
-            self.trainer.load_state(local, step)
+            return self.trainer.load_state(local, step)
 
     def close(self) -> None:
         if hasattr(self, "trainer"):

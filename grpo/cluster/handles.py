@@ -163,7 +163,7 @@ class RayRank(RayWorker):
         """Writes its share."""
         return self._call(RankActor.save, folder, step)
 
-    def load(self, folder: str, names: Sequence[str], step: int) -> Call[None]:
+    def load(self, folder: str, names: Sequence[str], step: int) -> Call[tuple[str, ...]]:
         """Reads what was saved."""
         return self._call(RankActor.load, folder, names, step)
 

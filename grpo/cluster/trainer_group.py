@@ -123,7 +123,8 @@ class TrainerGroup:
         self.observer.starting("load")
         names = [file.name for file in commit.files]
         calls = [rank.load(commit.folder, names, commit.step) for rank in self.ranks]
-        self.all(calls, self.config.deadlines.save, "load")
+        for note in self.all(calls, self.config.deadlines.save, "load")[0]:
+            self.context.workers.say(note)
         self._at(commit.step)
 
     @property

@@ -178,8 +178,8 @@ class TrainerRank(Worker, Protocol):
         """Writes what can be refused of a policy, below a folder of the store; nothing stays there."""
         ...
 
-    def load(self, folder: str, names: Sequence[str], step: int) -> Call[None]:
-        """Takes over what all ranks of that time have saved."""
+    def load(self, folder: str, names: Sequence[str], step: int) -> Call[tuple[str, ...]]:
+        """Takes over what all ranks of that time have saved; lines for a person."""
         ...
 
     def records(self) -> Call[tuple[TensorRecord, ...]]:

@@ -15,7 +15,7 @@ DRIVER = ("process", "data", "ray", "actors", "save", "load", "sync", "connect",
 """Python and imports; prompts and rewards; Ray comes up; waits for actors; ranks try to save; a checkpoint is loaded;
 the first weights travel; their ways are opened; engines prove that they follow the trainer."""
 ENGINE = ("imports", "core", "device", "weights", "memory", "compile", "warm_up", "graphs", "tokenizer")
-RANK = ("imports", "ranks", "weights", "proof", "optimizer", "rehearsal")
+RANK = ("imports", "ranks", "weights", "compile", "proof", "optimizer", "rehearsal")
 ACTOR = {"rollout": ("place", "process", *ENGINE), "trainer": ("place", "process", *RANK)}
 """A node is found; Python and Ray's worker; libraries. An engine: its core process, its device, the KV cache, compiled
 code, the first passes, CUDA graphs. A rank: it meets the others, proves the model, makes optimizer states, tries an

@@ -1,8 +1,8 @@
-"""The decoder layers under torch.compile: less time on a GPU, the same numbers up to rounding.
+"""Decoder layers and head under torch.compile: less time on a GPU, the same numbers up to rounding.
 
 All layers of a kind share what is compiled, for any number of tokens; attention in the middle of each is left as it is
 (`attention.py`). It is tried before the first step, forward and backward, on as many tokens as a step's: kernels are
-chosen for that size, and a failure leaves the layers as they are.
+chosen for that size, and a failure leaves the layers as they are. What is compiled is kept for later starts.
 """
 
 import os
@@ -26,6 +26,17 @@ from grpo.types import Sample
 BACKEND = "inductor"
 TRIED_TOKENS = 4096
 """At most so many tokens are tried: more change no kernel."""
+STAGE_3 = "decoder layers run uncompiled: train.zero_stage 3 cuts weights, which are whole one layer at a time"
+
+
+def compile_where_wanted(policy: Policy, config: Config, device: torch.device) -> tuple[str, ...]:
+    """Compiles a policy by train.compile; lines that say why not. A collective."""
+    if config.train.compile == "auto" and device.type == "cuda" and config.train.zero_stage == 3:
+        return (f"note: {STAGE_3}",)
+    if not wanted(config, device):
+        return ()
+    cause = try_compiling(policy, config)
+    return (f"warning: decoder layers run uncompiled, as torch.compile fails: {cause}",) if cause else ()
 
 
 def wanted(config: Config, device: torch.device) -> bool:
@@ -57,12 +68,15 @@ def try_compiling(policy: Policy, config: Config) -> str:
     compile_layers(policy)
     cause = ""
     try:
+        # 3 less, as no size of a model is: dynamo would take the two for one, and compile for that number alone.
+        tokens = min(TRIED_TOKENS, config.train.tokens_per_micro_batch) - 3
         for share in (1, 2):  # what depends on the number of tokens shows itself
-            rows = made_up_rows(config, policy, min(TRIED_TOKENS, config.train.tokens_per_micro_batch) // share)
+            rows = made_up_rows(config, policy, tokens // share)
             logprobs_C, entropy_C = policy(pack(rows).to(next(policy.parameters()).device))
             (logprobs_C.sum() + (entropy_C.sum() if policy.entropy_gradient else 0.0)).backward()
     except Exception as error:  # a compiler's, of any kind; what is wrong with the model comes again without it
-        cause = f"{type(error).__name__}: {first_line(error)}"
+        inner = getattr(error, "inner_exception", error)  # dynamo's own says little in its first line
+        cause = f"{type(inner).__name__}: {first_line(inner)}"
     policy.zero_grad()
     if cause := _of_any_rank(cause):
         leave_uncompiled(policy)

@@ -142,7 +142,9 @@ class _Fused(torch.autograd.Function):
         wide = torch.promote_types(weight_VD.dtype, torch.float32)  # many chunks add up
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if logits_CV is None else None
         grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
-        tensors = targets_C, total_C, entropy_C, grad_C, grad_entropy_C if ctx.entropy_gradient else None
+        # Contiguous: that of a sum has strides of 0, for which a kernel would be compiled again.
+        grads = grad_C.contiguous(), grad_entropy_C.contiguous() if ctx.entropy_gradient else None
+        tensors = targets_C, total_C, entropy_C, *grads
         parts = _parts(len(targets_C), hidden_CD, grad_hidden_CD, logits_CV, *tensors)
         for hidden_cD, grad_hidden_cD, logits_cV, *others in parts:
             grad_logits = F.linear(hidden_cD, weight_VD, bias_V) if logits_cV is None else logits_cV

@@ -11,6 +11,7 @@ from grpo.trainer import rng
 from grpo.trainer.deepspeed import Engine
 from grpo.trainer.drift import Drift
 from grpo.trainer.finite import check_finite
+from grpo.trainer.model import Policy
 from grpo.trainer.published import PublishedVersions
 from grpo.trainer.snapshot import StateSnapshot
 from grpo.trainer.state import StateFolder, drift_file, rng_file
@@ -25,6 +26,7 @@ class Kept:
     config: Config
     rank: int
     device: torch.device
+    policy: Policy
     weights: LiveWeights
     engine: Engine
     budget: SkipBudget
@@ -81,8 +83,13 @@ class Kept:
 
     def _header(self, step: int) -> dict[str, object]:
         counters = {"skipped_in_row": self.budget.in_row}
-        train = self.config.train
-        return {"step": step, "zero_stage": train.zero_stage, "dtype": self.config.model.dtype, "counters": counters}
+        return {
+            "step": step,
+            "zero_stage": self.config.train.zero_stage,
+            "dtype": self.config.model.dtype,
+            "compiled": self.policy.compiled,
+            "counters": counters,
+        }
 
     def _texts(self) -> dict[str, str]:
         """This rank's own files that are no tensors."""
@@ -98,14 +105,21 @@ class Kept:
         self.kept.write(Path(folder), step, self.config)
         fault_point("save.files", step, self.rank)
 
-    def load_state(self, folder: Path, step: int = 0) -> None:
+    def load_state(self, folder: Path, step: int = 0) -> tuple[str, ...]:
         """Takes over what `save_state` wrote, bit for bit, whatever the number of ranks and the ZeRO stage were.
+
+        Returns what a person should know of it.
 
         Raises CheckpointError on all ranks alike, naming the file and the tensor; the trainer is then of no use.
         """
         header = self._state_folder(folder).read(self.device, self.drift)
         self.budget.in_row = int(header["counters"].get("skipped_in_row", 0))
         fault_point("resume.loaded", step, self.rank)
+        compiled = bool(header.get("compiled"))
+        if compiled == self.policy.compiled:
+            return ()
+        before, now = ("compiled", "uncompiled") if compiled else ("uncompiled", "compiled")
+        return (f"note: the run was trained with {before} layers and goes on with {now} ones: equal up to rounding",)
 
     def _state_folder(self, folder: Path) -> StateFolder:
         return StateFolder(Path(folder), self.weights.params, self.weights.param_records(), self.engine.shards)

@@ -7,7 +7,7 @@ of the rows one by one, gradients included.
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -67,13 +67,20 @@ class Policy(nn.Module):
 
 @contextmanager
 def running(compiled: bool, tokens: int) -> Iterator[None]:
-    """Around the layers of a forward pass. A single token, as fillers have, would be compiled by itself: it is not."""
+    """Around the layers of a forward pass.
+
+    What is compiled is one for all: without gradients it would be compiled again, and round otherwise than in training.
+    """
     if not compiled:
         yield
         return
-    # One graph for all: without gradients the layers would be compiled again, and round otherwise than in training.
-    with torch.compiler.set_stance("default" if tokens > 1 else "force_eager"), torch.enable_grad():
+    with torch.enable_grad(), uncompiled(tokens == 1):
         yield
+
+
+def uncompiled(single: bool) -> AbstractContextManager[Any]:
+    """A single token, as fillers have, would be compiled by itself: its layers run as they are."""
+    return torch.compiler.set_stance("force_eager") if single else nullcontext()
 
 
 def load_policy(path: str, revision: str | None, dtype: torch.dtype, temperature: float, checkpointing: bool) -> Policy:
@@ -148,7 +155,7 @@ def _recomputed(layer: Any, *args: Any, **kwargs: Any) -> Any:
 
     def call(*given: Any) -> Any:
         named = dict(zip(names, given[len(args) :], strict=True))
-        with attending(layout):  # the backward pass has none of its own
+        with attending(layout), uncompiled(len(layout.select_T) == 1):  # the backward pass has none of its own
             return nn.Module.__call__(layer, *given[: len(args)], **named)
 
     return checkpoint(call, *args, *kwargs.values(), use_reentrant=True, preserve_rng_state=False)

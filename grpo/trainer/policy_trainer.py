@@ -67,8 +67,6 @@ class PolicyTrainer(Kept):
         """
         phases = phases or Phases("imports")
         self.config, self.rank, self.world_size, self.total_steps = config, rank, world_size, total_steps
-        self.notes: tuple[str, ...] = ()
-        """Lines about the start, of rank 0."""
         self.device = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
         if threads is not None:
             torch.set_num_threads(threads)
@@ -83,11 +81,11 @@ class PolicyTrainer(Kept):
         policy = self._load(config.train.gradient_checkpointing).to(self.device)
         policy.entropy_gradient = self.needs.entropy_gradient
         prepare_saving(policy.causal_lm)
-        compiled = compiling.wanted(config, self.device)
-        if compiled:
+        if compiling.wanted(config, self.device):
             phases.begin("compile")
-        if compiled and (cause := compiling.try_compiling(policy, config)) and rank == 0:
-            self.notes += (f"warning: decoder layers run uncompiled, as torch.compile fails: {cause}",)
+        notes = compiling.compile_where_wanted(policy, config, self.device)
+        self.notes: tuple[str, ...] = notes if rank == 0 else ()
+        """Lines for a person about the start."""
         phases.begin("proof")
         proof = prove_on_rank_0(policy, config)
         phases.begin("optimizer")

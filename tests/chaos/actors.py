@@ -213,7 +213,7 @@ class FakeRankActor:
             fault_point("save.files", step, self.rank)
             return store.publish(local, "")
 
-    def load(self, folder: str, names: Sequence[str], step: int) -> None:
+    def load(self, folder: str, names: Sequence[str], step: int) -> tuple[str, ...]:
         with open_store(folder).fetch("", names) as local:
             path = local / "rank-0.json"
             if not path.exists():
@@ -221,6 +221,7 @@ class FakeRankActor:
             state = json.loads(path.read_text())
         self.weights, self.moments = state["weights"], state["moments"]
         fault_point("resume.loaded", step, self.rank)
+        return ()
 
     def records(self) -> tuple[TensorRecord, ...]:
         return tuple(record(name, self.weights[name]) for name in NAMES)

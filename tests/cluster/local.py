@@ -169,9 +169,9 @@ class LocalRank(LocalWorker):
     def write(self, folder: str, step: int) -> Call[tuple[FileRecord, ...]]:
         return self.does(f"write {step}", lambda: (FileRecord(f"rank-{self.index}", 0, ""),))
 
-    def load(self, folder: str, names: Sequence[str], step: int) -> Call[None]:
+    def load(self, folder: str, names: Sequence[str], step: int) -> Call[tuple[str, ...]]:
         self.weights = {name: str(step) for name in self.weights}
-        return self.does(f"load {step}", lambda: None)
+        return self.does(f"load {step}", lambda: ())
 
     def records(self) -> Call[tuple[TensorRecord, ...]]:
         return self.does("records", lambda: tuple(record(name, "") for name in self.weights))

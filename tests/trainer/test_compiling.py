@@ -18,7 +18,7 @@ from grpo.trainer.model import make_policy
 from grpo.trainer.packing import pack
 from tests.models import random_samples, tiny_folder, tiny_model
 from tests.ranks import free_port, run_ranks
-from tests.trainer.test_policy_trainer import ROWS, settings, train_once
+from tests.trainer.test_policy_trainer import ROWS, open_trainer, settings
 
 CONFIG = settings(Path("/model"), train={"compile": True})
 
@@ -88,19 +88,41 @@ def test_what_cannot_be_compiled_runs_as_it_is(backend, monkeypatch):
             assert torch.equal(left, right)
 
 
-def compiled_once(rank: int, world_size: int, port: int, configs: list[Config]) -> list[Any]:
+def trained(rank: int, world_size: int, port: int, configs: list[Config], folder: Path) -> list[Any]:
+    """For each configuration: weights after a step, graphs by then and after two more; at last what a resume says."""
     compiling.BACKEND = "aot_eager"
-    return train_once(rank, world_size, port, [(config, ROWS) for config in configs])
+    answers: list[Any] = []
+    for config in configs:
+        trainer = open_trainer(config, rank, world_size, port)
+        trainer.policy.causal_lm.get_output_embeddings().fused = True
+        trainer.step(ROWS, 1)
+        weights = {name: tensor.float().numpy(force=True).copy() for name, tensor in trainer.iter_weights()}
+        graphs = [counters["stats"]["unique_graphs"]]
+        for step in (2, 3):
+            trainer.step(random_samples(9 + step, seed=step), step)
+            graphs.append(counters["stats"]["unique_graphs"])
+        answers.append((weights, graphs, trainer.notes, trainer.policy.compiled))
+        if config.train.compile is False:
+            trainer.save_state(folder)
+    answers.append(trainer.load_state(folder))
+    trainer.close()
+    return answers
 
 
 @pytest.mark.slow
-def test_two_ranks_make_the_same_update(tmp_path: Path) -> None:
+def test_ranks_train_alike_and_compile_nothing_after_the_first_step(tmp_path: Path) -> None:
+    """At stage 2, with recomputed layers, a reference and samples of all sizes, as without at stage 1."""
     folder = tiny_folder(tmp_path / "model")
-    configs = [settings(folder, train={"zero_stage": 1, "compile": on}) for on in (False, True)]
-    for (plain, weights, _), (found, moved, _) in run_ranks(2, compiled_once, free_port(), configs):
-        for name, gradient in plain[0].items():
-            numpy.testing.assert_allclose(found[0][name], gradient, atol=1e-5, rtol=1e-4)
-            numpy.testing.assert_allclose(moved[name], weights[name], atol=1e-4)
+    changes = [{"zero_stage": 1, "compile": False}]
+    changes.append({"zero_stage": 2, "compile": True, "gradient_checkpointing": True})
+    configs = [settings(folder, train=change, algorithm={"kl_coef": 0.1}) for change in changes]
+    (tmp_path / "state").mkdir()
+    for answers in run_ranks(2, trained, free_port(), configs, tmp_path / "state"):
+        (plain, _, _, _), (found, graphs, notes, compiled), said = answers
+        for name, weights in plain.items():
+            numpy.testing.assert_allclose(found[name], weights, atol=1e-4)
+        assert compiled and notes == () and graphs[0] >= 6 and len(set(graphs)) == 1
+        assert len(said) == 1 and "was trained with uncompiled layers and goes on with compiled ones" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +139,14 @@ def test_two_ranks_make_the_same_update(tmp_path: Path) -> None:
 def test_auto_compiles_on_gpus_where_weights_are_whole(given, device, stage, expected):
     config = settings(Path("/model"), train={"compile": given, "zero_stage": stage})
     assert compiling.wanted(config, torch.device(device)) is expected
+
+
+def test_auto_says_why_it_compiles_nothing():
+    config = settings(Path("/model"), train={"zero_stage": 3})
+    policy = make_policy(tiny_model(), 1.0)
+    (line,) = compiling.compile_where_wanted(policy, config, torch.device("cuda"))
+    assert line.startswith("note: ") and "train.zero_stage 3" in line and not policy.compiled
+    assert compiling.compile_where_wanted(policy, config, torch.device("cpu")) == ()
 
 
 def test_compiled_layers_and_cut_weights_are_refused():
