@@ -1,10 +1,10 @@
 """Kinds of values that the configuration is made of: numbers with sane ends, text without control characters, paths."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 LONGEST_PATH, LONGEST_NAME = 1024, 255
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[^?#]*)?")
@@ -138,3 +138,21 @@ RayLabel = Annotated[
     ),
 ]
 """Key of a Ray node label."""
+
+
+def _or_auto(rule: str) -> WrapValidator:
+    """One sentence where pydantic has one for each kind of value."""
+
+    def check(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(f"must be auto{rule}") from None
+
+    return WrapValidator(check)
+
+
+TokensOrAuto = Annotated[
+    Literal["auto"] | Annotated[int, Field(ge=8, le=100_000_000)], _or_auto(" or a whole number from 8 to 100000000")
+]
+BoolOrAuto = Annotated[Literal["auto"] | bool, _or_auto(", true or false")]

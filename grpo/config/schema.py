@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from grpo.config.data import Data
 from grpo.config.fields import (
     Actors,
+    BoolOrAuto,
     Commit,
     Decay,
     Folder,
@@ -22,6 +23,7 @@ from grpo.config.fields import (
     StopText,
     Temperature,
     Tokens,
+    TokensOrAuto,
     Variable,
 )
 from grpo.config.rewards import RewardFunction, RewardHttp
@@ -30,6 +32,9 @@ from grpo.config.sft import Sft
 
 MOST_ROWS = 2**20
 """Completions of a step; all of them are held by one process."""
+
+AUTO_TOKENS = 8192
+"""Of a micro-batch on a CPU, where more are slower."""
 
 
 class Run(Section):
@@ -195,13 +200,13 @@ class Train(Section):
     """Passes over each step's batch."""
     minibatches: Positive = 1
     """Shuffled minibatches of a pass; each is one optimizer update."""
-    tokens_per_micro_batch: int = Field(8192, ge=8, le=100_000_000)
-    """Token budget of one packed forward pass."""
+    tokens_per_micro_batch: TokensOrAuto = "auto"
+    """Token budget of one packed forward pass; auto: what a GPU takes, on the CPU 8192 or model.max_length."""
     max_skipped_updates: int = Field(3, ge=0, le=1_000_000)
     """Updates in a row with a loss or gradient that is not finite that are skipped; one more ends the run."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more compute."""
-    compile: Literal["auto"] | bool = "auto"
+    compile: BoolOrAuto = "auto"
     """Run the decoder layers under torch.compile; auto: on GPUs below zero_stage 3. Not as bit-stable as without."""
 
 
@@ -328,6 +333,12 @@ class Config(Section):
         return tuple(reward for rewards in [*sources, *held_out] for reward in rewards)
 
     @property
+    def fixed_tokens(self) -> int:
+        """`train.tokens_per_micro_batch`, for auto what it is where no GPU's memory is asked."""
+        given = self.train.tokens_per_micro_batch
+        return max(AUTO_TOKENS, self.model.max_length) if given == "auto" else given
+
+    @property
     def default_correction(self) -> str:
         """What `algorithm.correction` is where it is null: samples that are older by design need one."""
         return "tis" if self.rollout.max_staleness else "none"
@@ -386,10 +397,10 @@ class Config(Section):
                 f"the penalty grows over the last tokens of a completion: algorithm.overlong.buffer = "
                 f"{self.algorithm.overlong.buffer} must be at most rollout.max_tokens = {self.rollout.max_tokens}"
             )
-        if self.train.tokens_per_micro_batch < self.model.max_length:
+        if self.fixed_tokens < self.model.max_length:
             raise ValueError(
                 f"the longest row must fit a micro-batch: train.tokens_per_micro_batch = "
-                f"{self.train.tokens_per_micro_batch} is below model.max_length = {self.model.max_length}; raise it"
+                f"{self.fixed_tokens} is below model.max_length = {self.model.max_length}; raise it"
             )
         if self.rollout.top_p < 1:
             raise ValueError(

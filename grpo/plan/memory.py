@@ -24,6 +24,7 @@ TOKEN = 40  # bytes that a token of a step takes on its way: its id and logprob 
 OBJECT_STORE = GIB // 4  # the least for Ray's objects
 QUEUE = 10 * 24 * 2**20  # shared memory of a queue between the processes of one vLLM engine
 NCCL_SHM = GIB // 8  # of each GPU
+ROOM, LOGITS, GRAIN, MOST_TOKENS = 0.9, 16, 1024, 65536  # of a micro-batch, as in trainer/token_budget.py
 SPARE = 2.0  # a GPU takes the copy of weights ahead if so many times its size is free, as in rollout/shadow.py
 
 
@@ -57,6 +58,7 @@ class Plan:
     rows: int
     tokens: int
     updates: int
+    micro_batch: int
     gpu_gib: float
     checkpoint: int
     volume: int
@@ -84,15 +86,19 @@ def make_plan(config: Config, gpu_gib: float = 80.0) -> Plan:
     rows = rollout.prompts_per_step * rollout.samples_per_prompt
     tokens = rows * config.model.max_length
     checkpoint = weights + MASTER * shape.parameters
+    held = {
+        "weights": weights // (ranks if stage == 3 else 1),
+        "reference": weights if config.algorithm.kl_coef > 0 else 0,
+        "gradients": shape.parameters * FP32 // (ranks if stage >= 2 else 1),
+        "optimizer": adam // (ranks if stage >= 1 else 1),
+    }
+    micro_batch = micro_batch_tokens(config, shape, size, sum(held.values()), gpu_gib)
     made = Plan(
         parameters=shape.parameters,
         sync_bytes=weights,
-        weights=weights // (ranks if stage == 3 else 1),
-        reference=weights if config.algorithm.kl_coef > 0 else 0,
-        gradients=shape.parameters * FP32 // (ranks if stage >= 2 else 1),
-        optimizer=adam // (ranks if stage >= 1 else 1),
-        activations=activation_bytes(shape, train.tokens_per_micro_batch, size, train.gradient_checkpointing),
-        head=head_bytes(shape, train.tokens_per_micro_batch),
+        **held,
+        activations=activation_bytes(shape, micro_batch, size, train.gradient_checkpointing),
+        head=head_bytes(shape, micro_batch),
         engine_weights=weights // rollout.tensor_parallel,
         kv_per_token=kv_per_token,
         kv_tokens_cpu=int(rollout.kv_cache_gib * GIB) // kv_per_token,
@@ -103,6 +109,7 @@ def make_plan(config: Config, gpu_gib: float = 80.0) -> Plan:
         rows=rows,
         tokens=tokens,
         updates=train.epochs * train.minibatches,
+        micro_batch=micro_batch,
         gpu_gib=gpu_gib,
         checkpoint=checkpoint,
         volume=checkpoint * copies(config),
@@ -131,6 +138,17 @@ def shadow_on_gpu(made: Plan, config: Config) -> bool:
 def copies(config: Config) -> int:
     """Checkpoints that lie in their folder at the worst moment: those kept, the best, and one that is being written."""
     return config.checkpoint.keep + 2
+
+
+def micro_batch_tokens(config: Config, shape: Shape, size: int, held: int, gpu_gib: float) -> int:
+    """`train.tokens_per_micro_batch`; for auto on a GPU what would be measured there, by these estimates."""
+    train, ahead = config.train, config.rollout.max_staleness
+    if train.tokens_per_micro_batch != "auto" or config.cluster.device == "cpu":
+        return config.fixed_tokens
+    gpu, copies = gpu_gib * GIB, shape.parameters * size * (ahead + 1 if ahead else 0)
+    room = ROOM * min(1.0, train.gpus_per_rank or 1.0) * gpu - gpu / LOGITS - copies - held - head_bytes(shape, GRAIN)
+    fitting = int(room) // activation_bytes(shape, 1, size, train.gradient_checkpointing) // GRAIN * GRAIN
+    return max(min(fitting, MOST_TOKENS), config.model.max_length)
 
 
 def activation_bytes(shape: Shape, tokens: int, size: int, checkpointing: bool) -> int:

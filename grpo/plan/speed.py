@@ -130,7 +130,7 @@ def talk_seconds(config: Config, shape: Shape, work: Work, rates: Rates, ranks: 
     away = (ranks - 1) / ranks
     moved = 2 * away * 4 * shape.parameters * train.epochs * train.minibatches
     if train.zero_stage == 3:
-        budget = train.tokens_per_micro_batch * ranks
+        budget = config.fixed_tokens * ranks
         rounds = max(train.minibatches, -(-work.forwarded // budget)) * train.epochs
         moved += 2 * away * SIZES[config.model.dtype] * shape.parameters * rounds
     return moved / rates.link

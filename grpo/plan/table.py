@@ -16,10 +16,10 @@ NONE = "-"
 
 def tables(made: Plan, config: Config) -> list[Table]:
     """In the order in which they are read."""
-    return [run_table(made), device_table(made, config), pod_table(made, config)]
+    return [run_table(made, config), device_table(made, config), pod_table(made, config)]
 
 
-def run_table(made: Plan) -> Table:
+def run_table(made: Plan, config: Config) -> Table:
     """Sizes of the model, of a step and of a checkpoint."""
     out = Table(title="plan", show_header=False, title_justify="left")
     out.add_column(style="bold")
@@ -29,6 +29,8 @@ def run_table(made: Plan) -> Table:
     out.add_row("step: completions", f"{made.rows:,}")
     out.add_row("step: tokens, at most", f"{made.tokens:,}")
     out.add_row("step: optimizer updates", f"{made.updates:,}")
+    auto = config.train.tokens_per_micro_batch == "auto" and made.device != "cpu"
+    out.add_row("tokens of a micro-batch", f"about {made.micro_batch:,} (auto)" if auto else f"{made.micro_batch:,}")
     out.add_row("checkpoint", gib(made.checkpoint))
     return out
 

@@ -155,10 +155,11 @@ def less_memory(text: str, where: Where) -> str:
         return "raise train.zero_stage (to 3) or train.ranks, use model.dtype bfloat16, or a smaller model"
     if where.phase == "save" and where.config.checkpoint.background and not re.search("CUDA|GPU", text):
         return "give it more memory, or set checkpoint.background: false, which needs no copy of the state on the host"
-    shortest = train.tokens_per_micro_batch <= model.max_length
+    budget = train.tokens_per_micro_batch
+    shortest = budget != "auto" and budget <= model.max_length
     ways = {
         f"lower {f'{length} and ' if shortest else ''}train.tokens_per_micro_batch "
-        f"(now {train.tokens_per_micro_batch})": True,
+        f"(now {budget}{': give a number below the one that the start told' * (budget == 'auto')})": True,
         "set train.gradient_checkpointing: true": not train.gradient_checkpointing,
         f"raise train.zero_stage (now {train.zero_stage}) or train.ranks": train.zero_stage < 3,
         f"lower {share}, whose engine shares the GPU": (train.gpus_per_rank or 1) < 1,

@@ -69,7 +69,7 @@ def try_compiling(policy: Policy, config: Config) -> str:
     cause = ""
     try:
         # 3 less, as no size of a model is: dynamo would take the two for one, and compile for that number alone.
-        tokens = min(TRIED_TOKENS, config.train.tokens_per_micro_batch) - 3
+        tokens = min(TRIED_TOKENS, config.fixed_tokens) - 3
         for share in (1, 2):  # what depends on the number of tokens shows itself
             rows = made_up_rows(config, policy, tokens // share)
             logprobs_C, entropy_C = policy(pack(rows).to(next(policy.parameters()).device))

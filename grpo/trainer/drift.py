@@ -30,7 +30,7 @@ class Drift:
         self.policy, self.device = policy, device
         self.oldest_lag = config.rollout.max_staleness + config.sync.every - 1
         self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
-        self.rows, self.budget = max(1, ROWS // self.ranks), config.train.tokens_per_micro_batch
+        self.rows, self.budget = max(1, ROWS // self.ranks), config.fixed_tokens
         self.kept: dict[int, list[tuple[Sample, torch.Tensor]]] = {}
 
     def keep(self, version: int, samples: Sequence[Sample], logprobs_C: torch.Tensor) -> None:

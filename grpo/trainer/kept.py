@@ -15,6 +15,7 @@ from grpo.trainer.model import Policy
 from grpo.trainer.published import PublishedVersions
 from grpo.trainer.snapshot import StateSnapshot
 from grpo.trainer.state import StateFolder, drift_file, rng_file
+from grpo.trainer.token_budget import kept_tokens
 from grpo.trainer.validation import SkipBudget
 from grpo.trainer.weights import LiveWeights
 from grpo.types import TensorRecord
@@ -27,6 +28,8 @@ class Kept:
     rank: int
     device: torch.device
     policy: Policy
+    token_budget: int
+    """Tokens of a micro-batch."""
     weights: LiveWeights
     engine: Engine
     budget: SkipBudget
@@ -88,6 +91,7 @@ class Kept:
             "zero_stage": self.config.train.zero_stage,
             "dtype": self.config.model.dtype,
             "compiled": self.policy.compiled,
+            "tokens_per_micro_batch": self.token_budget,
             "counters": counters,
         }
 
@@ -115,11 +119,19 @@ class Kept:
         header = self._state_folder(folder).read(self.device, self.drift)
         self.budget.in_row = int(header["counters"].get("skipped_in_row", 0))
         fault_point("resume.loaded", step, self.rank)
-        compiled = bool(header.get("compiled"))
-        if compiled == self.policy.compiled:
-            return ()
-        before, now = ("compiled", "uncompiled") if compiled else ("uncompiled", "compiled")
-        return (f"note: the run was trained with {before} layers and goes on with {now} ones: equal up to rounding",)
+        return self._go_on(bool(header.get("compiled")), header.get("tokens_per_micro_batch"))
+
+    def _go_on(self, compiled: bool, tokens: object) -> tuple[str, ...]:
+        """As the steps before were made, as far as it goes; lines that say how far it does not."""
+        notes: tuple[str, ...] = ()
+        if compiled != self.policy.compiled:
+            before, now = ("compiled", "uncompiled") if compiled else ("uncompiled", "compiled")
+            notes += (f"note: layers were {before} before and are {now} now: equal up to rounding",)
+        chosen = self.token_budget
+        self.token_budget = kept_tokens(self.config, chosen, tokens)
+        if self.config.train.tokens_per_micro_batch == "auto" and tokens is not None and tokens != chosen:
+            notes += (f"note: micro-batches had {tokens} tokens, here {chosen} fit: {self.token_budget} are taken",)
+        return notes
 
     def _state_folder(self, folder: Path) -> StateFolder:
         return StateFolder(Path(folder), self.weights.params, self.weights.param_records(), self.engine.shards)

@@ -39,6 +39,7 @@ from grpo.trainer.row_logprobs import RowLogprobs
 from grpo.trainer.saving import prepare_saving
 from grpo.trainer.snapshot import StateSnapshot
 from grpo.trainer.statistics import reduce_outputs, summarise
+from grpo.trainer.token_budget import choose_tokens
 from grpo.trainer.validation import SkipBudget, check_mismatch, check_samples
 from grpo.trainer.weights import LiveWeights
 from grpo.types import Sample, Stats
@@ -110,6 +111,9 @@ class PolicyTrainer(Kept):
             self.reference = RowLogprobs(frozen, self.device)
         phases.begin("rehearsal")
         rehearse_update(self.engine, proof, self.device, self.needs.entropy_gradient)
+        self.token_budget = choose_tokens(self.engine, policy, self.reference, config, self.device)
+        if rank == 0 and self.token_budget != config.fixed_tokens:
+            self.notes += (f"train.tokens_per_micro_batch: auto is {self.token_budget} on this GPU",)
         rng.derive(f"run.seed {config.run.seed}", rank)  # else the first steps of two starts would differ
 
     def _load(self, checkpointing: bool) -> Policy:
@@ -177,7 +181,7 @@ class PolicyTrainer(Kept):
             [row_tokens(sample) for sample in batch],
             ranks=self.world_size,
             minibatches=parts or train.minibatches,
-            token_budget=train.tokens_per_micro_batch,
+            token_budget=self.token_budget,
             seed=f"{self.config.run.seed}/step {step}/epoch {epoch}",
             skip=[row for row, sample in enumerate(batch) if not self._teaches(sample)],
         )

@@ -81,6 +81,11 @@ def rehearse_update(engine: Engine, proof: Proof, device: torch.device, entropy_
             f"the model must have a gradient, but its backward pass fails ({type(error).__name__}: "
             f"{first_line(error)}); choose another model in model.path"
         ) from error
+    throw_away(engine, device)
+
+
+def throw_away(engine: Engine, device: torch.device) -> None:
+    """Ends an accumulation whose gradient nobody wants."""
     filler, _ = engine(pack([]).to(device))
     engine.backward(filler.sum() * math.nan, last=True)
     norm, _ = engine.step(0.0)

@@ -48,8 +48,8 @@ def wrong_values(field: FieldInfo) -> list[Any]:
     """What this key can never hold, whatever its bounds: by its kind alone."""
     kind, optional = field.annotation, False
     if get_origin(kind) in (Union, types.UnionType):
-        optional = True
-        kind = next(one for one in get_args(kind) if one is not type(None))
+        optional = type(None) in get_args(kind)
+        kind = [one for one in get_args(kind) if one is not type(None)][-1]  # behind "auto"
     wrong: list[Any] = [*ASSORTED] if optional else [*ASSORTED, None]
     if get_origin(kind) is Literal:
         return [*wrong, "nonsense", 17, True, "", *NUMBERS]
@@ -174,7 +174,7 @@ COMBINATIONS = {
     "rollout.samples_per_prompt=1048576": "must be at most 1048576",
     "rollout.max_tokens=2048": "rollout.max_tokens = 2048 must be below model.max_length = 2048",
     "model.max_length=512": "rollout.max_tokens = 512 must be below model.max_length = 512",
-    "model.max_length=10000": "train.tokens_per_micro_batch = 8192 is below model.max_length = 10000",
+    "model.max_length=10000 train.tokens_per_micro_batch=8192": "batch = 8192 is below model.max_length = 10000",
     "train.tokens_per_micro_batch=100": "train.tokens_per_micro_batch = 100 is below",
     "rollout.top_p=0.7": "must mean the same distribution: with rollout.top_p = 0.7 the sampler renormalises",
     "rollout.top_p=0.999": "use rollout.top_p: 1, and rollout.temperature",

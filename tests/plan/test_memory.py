@@ -5,7 +5,20 @@ from typing import Any
 
 import pytest
 
-from grpo.plan.memory import GIB, HEAD_CHUNK, QUEUE, SPARE, cannot_fit, make_plan
+from grpo.plan.memory import (
+    GIB,
+    GRAIN,
+    HEAD_CHUNK,
+    LOGITS,
+    MOST_TOKENS,
+    QUEUE,
+    ROOM,
+    SPARE,
+    activation_bytes,
+    cannot_fit,
+    make_plan,
+)
+from grpo.plan.model_size import read_shape
 from tests.plan.planned import QWEN_1_5B, SMOLLM2, config
 
 # hidden, intermediate, layers, heads, kv heads, vocabulary, tied
@@ -16,7 +29,7 @@ QWEN_7B: dict[str, Any] = dict(zip("hiLHKVt", (3584, 18944, 28, 28, 4, 152064, F
 
 SHARED: dict[str, Any] = {
     "rollout": {"gpus_per_engine": 0.5, "memory_utilization": 0.4},
-    "train": {"gpus_per_rank": 0.5},
+    "train": {"gpus_per_rank": 0.5, "tokens_per_micro_batch": 8192},
 }
 
 
@@ -110,6 +123,35 @@ def test_activations_and_head(tmp_path: Path) -> None:
     assert saved.activations == 8192 * 2 * (28 * 1536 + 48640)
 
 
+@pytest.mark.parametrize(
+    ("gpu_gib", "sections", "tokens"),
+    [
+        (141, {}, 34 * 1024),  # 0.9 - 1/16 of it without 25.9 GiB of states and 2 of the head, by 2.72 MB a token
+        (80, {}, 15 * 1024),
+        (80, {"rollout": {"max_staleness": 1}}, 12 * 1024),  # two copies of the weights travel
+        (80, {"train": {"gpus_per_rank": 0.5}}, 2048),  # model.max_length, at least
+        (24, {}, 2048),
+        (141, {"train": {"gradient_checkpointing": True}}, 65536),
+        (141, {"cluster": {"device": "cpu"}}, 8192),
+        (24, {"cluster": {"device": "cpu"}, "model": {"max_length": 10000}}, 10000),
+        (141, {"train": {"tokens_per_micro_batch": 4096}}, 4096),
+    ],
+)
+def test_auto_is_what_a_gpu_has_room_for(tmp_path: Path, gpu_gib: float, sections: Any, tokens: int) -> None:
+    made = make_plan(config(tmp_path, QWEN_1_5B, **{"cluster": {"device": "cuda"}} | sections), gpu_gib)
+    assert made.micro_batch == tokens
+    assert made.activations == activation_bytes(
+        read_shape(config(tmp_path, QWEN_1_5B)), tokens, 2, "gradient_checkpointing" in sections.get("train", {})
+    )
+
+
+def test_the_room_of_a_micro_batch_is_the_one_that_a_rank_leaves() -> None:
+    from grpo.trainer import fused_head, published, token_budget
+
+    assert (ROOM, LOGITS) == (published.ROOM, fused_head.KEPT_SHARE)
+    assert (GRAIN, MOST_TOKENS) == (token_budget.GRAIN, token_budget.MOST)
+
+
 def test_the_reference_model_counts_only_with_a_kl_term(tmp_path: Path) -> None:
     assert make_plan(config(tmp_path, SMOLLM2)).reference == 0
     assert make_plan(config(tmp_path, SMOLLM2, algorithm={"kl_coef": 0.01})).reference == 2 * 134_515_008
@@ -117,7 +159,8 @@ def test_the_reference_model_counts_only_with_a_kl_term(tmp_path: Path) -> None:
 
 def test_engine_and_step(tmp_path: Path) -> None:
     rollout = {"tensor_parallel": 2, "memory_utilization": 0.5, "kv_cache_gib": 2.0, "prompts_per_step": 64}
-    made = make_plan(config(tmp_path, QWEN_1_5B, rollout=rollout, train={"epochs": 2, "minibatches": 4}), gpu_gib=24)
+    train = {"epochs": 2, "minibatches": 4, "tokens_per_micro_batch": 8192}
+    made = make_plan(config(tmp_path, QWEN_1_5B, rollout=rollout, train=train), gpu_gib=24)
     assert made.engine_weights == 1_543_714_304
     assert made.kv_tokens_cpu == 2 * GIB // 28_672
     assert made.kv_tokens_gpu == (24 * GIB - 2 * 1_543_714_304) // 28_672

@@ -33,14 +33,14 @@ def row(text: str, name: str) -> list[str]:
 @pytest.mark.parametrize(
     ("gpu_gib", "sections", "verdict"),
     [
-        (80, {}, ["fits", "fits (61%)"]),
+        (80, {}, ["fits", "fits (84%)"]),
         (24, {}, ["fits", "does not fit"]),
         (3, {}, ["does not fit", "does not fit"]),
         (80, {"rollout": {"gpus_per_engine": 0.5}, "train": {"gpus_per_rank": 0.5}}, ["fits", "does not fit"]),
         (
             80,
             {"rollout": {"gpus_per_engine": 0.5, "memory_utilization": 0.3}, "train": {"gpus_per_rank": 0.5}},
-            ["fits", "fits (91%)"],
+            ["fits", "fits (71%)"],
         ),
         (80, {"rollout": {"kv_cache_gib": 0.01}, "cluster": {"device": "cpu"}}, ["does not fit", "-"]),
     ],

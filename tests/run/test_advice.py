@@ -51,8 +51,9 @@ def told(error: BaseException, at: Where) -> GrpoError:
             OutOfMemoryError(CUDA),
             where("trainer", "step"),
             "train: trainer rank 1 is out of memory on its GPU: .*Tried to allocate 2.00 GiB.*capacity of 79.10 GiB .*"
-            "1.20 GiB is free.*; traceback: run/errors/x.txt; lower train.tokens_per_micro_batch .now 8192., set "
-            r"train.gradient_checkpointing: true, raise train.zero_stage \(now 1\) or train.ranks$",
+            "1.20 GiB is free.*; traceback: run/errors/x.txt; lower train.tokens_per_micro_batch .now auto: give a "
+            r"number below the one that the start told.*, set train.gradient_checkpointing: true, "
+            r"raise train.zero_stage \(now 1\) or train.ranks$",
         ),
         (
             OutOfMemoryError(CUDA),

@@ -31,8 +31,8 @@ def test_a_limit_below_what_is_certain_fails_below_the_estimate_warns(memory: in
 
 def test_the_smallest_gpu_counts() -> None:
     assert sizes.gpus(two("cuda")).status == "ok"
-    small = sizes.gpus(two("cuda", "trainer", gpus=(GIB // 8,)))
-    assert small.status == "failed" and "of a GPU's 0.1 GiB" in small.text
+    small = sizes.gpus(two("cuda", "trainer", gpus=(GIB // 32,)))
+    assert small.status == "failed" and "of a GPU's 0 GiB" in small.text
     assert sizes.gpus(two("cuda", "trainer", gpus=())).status == "warning"
 
 
