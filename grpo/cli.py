@@ -246,6 +246,25 @@ def export(
 
 
 @app.command()
+def fetch(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="URL", help="s3://bucket/prefix, hf://[datasets/]owner/name@commit, or a list (.yaml)."),
+    ],
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="The folder to make, with a URL.")] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Only files that match this pattern, or one of these.")
+    ] = None,
+) -> None:
+    """Bring a model or rows from a bucket or the hub into a folder: once, verified, whole or absent."""
+    from grpo.store.fetch import fetch as fetch_one
+    from grpo.store.fetch import items_of
+
+    for item in items_of(source, out, include or []):
+        fetch_one(item, say=lambda line: print(line, flush=True))
+
+
+@app.command()
 def plan(
     run_file: RunFile,
     overrides: Overrides = None,

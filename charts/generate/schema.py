@@ -49,6 +49,9 @@ def _or_null(schema: Schema) -> Schema:
 
 
 NAME = "[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
+_PART = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
+FILES: Schema = TEXTS | {"propertyNames": {"pattern": f"^{_PART}(/{_PART})*$", "maxLength": 200}}
+_LINE = "[^\\x00-\\x20\\x7f\"'`$\\\\]+"
 ENDED = _choice("SUCCEEDED", "FAILED")
 _CONDITION: Schema = {
     "type": "object",
@@ -93,6 +96,16 @@ KINDS: dict[str, Schema] = {
     "nameOverride": _text("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"),
     "fullnameOverride": _text("[a-z]([-a-z0-9]{0,36}[a-z0-9])?"),
     "config": {"$ref": "#/definitions/Config"},
+    "code.files": FILES,
+    "data.files": FILES,
+    **{f"{key}.configMap": _text(NAME) for key in ("code", "data")},
+    "code.secret": _text(NAME),
+    "code.imagePath": _text("/[A-Za-z0-9_./-]*"),
+    **{f"{key}.claim": _text(NAME) for key in ("data", "model")},
+    **{f"{key}.{part}": _text(_LINE) for key in ("data", "model") for part in ("url", "path")},
+    **{f"{key}.include": _list({"type": "string", "pattern": f"^{_LINE}$"}) for key in ("data", "model")},
+    **{f"{key}.revision": _text("[^\\x00-\\x1f\\x7f]{1,1000}") for key in ("code", "data", "model")},
+    "cache.existingClaim": _text(NAME),
     "image.pullPolicy": _choice("Always", "IfNotPresent", "Never"),
     "image.pullSecrets": _list(_kubernetes(f"{CORE}LocalObjectReference")),
     "image.controller.digest": _text("sha256:[0-9a-f]{64}"),
@@ -142,6 +155,8 @@ def values_schema() -> Schema:
     schema["properties"]["global"] = {"type": "object", "description": "Helm's, where the chart is part of another."}
     config = config_schema()
     definitions = config.pop("$defs") | {"Config": config}
+    for required in (definitions["Config"], definitions["Model"]):  # `model` may name it; the templates say a sentence
+        required.pop("required")
     _take_kubernetes(schema, definitions)
     named = {"definitions": dict(sorted(definitions.items()))}
     tree = {"$schema": "http://json-schema.org/draft-07/schema#", **schema, **named}

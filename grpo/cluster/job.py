@@ -135,6 +135,8 @@ def _train(config: Config, makers: Makers, run_dir: Path, stop: StopRequest, lea
         attempt, streams = lease.attempt, prompts.contents()
         with RunRecorder(config, attempt=attempt, decode=rendering.decode, streams=streams, phases=phases) as record:
             tell(record, config, checkpoints, newest, loaded, held_out)
+            if rewards.user_functions and config.reward_code.revision:
+                record.say(f"reward code: {config.reward_code.revision}")
             if rewards.isolation:
                 record.say(f"warning: reward code runs without these fences: {', '.join(rewards.isolation)}")
             roles = f"{config.rollout.engines} x vLLM and {config.train.ranks} x DeepSpeed"

@@ -90,6 +90,10 @@ class RewardCode(Section):
     """Share of a step's calls that may fail; above it the run ends whatever on_failure says."""
     environment: tuple[Variable, ...] = ()
     """Names of environment variables that reward code may see; all others, with their secrets, are withheld."""
+    folder: Place | None = None
+    """Folder in which reward functions' modules are looked for first, and which they may read, besides `readable`."""
+    revision: Line | None = None
+    """What stands for the content of reward code, such as a commit or a digest: another one is another run's."""
     readable: tuple[str, ...] = ()
     """Files and folders that reward code may read, besides Python's own and the modules in the working folder."""
     network: bool = False

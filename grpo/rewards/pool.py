@@ -46,6 +46,9 @@ class RewardPool:
         """Raises ConfigError for a function that cannot be used, DeadlineExceeded if an import takes too long."""
         self.config = config
         self.functions = tuple(functions)
+        folder = config.reward_code.folder
+        if folder and not Path(folder).expanduser().is_dir():
+            raise ConfigError(f"reward_code.folder: must name a folder that is here, found none at {folder!r}")
         for name in config.reward_code.readable:
             if not Path(name).expanduser().exists():
                 raise ConfigError(f"reward_code.readable: must name files and folders that are here, found no {name!r}")

@@ -83,10 +83,13 @@ class RewardProcess:
         answers, replies = os.pipe()
         self._answers = Messages(answers)
         os.set_blocking(self._requests, False)
+        named = filter(None, (reward_code.folder, *reward_code.readable))
+        readable = [str(Path(path).expanduser().resolve()) for path in named]
         settings = {
             "functions": self.functions,
             "path": module_path(),
-            "readable": [str(Path(path).expanduser().resolve()) for path in reward_code.readable],
+            "folder": readable[0] if reward_code.folder else None,
+            "readable": readable,
             "scratch": self.scratch,
             "memory_bytes": int(reward_code.memory_gib * 2**30),
             "environment": {name: os.environ[name] for name in reward_code.environment if name in os.environ},

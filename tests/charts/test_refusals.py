@@ -269,8 +269,6 @@ def test_wrong_values_are_refused(values: dict[str, Any], where: str) -> None:
 def test_the_model_is_the_only_key_that_must_be_there() -> None:
     least = {"image": {"registry": "r"}, "config": {"model": {"path": "m"}}}
     template(least, profile=None)
-    assert "missing property 'model'" in refusal({"image": {"registry": "r"}}, profile=None)
-
-
-def test_no_template_asks_a_cluster() -> None:
-    assert "lookup" not in "".join(path.read_text() for path in (CHART / "templates").rglob("*.*"))
+    for nothing in ({}, {"config": {}}, {"config": {"model": {}}}):
+        said = refusal({"image": {"registry": "r"}} | nothing, profile=None)
+        assert "No model is named. Set config.model.path" in said

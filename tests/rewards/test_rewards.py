@@ -18,7 +18,7 @@ from grpo.rewards.gsm8k import (
 )
 from grpo.rewards.registry import RewardScorer
 from grpo.types import Prompt
-from tests.reward_helpers import configured, grouped
+from tests.reward_helpers import configured, grouped, rewards_of
 
 GSM8K_ROWS = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
 
@@ -311,3 +311,18 @@ def test_answers_that_a_built_in_reward_cannot_read_are_reported():
             DataError, match=r"rows.jsonl:7: answer: .* has none: 'forty-two'; correct the row, use the reward"
         ):
             scorer.check_answers([good, bad])
+
+
+def test_modules_are_found_in_their_folder_and_may_read_what_lies_there(tmp_path):
+    (tmp_path / "code" / "pack").mkdir(parents=True)
+    (tmp_path / "code" / "words.txt").write_text("one two three")
+    (tmp_path / "code" / "pack" / "inside.py").write_text("FACTOR = 2")
+    (tmp_path / "code" / "mine_in_folder.py").write_text(
+        "from pathlib import Path\nfrom pack.inside import FACTOR\n"
+        "def f(prompt, completion, answer):\n"
+        "    return float(FACTOR * len(Path(__file__).with_name('words.txt').read_text().split()))\n"
+    )
+    config = configured("mine_in_folder:f", folder=str(tmp_path / "code"))
+    assert rewards_of(config, grouped(["a", "b"])) == [[6.0, 6.0]]
+    with pytest.raises(ConfigError, match=r"reward_code.folder: must name a folder that is here, found none at '/no/"):
+        RewardScorer(configured("mine_in_folder:f", folder="/no/such"))

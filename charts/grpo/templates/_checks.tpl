@@ -2,6 +2,7 @@
 {{- define "grpo.checks" -}}
 {{- include "grpo.checks.cluster" . -}}
 {{- include "grpo.checks.job" . -}}
+{{- include "grpo.checks.inputs" . -}}
 {{- include "grpo.checks.deletion" . -}}
 {{- include "grpo.checks.security" . -}}
 {{- include "grpo.checks.config" . -}}

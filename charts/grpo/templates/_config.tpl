@@ -31,6 +31,7 @@
 {{/* run.yaml: the user's keys, and those that only the chart knows. */}}
 {{- define "grpo.config" -}}
 {{- $config := deepCopy .Values.config -}}
+{{- include "grpo.inputs" (dict "root" . "config" $config) -}}
 {{- $run := merge (dict) (get $config "run" | default dict) -}}
 {{- $grace := max 1 (sub (int .Values.head.terminationGracePeriodSeconds) 10) -}}
 {{- $defaults := dict "name" (include "grpo.runName" .) "dir" (include "grpo.runDir" .) "grace_seconds" $grace -}}
@@ -81,8 +82,9 @@
 
 {{/* What the configuration fetches from the hub: a name without a leading slash that is no file; empty: nothing. */}}
 {{- define "grpo.usesHub" -}}
-{{- $source := include "grpo.config.get" (list . "data" "source" "openai/gsm8k") -}}
-{{- range $place := list .Values.config.model.path $source -}}
+{{- $named := include "grpo.dataSource" . | default "openai/gsm8k" -}}
+{{- $source := include "grpo.config.get" (list . "data" "source" $named) -}}
+{{- range $place := list (include "grpo.modelPath" .) $source -}}
 {{- if not (or (eq $place "arithmetic") (regexMatch "^[/.]|\\.(jsonl|json|parquet)$" $place)) }}the hub{{ break }}{{ end -}}
 {{- end -}}
 {{- end }}

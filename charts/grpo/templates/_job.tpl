@@ -64,7 +64,7 @@ template:
 submissionMode: {{ $mode }}
 {{- /* A shell of its own: in SidecarMode and K8sJobMode the submitter's shell would take the && for itself. */}}
 entrypoint: >-
-  bash -c '{{ if $job.preflight }}grpo preflight /etc/grpo/run.yaml && {{ end }}exec grpo train /etc/grpo/run.yaml'
+  bash -c '{{ if eq (include "grpo.fetches" .) "true" }}HF_HUB_OFFLINE=0 grpo fetch /etc/grpo/fetch.yaml && {{ end }}{{ if $job.preflight }}grpo preflight /etc/grpo/run.yaml && {{ end }}exec grpo train /etc/grpo/run.yaml'
 backoffLimit: {{ int $job.backoffLimit }}
 {{- with $job.activeDeadlineSeconds }}
 activeDeadlineSeconds: {{ int . }}

@@ -16,9 +16,9 @@
 {{- $name -}}
 {{- end }}
 
-{{/* The name of the run's ConfigMap: another configuration is another run. */}}
+{{/* The name of the run's ConfigMap: another configuration, other code, rows or model are another run. */}}
 {{- define "grpo.configName" -}}
-{{- printf "%s-%s" (include "grpo.fullname" .) (.Values.config | toJson | sha256sum | trunc 8) -}}
+{{- printf "%s-%s" (include "grpo.fullname" .) (include "grpo.identity" . | sha256sum | trunc 8) -}}
 {{- end }}
 
 {{/* Changes with everything that makes the job, so that a change starts a new one. */}}

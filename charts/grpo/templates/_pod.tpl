@@ -55,6 +55,10 @@ driver=$(status {{ include "grpo.metricsPort" . }} /healthz) || exit 0
   value: "0"
 - name: PYTHONUNBUFFERED
   value: "1"
+{{- if eq (include "grpo.offline" .root) "true" }}
+- name: HF_HUB_OFFLINE
+  value: "1"
+{{- end }}
 {{- range include "grpo.secretMounts" . | fromJsonArray }}
 - name: {{ .env }}
   value: /etc/grpo/secrets/{{ .name }}/{{ .file }}
@@ -96,7 +100,7 @@ driver=$(status {{ include "grpo.metricsPort" . }} /healthz) || exit 0
   mountPath: /home/grpo
 - name: dshm
   mountPath: /dev/shm
-{{- if ne .role "rollout" }}
+{{- if eq (include "grpo.mountsRuns" .) "true" }}
 - name: runs
   mountPath: /runs
 {{- end }}
@@ -110,6 +114,9 @@ driver=$(status {{ include "grpo.metricsPort" . }} /healthz) || exit 0
 - name: {{ .name }}-secret
   mountPath: /etc/grpo/secrets/{{ .name }}
   readOnly: true
+{{- end }}
+{{- with include "grpo.inputMounts" . | fromJsonArray }}
+{{ toYaml . }}
 {{- end }}
 {{- with .group.volumeMounts }}
 {{ toYaml . }}
@@ -127,7 +134,7 @@ driver=$(status {{ include "grpo.metricsPort" . }} /healthz) || exit 0
   emptyDir:
     medium: Memory
     sizeLimit: {{ toYaml .group.shmSize }}
-{{- if ne .role "rollout" }}
+{{- if eq (include "grpo.mountsRuns" .) "true" }}
 - name: runs
   {{- if and $storage.enabled (or $shared (eq .role "head")) }}
   persistentVolumeClaim:
@@ -149,6 +156,9 @@ driver=$(status {{ include "grpo.metricsPort" . }} /healthz) || exit 0
     items:
       - key: {{ .secret.key }}
         path: {{ .file }}
+{{- end }}
+{{- with include "grpo.inputVolumes" . | fromJsonArray }}
+{{ toYaml . }}
 {{- end }}
 {{- with .group.volumes }}
 {{ toYaml . }}

@@ -47,6 +47,7 @@ class Settings(TypedDict):
 
     functions: list[str]
     path: list[str]
+    folder: str | None
     readable: list[str]
     scratch: str
     environment: dict[str, str]
@@ -130,7 +131,8 @@ def look_like_a_script(settings: Settings) -> None:
     os.environ.update(settings["environment"])
     time.tzset()
     installed = [place for place, entry in enumerate(sys.path) if entry.endswith("-packages")]
-    sys.path.insert(min(installed, default=len(sys.path)), os.getcwd())
+    place = min(installed, default=len(sys.path))
+    sys.path[place:place] = filter(None, (settings["folder"], os.getcwd()))
     sys.path += [entry for entry in settings["path"] if entry not in sys.path]
 
 

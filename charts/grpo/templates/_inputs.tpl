@@ -1,0 +1,229 @@
+{{/* What a run reads beside its configuration (code, rows, model): where it lies, who mounts it, what stands for its content. */}}
+
+{{/* Whether a cluster answers: `helm template` and a dry run of the client ask none. Every namespace has this ConfigMap. */}}
+{{- define "grpo.answers" -}}
+{{- lookup "v1" "ConfigMap" .Release.Namespace "kube-root-ca.crt" | empty | not -}}
+{{- end }}
+
+{{/* Digest of a ConfigMap or Secret of the user's; empty where no cluster is asked. (list $ "code" "ConfigMap" name) */}}
+{{- define "grpo.foreignDigest" -}}
+{{- $root := index . 0 -}}
+{{- $found := lookup "v1" (index . 2) $root.Release.Namespace (index . 3) -}}
+{{- if $found -}}
+sha256:{{ list $found.data $found.binaryData | toJson | sha256sum }}
+{{- else if eq (include "grpo.answers" $root) "true" -}}
+{{- fail (printf "\n\n%s names the %s %s, which namespace %s does not have. Make it first: kubectl -n %s create %s %s --from-file=…" (index . 1) (index . 2) (index . 3) $root.Release.Namespace $root.Release.Namespace (eq (index . 2) "Secret" | ternary "secret generic" "configmap") (index . 3)) -}}
+{{- end -}}
+{{- end }}
+
+{{/* What stands for the content of the reward code; empty where there is none or nothing is known of it. */}}
+{{- define "grpo.codeRevision" -}}
+{{- $code := .Values.code -}}
+{{- if $code.revision -}}
+{{- $code.revision -}}
+{{- else if $code.files -}}
+sha256:{{ $code.files | toJson | sha256sum }}
+{{- else if $code.configMap -}}
+{{- include "grpo.foreignDigest" (list . "code.configMap" "ConfigMap" $code.configMap) -}}
+{{- else if $code.secret -}}
+{{- include "grpo.foreignDigest" (list . "code.secret" "Secret" $code.secret) -}}
+{{- else if $code.imagePath -}}
+{{- include "grpo.image" (dict "root" . "image" .Values.image.controller) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "grpo.dataRevision" -}}
+{{- $data := .Values.data -}}
+{{- if $data.revision -}}
+{{- $data.revision -}}
+{{- else if $data.configMap -}}
+{{- include "grpo.foreignDigest" (list . "data.configMap" "ConfigMap" $data.configMap) -}}
+{{- end -}}
+{{- end }}
+
+{{/* All that makes a run the run it is: its configuration, and code, rows and model where values name them. */}}
+{{- define "grpo.identity" -}}
+{{- .Values.config | toJson -}}
+{{- range $key := list "code" "data" "model" -}}
+{{- $section := get $.Values $key -}}
+{{- $named := dict -}}
+{{- range $name, $value := $section }}{{ if $value }}{{ $_ := set $named $name $value }}{{ end }}{{ end -}}
+{{- if $named }}{{ printf "\n%s %s" $key ($named | toJson) }}{{ end -}}
+{{- end -}}
+{{- with include "grpo.codeRevision" . }}{{ printf "\n%s" . }}{{ end -}}
+{{- with include "grpo.dataRevision" . }}{{ printf "\n%s" . }}{{ end -}}
+{{- end }}
+
+{{/* Names of the ConfigMaps of inline files: (list $ "code") */}}
+{{- define "grpo.filesName" -}}
+{{- $root := index . 0 -}}
+{{- $key := index . 1 -}}
+{{- printf "%s-%s-%s" (include "grpo.fullname" $root) $key ((get $root.Values $key).files | toJson | sha256sum | trunc 8) -}}
+{{- end }}
+
+{{/* The key that a file has in a ConfigMap, which takes no slash. */}}
+{{- define "grpo.fileKey" -}}
+{{- . | replace "/" "__" -}}
+{{- end }}
+
+{{/* Where code is; empty: nowhere. */}}
+{{- define "grpo.codeFolder" -}}
+{{- $code := .Values.code -}}
+{{- if $code.imagePath }}{{ $code.imagePath }}{{ else if or $code.files $code.configMap $code.secret }}/etc/grpo/code{{ end -}}
+{{- end }}
+
+{{/* The volume that all pods share: the claim of the cache, or the one of the runs. */}}
+{{- define "grpo.cacheFolder" -}}
+{{- .Values.cache.existingClaim | empty | ternary "/runs/.cache" "/cache" -}}
+{{- end }}
+
+{{/* Where something that is fetched comes to lie: (list $ "model") */}}
+{{- define "grpo.fetched" -}}
+{{- $root := index . 0 -}}
+{{- $key := index . 1 -}}
+{{- $section := get $root.Values $key -}}
+{{- $what := list $section.url $section.revision $section.include | toJson | sha256sum | trunc 16 -}}
+{{- printf "%s/%s-%s" (include "grpo.cacheFolder" $root) $key $what -}}
+{{- end }}
+
+{{/* A place below a folder: (list folder path) */}}
+{{- define "grpo.below" -}}
+{{- $path := index . 1 | trimPrefix "/" -}}
+{{- $path | empty | ternary (index . 0) (printf "%s/%s" (index . 0) $path) -}}
+{{- end }}
+
+{{/* model.path of the run. */}}
+{{- define "grpo.modelPath" -}}
+{{- $model := .Values.model -}}
+{{- if $model.url -}}
+{{- include "grpo.below" (list (include "grpo.fetched" (list . "model")) $model.path) -}}
+{{- else if $model.claim -}}
+{{- include "grpo.below" (list "/mnt/model" $model.path) -}}
+{{- else -}}
+{{- include "grpo.config.get" (list . "model" "path" "") -}}
+{{- end -}}
+{{- end }}
+
+{{/* data.source that follows from `data`; empty where there is none. */}}
+{{- define "grpo.dataSource" -}}
+{{- $data := .Values.data -}}
+{{- $path := $data.path -}}
+{{- if or $data.files $data.configMap -}}
+{{- if not $path -}}
+{{- $first := $data.files | empty | ternary ".jsonl" (keys $data.files | sortAlpha | first | default "") -}}
+{{- $path = printf "{split}%s" (regexFind "(\\.[a-z]+)?\\.[A-Za-z0-9]+$" $first | default ".jsonl") -}}
+{{- end -}}
+{{- printf "/etc/grpo/data/%s" $path -}}
+{{- else if $data.claim -}}
+{{- include "grpo.below" (list "/mnt/data" $path) -}}
+{{- else if $data.url -}}
+{{- include "grpo.below" (list (include "grpo.fetched" (list . "data")) $path) -}}
+{{- end -}}
+{{- end }}
+
+{{/* Writes into the run's configuration what the values say elsewhere: (dict "root" $ "config" a copy) */}}
+{{- define "grpo.inputs" -}}
+{{- $root := .root -}}
+{{- if or $root.Values.model.url $root.Values.model.claim -}}
+{{- $model := get .config "model" | default dict -}}
+{{- $_ := set $model "path" (include "grpo.modelPath" $root) -}}
+{{- $_ := set .config "model" $model -}}
+{{- end -}}
+{{- $source := include "grpo.dataSource" $root -}}
+{{- $data := get .config "data" | default dict -}}
+{{- if and $source (not (get $data "source")) (not (get $data "sources")) -}}
+{{- $_ := set $data "source" $source -}}
+{{- $_ := set .config "data" $data -}}
+{{- end -}}
+{{- $folder := include "grpo.codeFolder" $root -}}
+{{- if $folder -}}
+{{- $code := get .config "reward_code" | default dict -}}
+{{- $_ := set $code "folder" $folder -}}
+{{- $_ := set $code "readable" (concat (list $folder) (get $code "readable" | default list) | uniq) -}}
+{{- with include "grpo.codeRevision" $root }}{{ $_ := set $code "revision" . }}{{ end -}}
+{{- $_ := set .config "reward_code" $code -}}
+{{- end -}}
+{{- end }}
+
+{{/* What `grpo fetch` brings, as a JSON list. */}}
+{{- define "grpo.fetchList" -}}
+{{- $list := list -}}
+{{- range $key := list "model" "data" -}}
+{{- $section := get $.Values $key -}}
+{{- if $section.url -}}
+{{- $list = append $list (dict "url" $section.url "folder" (include "grpo.fetched" (list $ $key)) "include" $section.include) -}}
+{{- end -}}
+{{- end -}}
+{{- $list | toJson -}}
+{{- end }}
+
+{{- define "grpo.fetches" -}}
+{{- or .Values.model.url .Values.data.url | empty | not -}}
+{{- end }}
+
+{{/* "true" if nothing is left that a pod would load from the hub by itself. */}}
+{{- define "grpo.offline" -}}
+{{- and (eq (include "grpo.fetches" .) "true") (not (include "grpo.usesHub" .)) -}}
+{{- end }}
+
+{{/* "true" if the role mounts the volume of runs: rollout only for a model that lies there. (dict "root" $ "role" "rollout") */}}
+{{- define "grpo.mountsRuns" -}}
+{{- $cached := and .root.Values.model.url (not .root.Values.cache.existingClaim) -}}
+{{- or (ne .role "rollout") $cached | empty | not -}}
+{{- end }}
+
+{{/* (dict "root" $ "role" "head") */}}
+{{- define "grpo.inputMounts" -}}
+{{- $values := .root.Values -}}
+{{- $mounts := list -}}
+{{- if eq .role "head" -}}
+{{- if or $values.code.files $values.code.configMap $values.code.secret -}}
+{{- $mounts = append $mounts (dict "name" "code" "mountPath" "/etc/grpo/code" "readOnly" true) -}}
+{{- end -}}
+{{- if or $values.data.files $values.data.configMap -}}
+{{- $mounts = append $mounts (dict "name" "data" "mountPath" "/etc/grpo/data" "readOnly" true) -}}
+{{- end -}}
+{{- if $values.data.claim -}}
+{{- $mounts = append $mounts (dict "name" "data" "mountPath" "/mnt/data" "readOnly" true) -}}
+{{- end -}}
+{{- if eq (include "grpo.fetches" .root) "true" -}}
+{{- $mounts = append $mounts (dict "name" "config" "mountPath" "/etc/grpo/fetch.yaml" "subPath" "fetch.yaml" "readOnly" true) -}}
+{{- end -}}
+{{- end -}}
+{{- if $values.model.claim -}}
+{{- $mounts = append $mounts (dict "name" "model" "mountPath" "/mnt/model" "readOnly" true) -}}
+{{- end -}}
+{{- if $values.cache.existingClaim -}}
+{{- $mounts = append $mounts (dict "name" "cache" "mountPath" "/cache") -}}
+{{- end -}}
+{{- $mounts | toJson -}}
+{{- end }}
+
+{{- define "grpo.inputVolumes" -}}
+{{- $values := .root.Values -}}
+{{- $volumes := list -}}
+{{- if eq .role "head" -}}
+{{- range $key := list "code" "data" -}}
+{{- $section := get $values $key -}}
+{{- if $section.files -}}
+{{- $items := list -}}
+{{- range $path, $_ := $section.files }}{{ $items = append $items (dict "key" (include "grpo.fileKey" $path) "path" $path) }}{{ end -}}
+{{- $volumes = append $volumes (dict "name" $key "configMap" (dict "name" (include "grpo.filesName" (list $.root $key)) "items" $items)) -}}
+{{- else if $section.configMap -}}
+{{- $volumes = append $volumes (dict "name" $key "configMap" (dict "name" $section.configMap)) -}}
+{{- else if get $section "secret" -}}
+{{- $volumes = append $volumes (dict "name" $key "secret" (dict "secretName" $section.secret "defaultMode" 0440)) -}}
+{{- end -}}
+{{- end -}}
+{{- if $values.data.claim -}}
+{{- $volumes = append $volumes (dict "name" "data" "persistentVolumeClaim" (dict "claimName" $values.data.claim "readOnly" true)) -}}
+{{- end -}}
+{{- end -}}
+{{- if $values.model.claim -}}
+{{- $volumes = append $volumes (dict "name" "model" "persistentVolumeClaim" (dict "claimName" $values.model.claim "readOnly" true)) -}}
+{{- end -}}
+{{- if $values.cache.existingClaim -}}
+{{- $volumes = append $volumes (dict "name" "cache" "persistentVolumeClaim" (dict "claimName" $values.cache.existingClaim)) -}}
+{{- end -}}
+{{- $volumes | toJson -}}
+{{- end }}
