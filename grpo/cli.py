@@ -324,6 +324,32 @@ def preflight(run_file: RunFile, overrides: Overrides = None) -> None:
     conclude(checks)
 
 
+@app.command(hidden=True)
+def job(
+    run_file: RunFile,
+    fetch: Annotated[Path | None, typer.Option(metavar="FETCH.yaml", help="Fetch what it names first.")] = None,
+    preflight: Annotated[bool, typer.Option(help="Check the cluster first.")] = True,
+    stop: Annotated[bool, typer.Option(help="Tell Ray that a job is stopped whose end would come again.")] = True,
+) -> None:
+    """What a RayJob runs: preflight and train, with their lines in the pod's log and in the run's folder too."""
+    from grpo.run.pod import run_verbs
+
+    try:
+        run_dir = Path(load_config(run_file).run.dir)
+    except GrpoError:  # the first verb says so
+        run_dir = None
+    steps = [("fetch", fetch)] if fetch else []
+    steps += [(verb, run_file) for verb in ["preflight"] * preflight + ["train"]]
+    code = run_verbs(steps, run_dir, _end_job if stop else None)
+    raise typer.Exit(code)
+
+
+def _end_job(message: str) -> None:
+    from grpo.cluster.ray_private import end_job
+
+    end_job(message)
+
+
 @app.command()
 def drain(
     run_file: Annotated[

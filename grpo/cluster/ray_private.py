@@ -1,6 +1,8 @@
 """All that is used of Ray beyond its public API, as it is in Ray 2.60.0. Look here first when the pin moves."""
 
+import asyncio
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -12,8 +14,11 @@ from ray._private.state import state
 from ray.actor import ActorHandle
 from ray.job_config import JobConfig
 
+from grpo.errors import ClusterError
+
 PREEMPTION = 2
 """DRAIN_NODE_REASON_PREEMPTION in Ray's autoscaler.proto: a reason that it cannot refuse."""
+END_SECONDS = 10
 ALIVE = 0
 """State of a node in Ray's table; also the number that protobuf leaves out."""
 
@@ -119,3 +124,18 @@ def bootstrap_address(address: str) -> str | None:
         return str(canonicalize_bootstrap_address(address))
     except ConnectionError:
         return None
+
+
+def end_job(message: str) -> None:
+    """Tells Ray that the job which this process belongs to was stopped, and why; how it exits then counts no more.
+
+    Raises ClusterError outside of a job, and whatever Ray raises.
+    """
+    from ray.dashboard.modules.job.common import JobInfoStorageClient, JobStatus
+
+    said = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    job, address = said.get("metadata", {}).get("job_submission_id"), os.environ.get("RAY_ADDRESS")
+    if not job or not address:
+        raise ClusterError("must run as a job of Ray's, but the environment names none; submit it as one")
+    jobs = JobInfoStorageClient(ray._raylet.GcsClient(address=address))  # type: ignore[attr-defined]
+    asyncio.run(jobs.put_status(job, JobStatus.STOPPED, message=message, timeout=END_SECONDS))

@@ -11,6 +11,7 @@ MOST_CHANGES, LONGEST_CHANGE = 40, 400
 FREE = {
     "run.dir",
     "run.resume",
+    "run.restart",
     "run.allow_drift",
     "run.lease_seconds",
     "run.grace_seconds",

@@ -46,6 +46,8 @@ class Run(Section):
     """Folder of the run, not a link to one: resolved config, metrics, samples, report, checkpoints."""
     resume: Literal["auto", "never"] = "auto"
     """auto: a run that the folder holds resumes from its newest valid checkpoint; never: such a folder is refused."""
+    restart: Line | None = None
+    """Any text; another one than before lets a run start again that ended for good (FATAL.json), its cause mended."""
     allow_drift: tuple[Line, ...] = ()
     """Keys that may differ from those of the run that is resumed, such as train.learning_rate or data.source."""
     lease_seconds: Seconds = 30

@@ -15,6 +15,7 @@
     superseded/     rows of steps that were lost after a checkpoint and made again
     stacks/         stacks of frozen actors, as text
     errors/         tracebacks of what failed in actors, as text
+    logs/           what each start of the run in a pod said (grpo/run/pod.py); of a local Ray that failed, Ray's own
     FATAL.json      why the run cannot be resumed (grpo/run/fatal.py)
     report.html     written by `grpo report`
     trackers.json   the run's ids at W&B and MLflow

@@ -58,7 +58,8 @@ def check_fatal(run_dir: Path, config: Config) -> None:
     if kind and found.get("config_hash") == config_hash(config):
         raise kind(
             f"{run_dir}: this run ended with: {found.get('message')} (at {found.get('time')}); the configuration is "
-            f"the same, so it would end alike; once the cause is mended delete {run_dir / FATAL}"
+            f"the same, so it would end alike; once the cause is mended set run.restart to another text (now "
+            f"{config.run.restart or 'none'}; job.restart of the chart), or delete {run_dir / FATAL}"
         )
     store.delete(FATAL)
 

@@ -11,10 +11,12 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from charts.generate import manifests, schema
 from charts.generate.schema import CHART
 from charts.generate.tools import ROOT
+from grpo import cli
 from grpo.config.load import load_config
 from tests import helm as charts
 from tests.helm import HELMS, RDMA, SMOKE, SPOT, container, env, helm, job, one, pods, rules, run_yaml, template
@@ -217,47 +219,71 @@ def test_retries_and_deadlines() -> None:
     assert "activeDeadlineSeconds" not in job({"job": {"activeDeadlineSeconds": None}})["spec"]
 
 
-def test_workers_go_when_the_job_ends_and_the_head_stays_for_its_logs() -> None:
-    spec = job({"job": {"ttlSecondsAfterFinished": 900}})["spec"]
-    assert "shutdownAfterJobFinishes" not in spec and "ttlSecondsAfterFinished" not in spec
-    found = [(rule["policy"], rule["condition"]) for rule in spec["deletionStrategy"]["deletionRules"]]
-    ends = {"jobStatus": "SUCCEEDED"}, {"jobDeploymentStatus": "Failed"}
-    steps = ("DeleteWorkers", {"ttlSeconds": 0}), ("DeleteCluster", {"ttlSeconds": 900})
-    assert found == [(policy, end | ttl) for end in ends for policy, ttl in steps]
-    own = rules(("DeleteCluster", 5))
-    assert job(own)["spec"]["deletionStrategy"] == own["job"]["deletionStrategy"]
-
-
-def test_kueue_gets_the_only_end_that_it_takes() -> None:
-    spec = job(profile=SPOT)["spec"]
-    assert spec["shutdownAfterJobFinishes"] is True and spec["ttlSecondsAfterFinished"] == 60
+@pytest.mark.parametrize("profile, seconds", [(SPOT, 60), (RDMA, 60), (SMOKE, 3600)])
+def test_pods_go_when_the_job_ends_whatever_it_ended_with(profile: str, seconds: int) -> None:
+    """KubeRay's rules know no STOPPED, which is what an end for good is told as; Kueue takes nothing else either."""
+    spec = job(profile=profile)["spec"]
+    assert (spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (True, seconds)
     assert "deletionStrategy" not in spec
 
 
-@pytest.mark.parametrize("preflight, calls", [(True, ["preflight", "train"]), (False, ["train"])])
-def test_the_entrypoint_survives_every_shell(preflight: bool, calls: list[str], tmp_path: Path) -> None:
+def test_rules_of_the_users_own_end_a_job_as_they_say_and_nothing_is_told_as_stopped() -> None:
+    own = rules(("DeleteCluster", 5))
+    spec = job(own)["spec"]
+    assert spec["deletionStrategy"] == own["job"]["deletionStrategy"]
+    assert "shutdownAfterJobFinishes" not in spec and "ttlSecondsAfterFinished" not in spec
+    assert spec["entrypoint"] == "grpo job /etc/grpo/run.yaml --no-stop"
+
+
+@pytest.mark.parametrize("preflight, more", [(True, ""), (False, " --no-preflight")])
+def test_the_entrypoint_needs_no_shell_and_is_a_verb(preflight: bool, more: str, tmp_path: Path) -> None:
+    """Ray's supervisor, `ray job submit` and its shell each take it apart in a way of their own."""
     entrypoint = job({"job": {"preflight": preflight}})["spec"]["entrypoint"]
-    log = tmp_path / "log"
-    (tmp_path / "grpo").write_text(f'#!/bin/bash\necho "$@" >> {log}\n')
-    (tmp_path / "grpo").chmod(0o755)
-    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    subprocess.run(entrypoint, shell=True, env=path, check=True)  # Ray's job supervisor, in HTTPMode
-    wanted = [f"{call} /etc/grpo/run.yaml" for call in calls]
-    assert log.read_text().splitlines() == wanted
-    log.unlink()
-    # In SidecarMode and K8sJobMode a shell hands it to `ray job submit`, which quotes its arguments again.
-    submit = 'python3 -c "import subprocess, sys; print(subprocess.list2cmdline(sys.argv[1:]))"'
-    again = subprocess.check_output(["bash", "-ce", f"{submit} {entrypoint} ;"], text=True)
-    subprocess.run(again, shell=True, env=path, check=True)
-    assert log.read_text().splitlines() == wanted
+    assert entrypoint == f"grpo job /etc/grpo/run.yaml{more}"
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text("model: {path: nowhere}\n")
+    words = entrypoint.replace("/etc/grpo/run.yaml", str(run_file)).split()[1:]
+    called: list[tuple[Any, ...]] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("grpo.run.pod.run_verbs", lambda *arguments: called.append(arguments) or 7)
+        assert CliRunner().invoke(cli.app, [*words, "--no-stop"]).exit_code == 7
+    [(steps, _, stop)] = called
+    assert (steps, stop) == ([(verb, run_file) for verb in ["preflight"] * preflight + ["train"]], None)
 
 
-def test_a_failed_preflight_starts_no_training(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    (tmp_path / "grpo").write_text(f'#!/bin/bash\necho "$1" >> {log}\nexit 7\n')
-    (tmp_path / "grpo").chmod(0o755)
-    done = subprocess.run(job()["spec"]["entrypoint"], shell=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
-    assert (done.returncode, log.read_text()) == (7, "preflight\n")
+def test_a_restart_is_another_job_of_the_same_run_that_is_told_so() -> None:
+    before, after = template(), template({"job": {"restart": "2"}})
+    first, second = one(before, "RayJob"), one(after, "RayJob")
+    assert first["metadata"]["name"] != second["metadata"]["name"]
+    assert first["metadata"]["labels"] == second["metadata"]["labels"]
+    assert second["metadata"]["annotations"]["grpo.dev/restart"] == "2"
+    runs = [yaml.safe_load(run_yaml(objects))["run"] for objects in (before, after)]
+    assert runs[1].pop("restart") == "2" and runs[0] == runs[1]
+    own = yaml.safe_load(run_yaml(template({"job": {"restart": "2"}, "config": {"run": {"restart": "own"}}})))
+    assert own["run"]["restart"] == "own"
+
+
+def test_a_driver_that_is_told_to_stop_has_its_whole_grace_period() -> None:
+    found = pods(job({"head": {"terminationGracePeriodSeconds": 300}}))
+    assert env(found["head"])["RAY_JOB_STOP_WAIT_TIME_S"] == "300"
+    assert "RAY_JOB_STOP_WAIT_TIME_S" not in env(found["trainer"])
+
+
+def test_rays_coloured_events_are_off() -> None:
+    assert {env(pod)["RAY_SCHEDULER_EVENTS"] for pod in pods(job()).values()} == {"0"}
+
+
+@pytest.mark.parametrize("role", ["head", "rollout", "trainer"])
+def test_a_sidecar_stands_behind_rays_container_in_the_restricted_context(role: str) -> None:
+    ship = {"name": "ship", "image": "x", "volumeMounts": [{"name": "tmp", "mountPath": "/logs"}]}
+    own = {"name": "own", "image": "y", "securityContext": {"readOnlyRootFilesystem": False}}
+    found = pods(job({role: {"sidecarContainers": [ship, own]}}))
+    [ray, first, second] = found[role]["spec"]["containers"]
+    assert ray["name"] == ("ray-head" if role == "head" else "ray-worker")
+    restricted = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    assert first == ship | {"securityContext": restricted}
+    assert second["securityContext"] == restricted | {"readOnlyRootFilesystem": False}
+    assert {len(pod["spec"]["containers"]) for other, pod in found.items() if other != role} == {1}
 
 
 def test_kueue_owns_suspend() -> None:

@@ -74,6 +74,14 @@ def test_another_configuration_starts_and_the_file_goes(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_another_restart_starts_again(tmp_path):
+    leave(tmp_path, errors.RewardError)
+    with pytest.raises(errors.RewardError, match="set run.restart to another text \\(now none;"):
+        check_fatal(tmp_path, CONFIG)
+    check_fatal(tmp_path, CONFIG.model_copy(update={"run": CONFIG.run.model_copy(update={"restart": "2"})}))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_deleting_the_file_starts_again(tmp_path):
     leave(tmp_path, errors.RewardError)
     (tmp_path / FATAL).unlink()

@@ -35,6 +35,7 @@
 {{- $run := merge (dict) (get $config "run" | default dict) -}}
 {{- $grace := max 1 (sub (int .Values.head.terminationGracePeriodSeconds) 10) -}}
 {{- $defaults := dict "name" (include "grpo.runName" .) "dir" (include "grpo.runDir" .) "grace_seconds" $grace -}}
+{{- with .Values.job.restart }}{{ $_ := set $defaults "restart" . }}{{ end -}}
 {{- range $key, $value := $defaults }}{{ if kindIs "invalid" (index $run $key) }}{{ $_ := set $run $key $value }}{{ end }}{{ end -}}
 {{- $metrics := get $config "metrics" | default dict -}}
 {{- $_ := set $metrics "port" (include "grpo.metricsPort" . | int) -}}

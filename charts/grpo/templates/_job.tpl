@@ -22,7 +22,9 @@ labels:
   {{- with $labels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- with .Values.job.annotations }}
+{{- $annotations := deepCopy .Values.job.annotations -}}
+{{- with .Values.job.restart }}{{ $_ := set $annotations "grpo.dev/restart" . }}{{ end -}}
+{{- with $annotations }}
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -44,27 +46,11 @@ template:
   {{- include "grpo.pod" . | nindent 2 }}
 {{- end }}
 
-{{/* Workers hold the GPUs and go at once; the head stays for its logs. A job that never ran has no status but Failed. */}}
-{{- define "grpo.deletionRules" -}}
-{{- range $end := list (dict "jobStatus" "SUCCEEDED") (dict "jobDeploymentStatus" "Failed") }}
-- policy: DeleteWorkers
-  condition:
-    {{- toYaml $end | nindent 4 }}
-    ttlSeconds: 0
-- policy: DeleteCluster
-  condition:
-    {{- toYaml $end | nindent 4 }}
-    ttlSeconds: {{ int $.Values.job.ttlSecondsAfterFinished }}
-{{- end }}
-{{- end }}
-
 {{- define "grpo.jobSpec" -}}
 {{- $job := .Values.job -}}
 {{- $mode := include "grpo.submissionMode" . -}}
 submissionMode: {{ $mode }}
-{{- /* A shell of its own: in SidecarMode and K8sJobMode the submitter's shell would take the && for itself. */}}
-entrypoint: >-
-  bash -c '{{ if eq (include "grpo.fetches" .) "true" }}HF_HUB_OFFLINE=0 grpo fetch /etc/grpo/fetch.yaml && {{ end }}{{ if $job.preflight }}grpo preflight /etc/grpo/run.yaml && {{ end }}exec grpo train /etc/grpo/run.yaml'
+entrypoint: grpo job /etc/grpo/run.yaml{{ if eq (include "grpo.fetches" .) "true" }} --fetch /etc/grpo/fetch.yaml{{ end }}{{ if not $job.preflight }} --no-preflight{{ end }}{{ if $job.deletionStrategy }} --no-stop{{ end }}
 backoffLimit: {{ int $job.backoffLimit }}
 {{- with $job.activeDeadlineSeconds }}
 activeDeadlineSeconds: {{ int . }}
@@ -72,13 +58,12 @@ activeDeadlineSeconds: {{ int . }}
 {{- with $job.preRunningDeadlineSeconds }}
 preRunningDeadlineSeconds: {{ int . }}
 {{- end }}
-{{- if .Values.queue.name }}
+{{- with $job.deletionStrategy }}
+deletionStrategy:
+  {{- toYaml . | nindent 2 }}
+{{- else }}
 shutdownAfterJobFinishes: true
 ttlSecondsAfterFinished: {{ int $job.ttlSecondsAfterFinished }}
-{{- else }}
-deletionStrategy:
-  deletionRules:
-    {{- $job.deletionStrategy.deletionRules | default (include "grpo.deletionRules" . | fromYamlArray) | toYaml | nindent 4 }}
 {{- end }}
 {{- if eq $mode "K8sJobMode" }}
 submitterPodTemplate:

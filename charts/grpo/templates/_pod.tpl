@@ -7,6 +7,14 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
+{{/* Containers of the user's, with the restricted security context below what they say themselves. (a list) */}}
+{{- define "grpo.restricted" -}}
+{{- range . }}
+{{- $context := include "grpo.containerSecurityContext" $ | fromYaml }}
+- {{ mergeOverwrite (dict "securityContext" $context) (deepCopy .) | toYaml | nindent 2 | trim }}
+{{- end }}
+{{- end }}
+
 {{- define "grpo.podSecurityContext" -}}
 runAsNonRoot: true
 {{- if not (kindIs "invalid" .Values.runAsUser) }}
@@ -58,6 +66,14 @@ driver=$(status {{ include "grpo.metricsPort" . }} /healthz) || exit 0
 {{- if eq (include "grpo.offline" .root) "true" }}
 - name: HF_HUB_OFFLINE
   value: "1"
+{{- end }}
+{{- /* Else every replacement of a pod is told as requests that cannot be met, in colour. */}}
+- name: RAY_SCHEDULER_EVENTS
+  value: "0"
+{{- if eq .role "head" }}
+{{- /* Ray kills a driver that is told to stop after 3 s; a commit takes longer. */}}
+- name: RAY_JOB_STOP_WAIT_TIME_S
+  value: {{ int $values.head.terminationGracePeriodSeconds | quote }}
 {{- end }}
 {{- range include "grpo.secretMounts" . | fromJsonArray }}
 - name: {{ .env }}
@@ -214,10 +230,7 @@ spec:
   {{- end }}
   {{- with .group.initContainers }}
   initContainers:
-    {{- range . }}
-    {{- $context := include "grpo.containerSecurityContext" $ | fromYaml }}
-    - {{ merge (dict) . (dict "securityContext" $context) | toYaml | nindent 6 | trim }}
-    {{- end }}
+    {{- include "grpo.restricted" . | nindent 4 }}
   {{- end }}
   containers:
     - name: {{ eq .role "head" | ternary "ray-head" "ray-worker" }}
@@ -261,6 +274,9 @@ spec:
       {{- end }}
       volumeMounts:
         {{- include "grpo.volumeMounts" . | nindent 8 }}
+    {{- with .group.sidecarContainers }}
+    {{- include "grpo.restricted" . | nindent 4 }}
+    {{- end }}
   volumes:
     {{- include "grpo.volumes" . | nindent 4 }}
 {{- end }}
