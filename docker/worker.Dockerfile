@@ -21,9 +21,9 @@ RUN chmod -R a+rX,go-w /opt/grpo
 
 FROM ${BASE} AS runtime
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# Whatever uid 1000 may do, any other user of group 0 may too; USER names users that /etc/passwd does not know.
-RUN useradd --uid 1000 --gid 0 --no-create-home --home-dir /home/grpo --shell /bin/bash grpo && \
-    install -d -o 1000 -g 0 -m 2775 /home/grpo
+# Whatever uid 10001 may do, any other user of group 0 may too; USER names users that /etc/passwd does not know.
+RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /home/grpo --shell /bin/bash grpo && \
+    install -d -o 10001 -g 0 -m 2775 /home/grpo
 ENV PATH=/opt/grpo/bin:${PATH} HOME=/home/grpo USER=grpo LANG=C.UTF-8 PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 
 FROM runtime AS cpu
@@ -35,7 +35,7 @@ COPY docker/install.sh requirements/uv.lock requirements/worker-cpu.lock /opt/gr
 RUN /opt/grpo/requirements/install.sh /opt/grpo/requirements/worker-cpu.lock && \
     rm -r /opt/grpo/lib/python3*/site-packages/triton/backends/nvidia/bin \
         /opt/grpo/lib/python3*/site-packages/nvidia/cudnn/lib/libcudnn_*
-USER 1000:0
+USER 10001:0
 WORKDIR /home/grpo
 RUN ray --version && \
     python -c "import ray.dashboard.agent, deepspeed, torch, transformers, triton, vllm; print(vllm.__version__)" && \
@@ -69,7 +69,7 @@ COPY docker/install.sh requirements/uv.lock requirements/worker-gpu.lock /opt/gr
 RUN /opt/grpo/requirements/install.sh /opt/grpo/requirements/worker-gpu.lock '^(nvidia-|torch==|triton==)'
 # hadolint ignore=DL3059
 RUN /opt/grpo/requirements/install.sh /opt/grpo/requirements/worker-gpu.lock
-USER 1000:0
+USER 10001:0
 WORKDIR /home/grpo
 RUN ray --version && \
     python -c "import ray.dashboard.agent, deepspeed, torch, transformers, triton, vllm; print(vllm.__version__)" && \

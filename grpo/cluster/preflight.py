@@ -189,6 +189,8 @@ def _storage(site: Site, probes: Probes) -> list[Check]:
     way_out = "all need the same folder: a volume with ReadWriteMany, or checkpoint.dir: s3://bucket/prefix"
     if url.startswith("s3://"):
         way_out = "look at the bucket's name, endpoint and credentials, and at networkPolicy.extraEgress"
+    if any("ermission denied" in problem.text for problem in problems):
+        way_out = "it belongs to somebody else: use a storage class that applies fsGroup, or storage.fixPermissions"
     who = f"the driver and every node of the trainer ({len(names)})" if names else "the driver"
     checks = [judge("checkpoints", problems, f"{url}: written, flushed, renamed and read by {who}", way_out)]
     if config.checkpoint.dir is not None:

@@ -7,6 +7,7 @@ the service has seen a later step, as after a recovery: W&B gets the step as an 
 import importlib
 import json
 import math
+import os
 import re
 import time
 from collections import deque
@@ -24,6 +25,7 @@ from grpo.store import open_store
 from grpo.store.files import NotAFile, json_object, read_regular
 from grpo.types import Stats
 
+LONGEST_KEY = 1024
 LONGEST_PARAM, MOST_PARAMS = 500, 100  # characters, and parameters at a time, that every MLflow store takes
 
 
@@ -48,6 +50,7 @@ class WandbTracker:
     name: str = "W&B"
 
     def __init__(self, config: Config, run_dir: Path) -> None:
+        take_wandb_key()
         wandb = _import("wandb", "metrics.wandb_project", "wandb")
         known = kept_ids(run_dir).get("wandb")
         self._run: Any = wandb.init(
@@ -71,6 +74,19 @@ class WandbTracker:
 
     def close(self, ok: bool) -> None:
         self._run.finish(exit_code=0 if ok else 1)
+
+
+def take_wandb_key() -> None:
+    """The key that WANDB_API_KEY_FILE names, for this process alone; where there is none W&B looks for one itself.
+
+    Raises ConfigError for a file that cannot be read.
+    """
+    file = os.environ.get("WANDB_API_KEY_FILE")
+    if file and not os.environ.get("WANDB_API_KEY"):
+        try:
+            os.environ["WANDB_API_KEY"] = read_regular(file, LONGEST_KEY).decode("ascii").strip()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"WANDB_API_KEY_FILE: must be a file with a key, but: {error}; correct it") from error
 
 
 class MlflowTracker:

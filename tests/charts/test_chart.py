@@ -4,6 +4,7 @@ import http.server
 import re
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -376,13 +377,14 @@ def test_rays_token_is_asked_for_everywhere() -> None:
 def test_secrets_go_only_to_the_roles_that_need_them() -> None:
     named = {"huggingface": {"name": "hf"}, "wandb": {"name": "wb"}, "s3": {"name": "aws", "key": "creds"}}
     found = pods(job({"secrets": named}))
-    variables = ("HF_TOKEN_PATH", "AWS_SHARED_CREDENTIALS_FILE", "WANDB_API_KEY")
+    variables = ("HF_TOKEN_PATH", "AWS_SHARED_CREDENTIALS_FILE", "WANDB_API_KEY_FILE")
     assert {role: [name for name in variables if name in env(pod)] for role, pod in found.items()} == {
         "head": list(variables),
         "rollout": ["HF_TOKEN_PATH"],
         "trainer": ["HF_TOKEN_PATH", "AWS_SHARED_CREDENTIALS_FILE"],
     }
-    assert env(found["head"])["WANDB_API_KEY"] == {"secretKeyRef": {"name": "wb", "key": "api-key"}}
+    assert env(found["head"])["WANDB_API_KEY_FILE"] == "/etc/grpo/secrets/wandb/api-key"
+    assert not [name for pod in found.values() for name, value in env(pod).items() if isinstance(value, dict)]
     for pod in found.values():
         mounted = {mount["name"]: mount for mount in container(pod)["volumeMounts"]}
         secrets = {volume["name"]: volume["secret"] for volume in pod["spec"]["volumes"] if "secret" in volume}
@@ -448,6 +450,47 @@ def test_a_bucket_leaves_the_volume_to_the_head() -> None:
     found = {role: pod["spec"]["volumes"] for role, pod in pods(job(profile=RDMA)).items()}
     assert {"name": "runs", "emptyDir": {}} in found["trainer"]
     assert any(volume["name"] == "runs" and "persistentVolumeClaim" in volume for volume in found["head"])
+
+
+def test_the_run_is_nobody_on_the_node() -> None:
+    contexts = [pod["spec"]["securityContext"] for pod in every_pod(template())]
+    assert {(context["runAsUser"], context["fsGroup"]) for context in contexts} == {(10001, 10001)}
+    assert {context["fsGroupChangePolicy"] for context in contexts} == {"OnRootMismatch"}  # takes older volumes over
+
+
+def test_an_init_container_gives_the_volume_to_the_run_where_that_is_asked_for() -> None:
+    fix = {"podSecurity": "baseline", "storage": {"fixPermissions": True}}
+    own = {"name": "own", "image": "x"}
+    found = pods(job(fix | {"head": {"initContainers": [own]}}))
+    first, second = found["head"]["spec"]["initContainers"]
+    assert (first["name"], second["name"]) == ("fix-permissions", "own")
+    assert first["command"] == ["bash", "-c", "chown 10001:10001 /runs && chmod 2770 /runs"]
+    context = first["securityContext"]
+    assert (context["runAsUser"], context["runAsNonRoot"]) == (0, False)
+    assert context["capabilities"] == {"drop": ["ALL"], "add": ["CHOWN", "FOWNER"]}
+    assert first["volumeMounts"] == [{"name": "runs", "mountPath": "/runs"}]
+    assert "initContainers" not in found["trainer"]["spec"] and "initContainers" not in pods(job())["head"]["spec"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_no_line_ends_with_a_space(profile: str) -> None:
+    said = helm("template", "grpo", str(CHART), "--kube-version", schema.KUBERNETES, profile=profile).stdout
+    assert [line for line in said.splitlines() if line != line.rstrip()] == []
+
+
+@pytest.mark.parametrize("last, over", [('{"event": "end", "step": 3}', True), ('{"event": "step", "step": 3}', False)])
+def test_the_test_of_a_run_that_is_over_passes_without_its_metrics(last: str, over: bool, tmp_path: Path) -> None:
+    script = container(one(template({"config": {"run": {"dir": "/runs/own"}}}), "Pod", "test-run"))["command"][-1]
+    script = script.replace("/runs/own", str(tmp_path))
+    (tmp_path / "metrics.jsonl").write_text(f'{{"event": "start"}}\n{last}\n')
+    script = (
+        script.replace('"/runs/', f'"{tmp_path}/').replace("grpo-head", "localhost").replace("range(30)", "range(1)")
+    )
+    script = script.replace(":8080", ":1").replace(":9400", ":1").replace("sleep(2)", "sleep(0)")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode == 0) == over, done
+    assert ("nobody answers, as the run has ended" in done.stdout) == over
+    assert over or "does the job run?" in done.stderr
 
 
 def test_what_is_written_has_a_place_and_shared_memory_a_size() -> None:

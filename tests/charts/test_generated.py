@@ -24,7 +24,8 @@ def test_schema_is_fresh() -> None:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_manifests_are_fresh(profile: str) -> None:
-    assert (ROOT / "manifests" / f"{profile}.yaml").read_text() == manifests.manifests(profile), "make manifests"
+    for name, text in manifests.manifests(profile).items():
+        assert (ROOT / "manifests" / name).read_text() == text, "make manifests"
 
 
 @pytest.mark.skipif(docs.go() is None, reason="helm-docs is a Go program, and there is no Go")
@@ -65,6 +66,16 @@ def test_plain_manifests_hold_nothing_of_helm_and_no_namespace(profile: str) -> 
     assert all("namespace" not in item["metadata"] for item in objects)
     assert {item["kind"] for item in objects} >= {"RayJob", "ConfigMap", "NetworkPolicy", "ServiceAccount", "Service"}
     assert one(objects, "RayJob")["metadata"]["name"] == job(profile=profile)["metadata"]["name"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_claim_is_in_a_file_of_its_own_that_warns_at_its_head(profile: str) -> None:
+    with_job = yaml.safe_load_all((ROOT / "manifests" / f"{profile}.yaml").read_text())
+    assert "PersistentVolumeClaim" not in {item["kind"] for item in with_job}
+    text = (ROOT / "manifests" / f"{profile}-claim.yaml").read_text()
+    assert text.startswith("# WARNING: whoever deletes this object deletes every run")
+    [claim] = yaml.safe_load_all(text)
+    assert claim["metadata"]["name"] == "grpo-runs" and "annotations" not in claim["metadata"]
 
 
 def test_the_package_holds_the_schema(tmp_path: Path) -> None:

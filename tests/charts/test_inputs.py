@@ -171,7 +171,7 @@ def test_a_model_is_fetched_once_into_a_volume_that_all_share(url: str, tmp_path
     shared = mounts(rayjob, "/runs")
     assert list(shared) == ["head", "rollout", "trainer"] and len({str(volume) for volume in shared.values()}) == 1
     assert {env(pod)["HF_HUB_OFFLINE"] for pod in pods(rayjob).values()} == {"1"}
-    assert "HF_HUB_OFFLINE=0 grpo fetch /etc/grpo/fetch.yaml && grpo preflight" in rayjob["spec"]["entrypoint"]
+    assert rayjob["spec"]["entrypoint"] == "grpo job /etc/grpo/run.yaml --fetch /etc/grpo/fetch.yaml"
     for made in objects:
         strictly(made)
     other = config(with_(values, model={"revision": "2"}), tmp_path).model.path

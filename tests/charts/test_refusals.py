@@ -95,6 +95,8 @@ def test_null_is_the_default() -> None:
         ({"config": {"metrics": {"port": 0}}}, "config.metrics.port is 0"),
         ({"config": {"metrics": {"port": 8080}}}, "config.metrics.port is 8080"),
         ({"storage": {"enabled": False}}, "storage.enabled is false"),
+        ({"storage": {"fixPermissions": True}}, "which podSecurity restricted does not admit"),
+        ({"podSecurity": "baseline", "runAsUser": None, "storage": {"fixPermissions": True}}, "Set runAsUser and"),
         ({"storage": {"accessModes": ["ReadWriteOnce"]}}, "head and trainer write checkpoints from different nodes"),
         ({"config": {"run": {"dir": "/data/run"}}}, "config.run.dir is /data/run, which is on no volume"),
         ({"config": {"checkpoint": {"dir": "/c"}}}, "config.checkpoint.dir is /c, which is on no volume"),
@@ -272,3 +274,9 @@ def test_the_model_is_the_only_key_that_must_be_there() -> None:
     for nothing in ({}, {"config": {}}, {"config": {"model": {}}}):
         said = refusal({"image": {"registry": "r"}} | nothing, profile=None)
         assert "No model is named. Set config.model.path" in said
+
+
+def test_no_values_at_all_name_what_is_needed_and_a_profile_that_has_it() -> None:
+    said = refusal({}, profile=None)
+    for part in ("image.registry is empty", "No model is named", "-f charts/grpo/ci/cpu-smoke-values.yaml"):
+        assert part in said

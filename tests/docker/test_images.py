@@ -99,7 +99,7 @@ def test_both_dockerfiles_make_grpo_and_its_user_in_the_same_way() -> None:
 def test_the_final_stage(name: str, stage: str) -> None:
     text = stages(name)[stage]
     instructions = re.findall(r"^([A-Z]+) (.*)$", text, re.M)
-    assert [value for word, value in instructions if word == "USER"] == ["1000:0"]
+    assert [value for word, value in instructions if word == "USER"] == ["10001:0"]
     # Dependencies, then source, then what changes with every build.
     parts = ("install.sh", "USER ", "ray --version", "COPY --from=product", "grpo --version", "LABEL ")
     assert sorted(parts, key=text.index) == list(parts)
@@ -249,8 +249,8 @@ def test_a_layer_removes_what_it_marks(tmp_path: Path) -> None:
 
 
 def test_the_settings_of_an_image_become_options() -> None:
-    config = {"Env": ["PATH=/opt/grpo/bin:/bin", "USER=grpo"], "User": "1000:0", "WorkingDir": "/home/grpo"}
+    config = {"Env": ["PATH=/opt/grpo/bin:/bin", "USER=grpo"], "User": "10001:0", "WorkingDir": "/home/grpo"}
     assert rootfs.load_options(config) == [
         *("--env", "PATH=/opt/grpo/bin:/bin", "--env", "USER=grpo"),
-        *("--user", "1000:0", "--workdir", "/home/grpo"),
+        *("--user", "10001:0", "--workdir", "/home/grpo"),
     ]

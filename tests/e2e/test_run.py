@@ -37,7 +37,8 @@ def pair() -> Iterator[Pair]:
     # Ray waits half a minute for its own processes: on few cores two clusters do not start at the same moment.
     for group in POOLS:
         eventually(lambda group=group: spaces[0].ready(group), f"a ready {group}", START_SECONDS, spaces[0].describe)
-    spaces[1].kubectl("apply", "-f", str(ROOT / "manifests" / "cpu-smoke.yaml"))
+    for name in ("cpu-smoke-claim.yaml", "cpu-smoke.yaml"):
+        spaces[1].kubectl("apply", "-f", str(ROOT / "manifests" / name))
     open_volume(spaces[1])
     yield Pair(helm, current(spaces[1]), started)
     for closing in (first, second):

@@ -1,5 +1,6 @@
 {{/* What KubeRay, Kueue or the API server would refuse late, or never say: refused here, with a sentence. */}}
 {{- define "grpo.checks" -}}
+{{- include "grpo.checks.needed" . -}}
 {{- include "grpo.checks.cluster" . -}}
 {{- include "grpo.checks.job" . -}}
 {{- include "grpo.checks.inputs" . -}}
@@ -9,6 +10,16 @@
 {{- include "grpo.checks.storage" . -}}
 {{- range $role := list "head" "rollout" "trainer" }}{{ include "grpo.checks.group" (dict "root" $ "role" $role) }}{{ end -}}
 {{- range $role := list "rollout" "trainer" }}{{ include "grpo.checks.placement" (dict "root" $ "role" $role) }}{{ end -}}
+{{- end }}
+
+{{/* What has no default. */}}
+{{- define "grpo.checks.needed" -}}
+{{- $missing := list -}}
+{{- if not .Values.image.registry }}{{ $missing = append $missing "image.registry is empty: where you pushed the images that `make images` builds, for example registry.example.com/team, or localhost for images loaded into the nodes" }}{{ end -}}
+{{- if not (or .Values.model.url .Values.model.claim (include "grpo.config.get" (list . "model" "path" ""))) }}{{ $missing = append $missing "No model is named. Set config.model.path (a folder in the images, or an id of the hub with config.model.revision), model.url or model.claim" }}{{ end -}}
+{{- if $missing -}}
+{{- fail (printf "\n\n%s.\n\nA whole example that needs neither GPU nor download is charts/grpo/ci/cpu-smoke-values.yaml:\n\n  helm install grpo charts/grpo -f charts/grpo/ci/cpu-smoke-values.yaml --set image.registry=REGISTRY\n" (join ".\n" $missing)) -}}
+{{- end -}}
 {{- end }}
 
 {{/* Every API server has apiregistration.k8s.io; `helm template` without a cluster does not, and then nothing is known. */}}
@@ -26,9 +37,6 @@
 
 {{- define "grpo.checks.job" -}}
 {{- $mode := include "grpo.submissionMode" . -}}
-{{- if not .Values.image.registry -}}
-{{- fail "\n\nimage.registry is empty. Set it to where you pushed the images that `make images` builds, for example registry.example.com/team, or to localhost for images loaded into the nodes." -}}
-{{- end -}}
 {{- if and (eq $mode "SidecarMode") (eq .Values.podSecurity "restricted") -}}
 {{- fail "\n\njob.submissionMode SidecarMode does not go with podSecurity restricted: KubeRay adds a container without a security context, and the head pod would be refused. Use auto or HTTPMode, or podSecurity baseline in a namespace that allows it." -}}
 {{- end -}}
@@ -104,6 +112,12 @@
 {{- define "grpo.checks.storage" -}}
 {{- $bucket := eq (include "grpo.inBucket" .) "true" -}}
 {{- $storage := .Values.storage -}}
+{{- if and $storage.fixPermissions (eq .Values.podSecurity "restricted") -}}
+{{- fail "\n\nstorage.fixPermissions needs a container that is root, which podSecurity restricted does not admit. Use podSecurity baseline in a namespace that allows it, or a storage class that applies fsGroup." -}}
+{{- end -}}
+{{- if and $storage.fixPermissions (or (not $storage.enabled) (kindIs "invalid" .Values.runAsUser)) -}}
+{{- fail "\n\nstorage.fixPermissions gives the volume to runAsUser. Set runAsUser and storage.enabled, or leave fixPermissions out." -}}
+{{- end -}}
 {{- if and (not $storage.enabled) (not $bucket) -}}
 {{- fail "\n\nstorage.enabled is false, so checkpoints would go with their pods. Turn it on, or set config.checkpoint.dir to s3://bucket/prefix." -}}
 {{- end -}}

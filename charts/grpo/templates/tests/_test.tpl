@@ -45,7 +45,7 @@ spec:
         - python
         - -c
         - |
-          {{- .script | nindent 10 }}
+          {{- regexReplaceAllLiteral "(?m)[ \t]+$" (.script | nindent 10) "" }}
       {{- if and .run .root.Values.storage.enabled }}
       volumeMounts:
         - name: runs
