@@ -2,6 +2,7 @@
 {{- define "grpo.checks" -}}
 {{- include "grpo.checks.needed" . -}}
 {{- include "grpo.checks.cluster" . -}}
+{{- include "grpo.checks.lookup" . -}}
 {{- include "grpo.checks.job" . -}}
 {{- include "grpo.checks.inputs" . -}}
 {{- include "grpo.checks.deletion" . -}}
