@@ -97,13 +97,15 @@ def train(run_file: RunFile, overrides: Overrides = None) -> None:
     config = load_config(run_file, overrides or [])
     _leave_shell(config)
     from grpo import cluster
+    from grpo.checkpoint.results import deliver
     from grpo.observe.report import write_report
 
     run_dir = cluster.train(config, began=process_began())
     page = write_report(run_dir)
+    results = deliver(config, run_dir)
     print(
         f"""
-The report: {page}
+The report: {page}{f"{os.linesep}The results: {results}" if results else ""}
 What to try next:
   the trained model as a folder   grpo export {run_dir} OUT
   its score on all held-out rows  grpo eval {run_file} --of {run_dir} --full

@@ -21,6 +21,7 @@ GrpoError
 ├── CheckpointError      14   a run folder or checkpoint that cannot be read or written
 ├── WeightSyncError      15   an engine does not hold the trainer's weights
 ├── AuditError           17   a run's folder contradicts itself
+├── ResultsError         19   a run that is done, but its results could not be copied to run.results
 ├── NotProved            18   a run's folder does not, but it does not hold all that a proof needs
 └── BugError              1   an error of ours or of a library's that nobody has foreseen
 
@@ -136,6 +137,10 @@ class WeightSyncError(GrpoError):
 
 class AuditError(GrpoError):
     exit_code = 17
+
+
+class ResultsError(GrpoError):
+    exit_code = 19
 
 
 class NotProved(GrpoError):

@@ -193,9 +193,8 @@ def _storage(site: Site, probes: Probes) -> list[Check]:
         way_out = "it belongs to somebody else: use a storage class that applies fsGroup, or storage.fixPermissions"
     who = f"the driver and every node of the trainer ({len(names)})" if names else "the driver"
     checks = [judge("checkpoints", problems, f"{url}: written, flushed, renamed and read by {who}", way_out)]
-    if config.checkpoint.dir is not None:
-        checks.append(_run_folder(config, driver, folder))
-    return checks
+    others = {"run.dir": config.run.dir if config.checkpoint.dir else None, "run.results": config.run.results}
+    return checks + [_place(key, place, driver, folder) for key, place in others.items() if place]
 
 
 def _shared(probes: Probes, names: Mapping[str, str], url: str, folder: str, driver: Probe) -> Iterator[Problem]:
@@ -211,11 +210,11 @@ def _shared(probes: Probes, names: Mapping[str, str], url: str, folder: str, dri
             yield Problem("failed", "driver", f"does not see what {name} wrote")
 
 
-def _run_folder(config: Config, driver: Probe, folder: str) -> Check:
-    url = open_store(config.run.dir).url
+def _place(key: str, place: str, driver: Probe, folder: str) -> Check:
+    url = open_store(place).url
     with _as_before(url, folder):
         problems = [Problem("failed", "driver", text) for text in [driver.write(url, folder)] if text]
-    return judge("run.dir", problems, f"{url}: written and read by the driver", "set run.dir to a folder that lasts")
+    return judge(key, problems, f"{url}: written and read by the driver", f"set {key} to a place that lasts")
 
 
 @contextlib.contextmanager

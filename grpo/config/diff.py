@@ -10,6 +10,7 @@ from grpo.errors import ConfigError
 MOST_CHANGES, LONGEST_CHANGE = 40, 400
 FREE = {
     "run.dir",
+    "run.results",
     "run.resume",
     "run.restart",
     "run.allow_drift",

@@ -44,6 +44,8 @@ class Run(Section):
     """Name of the run: a label on every metric and the name of the RayJob."""
     dir: Folder = "runs/grpo"
     """Folder of the run, not a link to one: resolved config, metrics, samples, report, checkpoints."""
+    results: FolderOrBucket | None = None
+    """Folder or s3://bucket/prefix to copy policy, report and metrics.jsonl to, below run.name, once it is done."""
     resume: Literal["auto", "never"] = "auto"
     """auto: a run that the folder holds resumes from its newest valid checkpoint; never: such a folder is refused."""
     restart: Line | None = None

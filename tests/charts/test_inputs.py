@@ -221,6 +221,9 @@ BIG = {"big.jsonl": "x" * 500_001}
         ({"data": {"files": ROWS | BIG}}, "but Kubernetes and Helm keep at most 1 MiB"),
         ({"code": {"files": {"a/b": "", "a__b": ""}}}, "would be one key of a ConfigMap"),
         ({"data": {"claim": "c"}, "config": {"data": {"source": "arithmetic"}}}, "The rows are named twice"),
+        ({"results": {"claim": "c", "url": "s3://bucket/x"}}, "results names claim and url"),
+        ({"results": {"claim": "c"}, "config": {"run": {"results": "/runs/x"}}}, "config.run.results is /runs/x, but"),
+        ({"config": {"run": {"results": "/x"}}}, "config.run.results is /x, which is on no volume"),
         ({"model": {"claim": "c"}, "config": {"model": {"path": "m"}}}, "The model is named twice"),
         ({"model": {"url": "hf://a/b"}}, "a branch or tag of the hub can move under a run"),
         ({"model": {"url": "hf://a/b@main"}}, "a branch or tag of the hub can move under a run"),
@@ -258,3 +261,15 @@ def test_wrong_values(values: dict[str, Any], where: str) -> None:
 
 def test_the_profile_is_as_it_was() -> None:
     assert yaml.safe_load(run_yaml(charts.template(profile=SMOKE)))["data"]["source"] == "arithmetic"
+
+
+@pytest.mark.parametrize(
+    ("results", "place"),
+    [({"claim": "out", "path": "team"}, "/mnt/results/team"), ({"url": "s3://bucket/out"}, "s3://bucket/out")],
+)
+def test_results_go_where_the_values_say(results: dict[str, Any], place: str, tmp_path: Path) -> None:
+    values = {"results": results, "config": {"run": {"name": "mine"}}}
+    assert config(values, tmp_path).run.results == place
+    at = mounts(one(template(values), "RayJob"), "/mnt/results")
+    assert at == ({"head": {"persistentVolumeClaim": {"claimName": "out"}}} if "claim" in results else {})
+    assert names(values)[0] != names({"config": {"run": {"name": "mine"}}})[0]

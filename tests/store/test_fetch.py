@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grpo.checkpoint import results
+from grpo.config import Config
 from grpo.errors import ConfigError, DiskError, StoreLost
 from grpo.store import fetch as module
 from grpo.store.fetch import MANIFEST, Item, fetch, items_of
@@ -286,3 +288,19 @@ def test_a_bucket(client, server, tmp_path):
         fetch(Item(url="s3://models/base/nothing", folder=str(tmp_path / "n")))
     with pytest.raises(ConfigError, match="no such bucket|may not be read"):
         BucketOrigin("s3://absent-bucket/x").entries()
+
+
+@pytest.mark.slow
+def test_results_in_a_bucket_are_replaced_as_a_whole(client, tmp_path, monkeypatch):
+    for name in ("report.html", "metrics.jsonl"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(
+        results, "export", lambda run, out: (out.mkdir(), (out / "model.safetensors").write_bytes(b"w"))
+    )
+    config = Config.model_validate({"model": {"path": "/m"}, "run": {"name": "mine", "results": "s3://models/results"}})
+    assert results.deliver(config, tmp_path) == "s3://models/results/mine"
+    client.put_object(Bucket="models", Key="results/mine/policy/old-shard", Body=b"x")
+    results.deliver(config, tmp_path)
+    keys = [entry["Key"] for entry in client.list_objects_v2(Bucket="models")["Contents"]]
+    names = ["manifest.json", "metrics.jsonl", "policy/model.safetensors", "report.html"]
+    assert keys == [f"results/mine/{name}" for name in names]

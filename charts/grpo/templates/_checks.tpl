@@ -125,7 +125,7 @@
 {{- if and $storage.enabled (not $storage.existingClaim) (not $bucket) (not (has "ReadWriteMany" $storage.accessModes)) -}}
 {{- fail (printf "\n\nstorage.accessModes is %s, but head and trainer write checkpoints from different nodes. Use ReadWriteMany, or set config.checkpoint.dir to s3://bucket/prefix." (join ", " $storage.accessModes)) -}}
 {{- end -}}
-{{- range $key, $dir := dict "config.run.dir" (include "grpo.runDir" .) "config.checkpoint.dir" (include "grpo.config.get" (list . "checkpoint" "dir" "/runs/")) -}}
+{{- range $key, $dir := dict "config.run.dir" (include "grpo.runDir" .) "config.run.results" (include "grpo.config.get" (list . "run" "results" "/runs/")) "config.checkpoint.dir" (include "grpo.config.get" (list . "checkpoint" "dir" "/runs/")) -}}
 {{- $mounted := or (hasPrefix "/runs/" $dir) (hasPrefix "s3://" $dir) -}}
 {{- range $.Values.head.volumeMounts }}{{ if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) $dir }}{{ $mounted = true }}{{ end }}{{ end -}}
 {{- if not $mounted -}}

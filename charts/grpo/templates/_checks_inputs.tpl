@@ -3,6 +3,13 @@
 {{- include "grpo.checks.oneOf" (list "code" .Values.code (list "files" "configMap" "secret" "imagePath")) -}}
 {{- include "grpo.checks.oneOf" (list "data" .Values.data (list "files" "configMap" "claim" "url")) -}}
 {{- include "grpo.checks.oneOf" (list "model" .Values.model (list "claim" "url")) -}}
+{{- if and .Values.results.claim .Values.results.url -}}
+{{- fail "\n\nresults names claim and url, but takes one of them. Leave out the other." -}}
+{{- end -}}
+{{- $own := get (get .Values.config "run" | default dict) "results" -}}
+{{- if and $own (include "grpo.resultsPlace" .) -}}
+{{- fail (printf "\n\nconfig.run.results is %s, but `results` says where they go. Leave one of them out." $own) -}}
+{{- end -}}
 {{- include "grpo.checks.model" . -}}
 {{- include "grpo.checks.code" . -}}
 {{- include "grpo.checks.rows" . -}}

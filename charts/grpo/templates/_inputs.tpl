@@ -121,6 +121,21 @@ sha256:{{ $code.files | toJson | sha256sum }}
 {{- end -}}
 {{- end }}
 
+{{/* run.results that follows from `results`; empty: nowhere. */}}
+{{- define "grpo.resultsPlace" -}}
+{{- $results := .Values.results -}}
+{{- if $results.claim }}{{ include "grpo.below" (list "/mnt/results" $results.path) }}{{ else }}{{ $results.url }}{{ end -}}
+{{- end }}
+
+{{/* A pod that writes the results as a tar, once it is told to. */}}
+{{- define "grpo.resultsPod" -}}
+{{- $folder := printf "%s/%s" (include "grpo.resultsPlace" .) (include "grpo.runName" .) -}}
+{{- $mount := dict "name" "results" "mountPath" "/mnt/results" "readOnly" true -}}
+{{- $volume := dict "name" "results" "persistentVolumeClaim" (dict "claimName" .Values.results.claim) -}}
+{{- $container := dict "name" "results" "image" (include "grpo.image" (dict "root" . "image" .Values.image.controller)) "stdin" true "stdinOnce" true "command" (list "bash" "-c" (printf "read; exec tar c -C %s ." $folder)) "securityContext" (include "grpo.containerSecurityContext" . | fromYaml) "volumeMounts" (list $mount) -}}
+{{- dict "spec" (dict "automountServiceAccountToken" false "securityContext" (include "grpo.podSecurityContext" . | fromYaml) "imagePullSecrets" .Values.image.pullSecrets "containers" (list $container) "volumes" (list $volume)) | toJson -}}
+{{- end }}
+
 {{/* Writes into the run's configuration what the values say elsewhere: (dict "root" $ "config" a copy) */}}
 {{- define "grpo.inputs" -}}
 {{- $root := .root -}}
@@ -134,6 +149,11 @@ sha256:{{ $code.files | toJson | sha256sum }}
 {{- if and $source (not (get $data "source")) (not (get $data "sources")) -}}
 {{- $_ := set $data "source" $source -}}
 {{- $_ := set .config "data" $data -}}
+{{- end -}}
+{{- with include "grpo.resultsPlace" $root -}}
+{{- $run := get $.config "run" | default dict -}}
+{{- $_ := set $run "results" . -}}
+{{- $_ := set $.config "run" $run -}}
 {{- end -}}
 {{- $folder := include "grpo.codeFolder" $root -}}
 {{- if $folder -}}
@@ -186,6 +206,9 @@ sha256:{{ $code.files | toJson | sha256sum }}
 {{- if $values.data.claim -}}
 {{- $mounts = append $mounts (dict "name" "data" "mountPath" "/mnt/data" "readOnly" true) -}}
 {{- end -}}
+{{- if $values.results.claim -}}
+{{- $mounts = append $mounts (dict "name" "results" "mountPath" "/mnt/results") -}}
+{{- end -}}
 {{- if eq (include "grpo.fetches" .root) "true" -}}
 {{- $mounts = append $mounts (dict "name" "config" "mountPath" "/etc/grpo/fetch.yaml" "subPath" "fetch.yaml" "readOnly" true) -}}
 {{- end -}}
@@ -214,6 +237,9 @@ sha256:{{ $code.files | toJson | sha256sum }}
 {{- else if get $section "secret" -}}
 {{- $volumes = append $volumes (dict "name" $key "secret" (dict "secretName" $section.secret "defaultMode" 0440)) -}}
 {{- end -}}
+{{- end -}}
+{{- if $values.results.claim -}}
+{{- $volumes = append $volumes (dict "name" "results" "persistentVolumeClaim" (dict "claimName" $values.results.claim)) -}}
 {{- end -}}
 {{- if $values.data.claim -}}
 {{- $volumes = append $volumes (dict "name" "data" "persistentVolumeClaim" (dict "claimName" $values.data.claim "readOnly" true)) -}}

@@ -24,6 +24,7 @@
 {{/* Changes with everything that makes the job, so that a change starts a new one. */}}
 {{- define "grpo.jobName" -}}
 {{- $all := printf "%s\n%s" (include "grpo.jobMetadata" .) (include "grpo.jobSpec" .) -}}
+{{- with include "grpo.resultsPlace" . }}{{ $all = printf "%s\n%s" $all . }}{{ end -}}
 {{- printf "%s-%s" (include "grpo.fullname" .) (sha256sum $all | trunc 8) -}}
 {{- end }}
 

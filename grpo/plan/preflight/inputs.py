@@ -137,9 +137,10 @@ def secrets(site: Site) -> Check:
         if "wandb" not in driver.secrets:
             problems.append(Problem("failed", "driver", "no W&B key: set WANDB_API_KEY or WANDB_MODE=offline"))
     on_hub = is_hub_model(config.model.path) or any(is_hub_data(one.path) for one in train_sources(config))
+    in_bucket = any((goal or "").startswith("s3://") for goal in (config.checkpoint.dir, config.run.results))
     for name, needed, missing in (
         ("huggingface", on_hub, "no Hugging Face token (HF_TOKEN): enough for what is public"),
-        ("s3", (config.checkpoint.dir or "").startswith("s3://"), "no S3 credentials: a role of the pod may do"),
+        ("s3", in_bucket, "no S3 credentials: a role of the pod may do"),
     ):
         if needed:
             told.append(name)

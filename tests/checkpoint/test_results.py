@@ -1,0 +1,92 @@
+"""Results of a finished run: whole, replaced as a whole, and a failure that loses nothing."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from grpo.checkpoint import results as module
+from grpo.checkpoint.results import deliver
+from grpo.config import Config
+from grpo.errors import GrpoError, ResultsError, StoreLost
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "report.html").write_text("<html>")
+    (run / "metrics.jsonl").write_text("{}\n")
+
+    def exported(_run: Path, out: Path, step: int | None = None) -> Path:
+        out.mkdir(parents=True)
+        (out / "model.safetensors").write_bytes((run / "weights").read_bytes() if (run / "weights").exists() else b"w")
+        return out
+
+    monkeypatch.setattr(module, "export", exported)  # tests/checkpoint/test_export.py has the real one
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    return run
+
+
+def config(place: object, seconds: float = 0.2) -> Config:
+    tree = {"model": {"path": "/m"}, "run": {"name": "mine", "results": place and str(place)}}
+    return Config.model_validate(tree | {"deadlines": {"save": seconds}})
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_nowhere_is_nothing(run_dir: Path) -> None:
+    assert deliver(config(None), run_dir) == ""
+
+
+def test_a_folder(run_dir: Path, tmp_path: Path) -> None:
+    place = tmp_path / "results"
+    assert deliver(config(place), run_dir) == str(place / "mine")
+    found = tree(place / "mine")
+    manifest = json.loads(found.pop("manifest.json"))
+    assert found == {"policy/model.safetensors": b"w", "report.html": b"<html>", "metrics.jsonl": b"{}\n"}
+    assert {file["name"]: file["sha256"] for file in manifest["files"]} == {
+        name: hashlib.sha256(data).hexdigest() for name, data in found.items()
+    }
+    assert [path.name for path in place.iterdir()] == ["mine"]
+
+
+def test_a_later_start_replaces_all_of_it(run_dir: Path, tmp_path: Path) -> None:
+    place = tmp_path / "results"
+    deliver(config(place), run_dir)
+    same = (place / "mine").stat().st_ino
+    deliver(config(place), run_dir)
+    assert (place / "mine").stat().st_ino == same
+    (place / "mine" / "left-over").write_text("x")
+    (run_dir / "weights").write_bytes(b"new")
+    deliver(config(place), run_dir)
+    assert tree(place / "mine")["policy/model.safetensors"] == b"new" and "left-over" not in tree(place / "mine")
+    assert [path.name for path in place.iterdir()] == ["mine"]
+
+
+def test_a_place_that_comes_back_is_tried_again(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, failures = module._copy, [StoreLost("away"), StoreLost("away")]
+
+    def flaky(*arguments: object) -> str:
+        if failures:
+            raise failures.pop()
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_copy", flaky)
+    deliver(config(tmp_path / "results", seconds=60), run_dir)
+    assert capsys.readouterr().out.count("run.results: away; once more") == 2 and (tmp_path / "results/mine").is_dir()
+
+
+def test_a_place_that_stays_away_has_an_exit_code_of_its_own(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(
+        ResultsError, match="the run is done and whole in .*, but its results could not be copied"
+    ) as end:
+        deliver(config(tmp_path / "file" / "results"), run_dir)
+    assert end.value.exit_code == 19 and isinstance(end.value, GrpoError) and not end.value.fatal
+    assert (run_dir / "report.html").exists()
