@@ -111,6 +111,10 @@ class FakeRewards:
     events: list[str]
     right: str = "#### 1"
 
+    @property
+    def parts(self) -> dict[str, list[float]]:
+        return {}
+
     def failures(self) -> Stats:
         return {}
 

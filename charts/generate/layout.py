@@ -15,13 +15,17 @@ TAG = "grpo"
 
 @dataclass(frozen=True)
 class Board:
-    """`rows` hold panels by the title of their row; `pods` adds a variable for pods."""
+    """`rows` hold panels by the title of their row; `pods` adds a variable for pods.
+
+    `folded` are rows that are closed at first: what they show is there only with somebody else's exporter.
+    """
 
     name: str
     title: str
     text: str
     rows: Mapping[str, Sequence[Any]]
     pods: bool = False
+    folded: Sequence[str] = ()
 
     def build(self) -> model.Dashboard:
         builder = (
@@ -44,6 +48,7 @@ class Board:
         built.schema_version = SCHEMA_VERSION  # the builder writes an old one; what it builds is valid in this one
         for number, panel in enumerate(built.panels or [], start=1):
             panel.id_val = number
+        built.panels = _folded(built.panels or [], self.folded)
         return built
 
     def _variables(self) -> list[Any]:
@@ -56,6 +61,22 @@ class Board:
         if self.pods:
             variables.append(_query("pod", "Pod", f"label_values(ray_node_mem_used{{{RUN}}}, pod)"))
         return variables
+
+
+def _folded(panels: Sequence[Any], titles: Sequence[str]) -> list[Any]:
+    """The panels, those of closed rows inside of their row, and the rows below moved up."""
+    shown: list[Any] = []
+    row, up = None, 0
+    for panel in panels:
+        place = panel.grid_pos
+        if isinstance(panel, model.RowPanel):
+            if row is not None:
+                up += place.y - up - row.grid_pos.y - 1
+            row = panel if panel.title in titles else None
+            panel.collapsed = row is not None
+        place.y -= up
+        (shown if row in (None, panel) else row.panels).append(panel)
+    return shown
 
 
 def _query(name: str, label: str, query: str) -> dashboard.QueryVariable:

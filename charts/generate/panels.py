@@ -1,19 +1,18 @@
 """Small builders on Grafana's own: every panel has a data source variable, a unit, a description and runbook links."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
 from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, statetimeline, timeseries
 from grafana_foundation_sdk.models import common as common_model
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models import heatmap as heatmap_model
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from charts.generate.tools import ROOT
+from charts.generate.thirdparty import OWN, THIRD_PARTY
 
-VALUES = yaml.safe_load((ROOT / "charts/grpo/values.yaml").read_text())
-RUNBOOKS: str = VALUES["monitoring"]["runbookUrl"]
+RUNBOOKS = "docs/runbooks.md"  # the chart puts monitoring.runbookUrl in its place
 SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 # What selects the series of the runs that are looked at, and of their pods
 RUN = 'namespace=~"$namespace",run=~"$run"'
@@ -57,7 +56,17 @@ def _targets(queries: Queries, instant: bool, heat: bool) -> list[Any]:
     return targets
 
 
-def _common(panel: Any, title: str, text: str, size: tuple[int, int], alerts: Sequence[str]) -> Any:
+def missing(queries: Queries) -> str:
+    """What an empty panel says: which exporter is not scraped, if it shows another's metrics."""
+    words = set(re.findall(r"[\w:]+", " ".join(queries.values())))
+    others = [foreign for foreign in THIRD_PARTY if foreign.source not in OWN]
+    sources = [one.source for one in others if any(word.startswith(one.names) for word in words)]
+    return f"not scraped: {', '.join(dict.fromkeys(sources))}" if sources else "no data"
+
+
+def _common(
+    panel: Any, title: str, text: str, size: tuple[int, int], alerts: Sequence[str], queries: Queries, empty: str = ""
+) -> Any:
     links = [
         dashboard.DashboardLink(f"Runbook {name}")
         .type(model.DashboardLinkType.LINK)
@@ -66,7 +75,8 @@ def _common(panel: Any, title: str, text: str, size: tuple[int, int], alerts: Se
         for name in alerts
     ]
     width, height = size
-    return panel.title(title).description(text).datasource(SOURCE).span(width).height(height).links(links)
+    panel = panel.title(title).description(text).datasource(SOURCE).span(width).height(height).links(links)
+    return panel.no_value(empty or missing(queries))
 
 
 def _thresholds(steps: Sequence[tuple[float | None, str]]) -> dashboard.ThresholdsConfig:
@@ -96,10 +106,12 @@ def number(
     alerts: Sequence[str] = (),
     width: int = 3,
     mappings: Sequence[model.ValueMapping] = (),
+    empty: str = "",
 ) -> Any:
     """The newest value, large. `names` shows the legend instead of the value."""
-    panel = _common(stat.Panel(), title, text, (width, 4), alerts).targets(_targets(queries, True, False))
-    panel = panel.unit(unit).thresholds(_thresholds(steps)).mappings(list(mappings)).no_value("no data")
+    panel = _common(stat.Panel(), title, text, (width, 4), alerts, queries, empty)
+    panel = panel.targets(_targets(queries, True, False)).unit(unit)
+    panel = panel.thresholds(_thresholds(steps)).mappings(list(mappings))
     if decimals is not None:
         panel = panel.decimals(decimals)
     mode = common_model.BigValueTextMode
@@ -124,9 +136,11 @@ def lines(
     width: int = 8,
     height: int = 8,
     alerts: Sequence[str] = (),
+    empty: str = "",
 ) -> Any:
     """Series over time."""
-    panel = _common(timeseries.Panel(), title, text, (width, height), alerts).targets(_targets(queries, False, False))
+    panel = _common(timeseries.Panel(), title, text, (width, height), alerts, queries, empty)
+    panel = panel.targets(_targets(queries, False, False))
     panel = (
         panel.unit(unit).line_width(1).fill_opacity(70 if stack else 8).show_points(common_model.VisibilityMode.AUTO)
     )
@@ -145,10 +159,20 @@ def lines(
     return panel.legend(legend.placement(common_model.LegendPlacement.BOTTOM).calcs([])).tooltip(tooltip)
 
 
-def heat(title: str, text: str, unit: str, expression: str, *, width: int = 8, alerts: Sequence[str] = ()) -> Any:
+def heat(
+    title: str,
+    text: str,
+    unit: str,
+    expression: str,
+    *,
+    width: int = 8,
+    alerts: Sequence[str] = (),
+    empty: str = "",
+) -> Any:
     """A histogram over time; the expression gives buckets by `le`."""
-    panel = _common(heatmap.Panel(), title, text, (width, 8), alerts)
-    panel = panel.targets(_targets({"{{le}}": expression}, False, True)).calculate(False)
+    queries = {"{{le}}": expression}
+    panel = _common(heatmap.Panel(), title, text, (width, 8), alerts, queries, empty)
+    panel = panel.targets(_targets(queries, False, True)).calculate(False)
     color = heatmap.HeatmapColorOptions().mode(heatmap_model.HeatmapColorMode.SCHEME).scheme("Blues").steps(32)
     return panel.unit(unit).color(color.exponent(0.5)).y_axis(heatmap.YAxisConfig().unit(unit))
 
@@ -157,10 +181,9 @@ def states(
     title: str, text: str, queries: Queries, *, width: int = 24, height: int = 6, alerts: Sequence[str] = ()
 ) -> Any:
     """A band for each series, coloured where it is 1."""
-    panel = _common(statetimeline.Panel(), title, text, (width, height), alerts).targets(
-        _targets(queries, False, False)
-    )
+    panel = _common(statetimeline.Panel(), title, text, (width, height), alerts, queries)
+    panel = panel.targets(_targets(queries, False, False))
     legend = common.VizLegendOptions().display_mode(common_model.LegendDisplayMode.LIST).show_legend(False)
-    panel = panel.unit("none").thresholds(_thresholds([(None, "transparent"), (1, "blue")]))
+    panel = panel.unit("bool_on_off").thresholds(_thresholds([(None, "transparent"), (1, "blue")]))
     panel = panel.legend(legend.placement(common_model.LegendPlacement.BOTTOM).calcs([]))
     return panel.show_value(common_model.VisibilityMode.NEVER).merge_values(True).row_height(0.8).fill_opacity(90)

@@ -44,14 +44,17 @@ class Source:
         self.url, self.end, self.seconds = url.rstrip("/"), end, minutes * 60
         self.step = max(5, round(self.seconds / POINTS))
 
+    def filled(self, expression: str) -> str:
+        """The expression with what Grafana puts in place of its variables."""
+        return re.sub(r"\$(namespace|run|pod)\b", ".+", expression).replace("$__rate_interval", f"{self.step + 45}s")
+
     def ask(self, expression: str, instant: bool) -> list[Series]:
         """Series that answer an expression of a panel. Raises HTTPError if Prometheus refuses it."""
-        text = re.sub(r"\$(namespace|run|pod)\b", ".+", expression).replace("$__rate_interval", f"{self.step + 45}s")
         window = (
             {"time": self.end} if instant else {"start": self.end - self.seconds, "end": self.end, "step": self.step}
         )
         kind = "query" if instant else "query_range"
-        query = urllib.parse.urlencode({"query": text} | window)
+        query = urllib.parse.urlencode({"query": self.filled(expression)} | window)
         with urllib.request.urlopen(f"{self.url}/api/v1/{kind}?{query}") as answer:
             found: list[Series] = json.load(answer)["data"]["result"]
         return found

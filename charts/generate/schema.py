@@ -71,6 +71,19 @@ _RULE: Schema = {
     "required": ["policy", "condition"],
 }
 
+_ACTIONS = "Replace Keep Drop HashMod LabelMap LabelDrop LabelKeep Lowercase Uppercase KeepEqual DropEqual"
+RELABELING: Schema = {
+    "type": "object",
+    "properties": {
+        "action": _choice(*(name for pair in ((word.lower(), word) for word in _ACTIONS.split()) for name in pair)),
+        "sourceLabels": _list({"type": "string"}),
+        "separator": {"type": "string"},
+        "targetLabel": {"type": "string"},
+        "regex": {"type": "string"},
+        "modulus": {"type": "integer", "minimum": 1},
+        "replacement": {"type": "string"},
+    },
+}
 GROUP: dict[str, Schema] = {
     "replicas": COUNT,
     "resources": _kubernetes(f"{CORE}ResourceRequirements"),
@@ -145,6 +158,10 @@ KINDS: dict[str, Schema] = {
     "monitoring.enabled": _choice("auto", True, False),
     "monitoring.podMonitor.labels": TEXTS,
     "monitoring.podMonitor.interval": {"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"},
+    "monitoring.podMonitor.scrapeTimeout": _text("[0-9]+(ms|s|m|h)"),
+    "monitoring.podMonitor.relabelings": _list(RELABELING),
+    "monitoring.podMonitor.metricRelabelings": _list(RELABELING),
+    "monitoring.runbookUrl": _text("https?://[^\\s/#]+(/[^\\s#]*)?"),
     "monitoring.rules.labels": TEXTS,
     "monitoring.dashboards.labels": TEXTS,
     "monitoring.dashboards.annotations": TEXTS,

@@ -21,6 +21,7 @@ PROMETHEUS, RAY, VLLM = (
     "vLLM 0.32 through Ray, relabelled from ray_vllm_*",
 )
 KUBERAY, KUEUE = "KubeRay operator 1.6", "Kueue 0.19"
+OWN = (PROMETHEUS, RAY, VLLM)  # scraped by the chart's own PodMonitors
 
 THIRD_PARTY: tuple[Foreign, ...] = (
     Foreign(PROMETHEUS, ("up",), ("endpoint",)),

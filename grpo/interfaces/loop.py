@@ -106,6 +106,11 @@ class Rollouts(Protocol):
 class Rewards(Protocol):
     """What completions are worth."""
 
+    @property
+    def parts(self) -> Mapping[str, Sequence[float]]:
+        """What each reward gave for the samples of the last `score`, by its name, before its weight."""
+        ...
+
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with every sample's reward filled in, without samples whose reward failed."""
         ...

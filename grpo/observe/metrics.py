@@ -14,6 +14,7 @@ from functools import lru_cache
 from statistics import fmean, pstdev
 from typing import Literal
 
+from grpo.rewards.process import KINDS, SERVICE_KINDS
 from grpo.types import Group, Groups, Stats
 
 PHASES = ("rollout", "reward", "advantage", "train", "weight_sync", "checkpoint", "eval")
@@ -53,7 +54,7 @@ def _histogram(name: str, unit: str, help: str, buckets: tuple[float, ...], key:
 BY_PHASE = {f"phase/{phase}": phase for phase in PHASES}
 BY_KIND = {f"rollout/{kind}_tokens": kind for kind in ("prompt", "completion")}
 BY_BOUND = {f"train/clip_{bound}": bound for bound in ("low", "high")}
-BY_FAILURE = {"reward/failures_*": "*"}
+BY_FAILURE = {f"reward/failures_{kind}": kind for kind in (*KINDS, *SERVICE_KINDS)}
 BY_REQUEST = {"reward/requests": "sent", "reward/retries": "repeated", "reward/cached": "saved"}
 BY_PART = {"train/seconds_*": "*"}
 BY_EXTREME = {f"train/rollout_abs_diff_{stat}": stat for stat in ("bounded", "p99", "max")}
@@ -64,6 +65,7 @@ EFFECTIVE, CHI_SQUARE, DROPPED = (
     {f"train/{name}_{of}": of for of in ("tokens", "sequences")} for name in ("ess", "chi2", "dropped")
 )
 BY_SOURCE = {"reward/source/*": "*"}
+BY_FUNCTION = {"reward/function/*": "*"}
 BY_POOL = {f"pipeline/{pool}_idle": pool for pool in ("rollout", "trainer")}
 BY_LEG = {f"sync/{part}_seconds": part for part in ("connect", "self_test", "publish", "receive", "switch")}
 BY_WAIT = {f"checkpoint/{part}_seconds": part for part in ("stall", "durable")}
@@ -85,16 +87,20 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("grpo_phase", "gauge", "", "1 for the phase that is running, 0 for the others.", ("phase",)),
     Metric("grpo_phase_duration_seconds", "histogram", "seconds", "Duration by phase.", ("phase",), BY_PHASE, SECONDS),
     Metric("grpo_start_seconds", "gauge", "seconds", "Last start of a role's slowest actor.", ("role", "phase")),
+    Metric("grpo_phase_seconds_total", "counter", "seconds", "Time by phase, up to now; and between them.", ("phase",)),
     Metric("grpo_attempt", "gauge", "starts", "How often the run was started, this start included."),
+    Metric("grpo_start_timestamp_seconds", "gauge", "unix seconds", "When this start of the run began."),
     Metric("grpo_deadline_seconds", "gauge", "seconds", "Longest wait by phase (deadlines.*).", ("phase",)),
     Metric("grpo_workers", "gauge", "actors", "By role; state is expected, ready or lost.", ("role", "state")),
     Metric("grpo_tracker_failures_total", "counter", "calls", "Calls of a tracker that failed.", ("tracker",)),
     Metric("grpo_recoveries_total", "counter", "replacements", "Lost actors replaced, by role.", ("role",)),
+    Metric("grpo_recovery_timestamp_seconds", "gauge", "unix seconds", "Last replacement, by role.", ("role",)),
     _histogram("grpo_recovery_seconds", "seconds", "From a loss noticed to its end.", SECONDS, "recovery/seconds"),
     # Rewards and rollouts
     _histogram("grpo_reward", "", "Rewards of the samples.", REWARDS),
     _gauge("grpo_reward_mean", "", "Mean reward of the last step.", "reward/mean"),
     Metric("grpo_reward_mean_by_source", "gauge", "", "Mean reward by source (data.sources).", ("source",), BY_SOURCE),
+    Metric("grpo_reward_mean_by_function", "gauge", "", "Mean by function, unweighted.", ("function",), BY_FUNCTION),
     _gauge("grpo_reward_stddev", "", "Standard deviation of the last step's rewards.", "reward/std"),
     _gauge("grpo_group_zero_variance_ratio", "share", "Groups of equal rewards: no signal.", "reward/zero_variance"),
     Metric("grpo_reward_failures_total", "counter", "calls", "Failed calls of reward code.", ("kind",), BY_FAILURE),

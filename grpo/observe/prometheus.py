@@ -3,42 +3,49 @@
 import math
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from grpo.config import Config
 from grpo.observe.metrics import CATALOGUE, PHASES, Metric, lookup
+from grpo.observe.phase_clock import PhaseClock
 from grpo.types import Group, Stats
+
+# Labels of counters that no key of a row has
+EVENTS = {
+    "grpo_steps_total": ("ok", "failed"),
+    "grpo_weight_sync_total": ("ok", "error"),
+    "grpo_recoveries_total": ("rollout", "trainer"),
+    "grpo_tracker_failures_total": ("TensorBoard", "W&B", "MLflow"),
+}
 
 
 class PrometheusMetrics:
     """The catalogue as Prometheus series in a registry of its own. Any thread may call."""
 
-    def __init__(self, run: str, version: str, model: str, loss: str) -> None:
+    def __init__(
+        self, run: str, version: str, model: str, loss: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._guard = threading.Lock()  # of what belongs together; each series has its own
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the series
         self.registry = CollectorRegistry()
         self._run = run
-        self._collectors = {metric.name: self._register(metric) for metric in CATALOGUE}
+        (timed,) = (metric for metric in CATALOGUE if metric.name == "grpo_phase_seconds_total")
+        self._phases = PhaseClock(timed, run, clock)
+        self.registry.register(self._phases)
+        self._collectors = {metric.name: self._register(metric) for metric in CATALOGUE if metric is not timed}
+        self._set("grpo_start_timestamp_seconds", time.time())
         self._set("grpo_build_info", 1, version)
         self._set("grpo_run_info", 1, model, loss)
         for phase in PHASES:
             self._set("grpo_phase", 0, phase)
-        # A counter that first appears with its first failure has no increase to alert on: start them at 0.
-        for name, *labels in (
-            ("grpo_steps_total", "ok"),
-            ("grpo_steps_total", "failed"),
-            ("grpo_weight_sync_total", "ok"),
-            ("grpo_weight_sync_total", "error"),
-            ("grpo_checkpoint_failures_total",),
-            ("grpo_checkpoint_skipped_total",),
-            ("grpo_recoveries_total", "rollout"),
-            ("grpo_recoveries_total", "trainer"),
-            ("grpo_completion_truncated_total",),
-            *(("grpo_tracker_failures_total", name) for name in ("TensorBoard", "W&B", "MLflow")),
-        ):
-            self._add(name, 0, *labels)
+        # A counter that first appears with its first failure has no increase to alert on, and no 0 to show
+        for metric in CATALOGUE:
+            if metric.kind == "counter" and metric is not timed:
+                values = EVENTS.get(metric.name) or [value for value in metric.keys.values() if value != "*"]
+                for value in values if metric.labels else [""]:
+                    self._add(metric.name, 0, *([value] if metric.labels else []))
 
     def _register(self, metric: Metric) -> Counter | Gauge | Histogram:
         labels = ("run", *metric.labels)
@@ -128,6 +135,7 @@ class PrometheusMetrics:
     def recovered(self, role: str, seconds: float) -> None:
         """What a role had lost was replaced, `seconds` after that was noticed."""
         self._add("grpo_recoveries_total", 1, role)
+        self._set("grpo_recovery_timestamp_seconds", time.time(), role)
         self.record({"recovery/seconds": seconds})
 
     def tracker_failed(self, tracker: str) -> None:
@@ -149,10 +157,12 @@ class PrometheusMetrics:
 
     def phase_started(self, phase: str) -> None:
         """The run is in this phase until `phase_ended`."""
+        self._phases.began(phase)
         self._set("grpo_phase", 1, phase)
 
     def phase_ended(self, phase: str, ok: bool) -> None:
         """Not `ok`: it ended by an exception. Counts syncs and checkpoints that failed."""
+        self._phases.ended(phase)
         self._set("grpo_phase", 0, phase)
         if phase == "weight_sync" and not ok:
             self.sync_ended(ok=False)

@@ -89,6 +89,10 @@ def take_wandb_key() -> None:
             raise ConfigError(f"WANDB_API_KEY_FILE: must be a file with a key, but: {error}; correct it") from error
 
 
+def _for_mlflow(key: str) -> str:
+    return re.sub(r"/{2,}", "/", re.sub(r"[^\w./ :-]", "_", key.replace("@", "_at_")))
+
+
 class MlflowTracker:
     """One MLflow run in the experiment "grpo"; numbers are sent in the background.
 
@@ -118,8 +122,8 @@ class MlflowTracker:
 
     def log(self, step: int, row: Stats) -> None:
         now = int(time.time() * 1000)
-        # MLflow allows no "@" in a name, and its stores differ about numbers that are not finite.
-        named = {key.replace("@", "_at_"): value for key, value in row.items() if math.isfinite(value)}
+        # MLflow allows few signs in a name and no empty part, and its stores differ about numbers that are not finite.
+        named = {_for_mlflow(key): value for key, value in row.items() if math.isfinite(value)}
         made = [self._entities.Metric(key, value, now, step) for key, value in named.items()]
         self._sent.append(self._client.log_batch(self._id, metrics=made, synchronous=False))
 

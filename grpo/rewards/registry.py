@@ -76,6 +76,8 @@ class RewardScorer:
         self.pool = RewardPool(config, run) if run else None
         self.isolation = self.pool.missing if self.pool else ()
         self._failures: Stats = {}
+        self.parts: dict[str, list[float]] = {}
+        """Of the last `score`: by name of the reward what it gave, before its weight."""
         self._first = ""
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
@@ -86,6 +88,7 @@ class RewardScorer:
         `reward_code.max_failures` of the calls failed or no group is left, and DeadlineExceeded if all together take
         longer than `deadlines.reward`.
         """
+        self.parts = {}
         outcomes = self._outcomes(self.pool, self.user_functions, groups)
         outcomes |= self._outcomes(self.http, self.services, groups)
         left = {name: iter(of_samples) for name, of_samples in outcomes.items()}
@@ -222,6 +225,7 @@ class RewardScorer:
                 part = called[reward.name]
             if not isinstance(part, float):
                 return None
+            self.parts.setdefault(reward.name, []).append(part)
             total += reward.weight * part
         if not math.isfinite(total):
             raise RewardError(

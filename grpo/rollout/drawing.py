@@ -7,6 +7,7 @@ round, in the order of the stream: DAPO's dynamic sampling (arXiv:2503.14476), w
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from grpo.algorithm.advantages import advantages
 from grpo.algorithm.evaluation import score_evaluation
@@ -26,6 +27,7 @@ class Draw:
     kept: list[Group] = field(default_factory=list)
     skipped: list[Group] = field(default_factory=list)
     stats: Stats = field(default_factory=dict)
+    parts: dict[str, list[float]] = field(default_factory=dict)
     rounds: int = 0
     taken: int = 0
     prompts: dict[str, object] = field(default_factory=dict)
@@ -64,9 +66,11 @@ class Drawer:
         """Rewards of these groups; those that teach nothing are skipped where others may still take their places."""
         with self._scoring:
             scored = penalised(self.rewards.score(groups), self.config)
-            failures = self.rewards.failures()
+            failures, parts = self.rewards.failures(), self.rewards.parts
         for name, count in failures.items():
             draw.stats[name] = draw.stats.get(name, 0.0) + count
+        for name, values in parts.items():
+            draw.parts.setdefault(name, []).extend(values)
         for group in scored:
             (draw.skipped if group.zero_variance and draw.rounds < self.rounds else draw.kept).append(group)
 
@@ -76,7 +80,8 @@ class Drawer:
         samples = masked(advantages(draw.kept, algorithm.advantage_std), algorithm.mask_truncated)
         share = len(draw.skipped) / max(1, len(draw.skipped) + len(draw.kept))
         skipped = {"rollout/skipped_ratio": share} if self.config.rollout.refill else {}
-        return Batch(draw.kept, samples, draw.stats | skipped, draw.skipped, draw.prompts)
+        by_function = {f"reward/function/{name}": fmean(values) for name, values in draw.parts.items()}
+        return Batch(draw.kept, samples, draw.stats | by_function | skipped, draw.skipped, draw.prompts)
 
     def evaluate(self, held_out: Sequence[Prompt], step: int) -> Groups:
         """Sampled groups of the held-out prompts, of the weights of that step."""

@@ -18,10 +18,16 @@ BOARDS = {path.stem: json.loads(path.read_text()) for path in sorted(dashboards.
 PANELS = [
     pytest.param(panel, id=f"{name}-{panel['id']}")
     for name, board in BOARDS.items()
-    for panel in board["panels"]
-    if panel["type"] != "row"
+    for panel in dashboards.panels(board)
 ]
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+# Numbers that have no unit
+PLAIN = {"Loss", "Gradient norm", "Chi-square"}
+COUNTED = "engines requests requests/min workers steps alerts steps/h starts points nats nats/token × versions syncs"
+COUNTED += " updates/min batches syncs/h times targets GPUs replacements pods actors groups workloads workloads/h"
+UNITS = {f"suffix:{what}" for what in COUNTED.split()} | {"suffix:per min", "prefix:#", "prefix:XID "}
+UNITS |= {"count:tokens", "count:tokens/s", "reqps", "s", "bytes", "Bps", "percent", "percentunit", "sci", "short"}
+UNITS |= {"string", "bool_on_off", "dateTimeFromNow", "watt", "celsius"}
 
 
 def known_metrics() -> dict[str, set[str]]:
@@ -36,7 +42,8 @@ def known_metrics() -> dict[str, set[str]]:
 
 
 def expressions(board: dict[str, Any]) -> list[str]:
-    return [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+    panels = [target["expr"] for panel in dashboards.panels(board) for target in panel["targets"]]
+    return panels + [mark["expr"] for mark in board["annotations"]["list"]]
 
 
 def everything() -> dict[str, list[str]]:
@@ -71,7 +78,7 @@ def test_dashboard_follows_the_rules(name: str) -> None:
     for variable in variables.values():
         assert variable["multi"] and variable["includeAll"] and variable["allValue"] == ".+"
         assert variable["datasource"] == DATASOURCE
-    ids = [panel["id"] for panel in board["panels"]]
+    ids = [panel["id"] for row in board["panels"] for panel in [row, *(row.get("panels") or [])]]
     assert len(ids) == len(set(ids))
     assert board["panels"][0]["title"] == "Now"
     assert all(panel["type"] == "stat" for panel in board["panels"][1:7])
@@ -81,7 +88,12 @@ def test_dashboard_follows_the_rules(name: str) -> None:
 def test_panel_follows_the_rules(panel: dict[str, Any]) -> None:
     assert panel["title"] and panel["description"].endswith(".")
     assert panel["datasource"] == DATASOURCE
-    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert panel["fieldConfig"]["defaults"]["unit"] in UNITS
+    plain = panel["fieldConfig"]["defaults"]["unit"] == "short"
+    assert plain == (panel["title"] in PLAIN), "a number without a unit is an exception that is named"
+    names = panel["type"] == "stat" and panel["options"]["textMode"] == "name"
+    assert names == (panel["fieldConfig"]["defaults"]["unit"] == "string")
+    assert panel["fieldConfig"]["defaults"]["noValue"]
     assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
     assert panel["targets"]
     assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
@@ -95,9 +107,42 @@ def test_panel_follows_the_rules(panel: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", BOARDS)
-def test_panels_do_not_overlap(name: str) -> None:
-    taken: dict[tuple[int, int], str] = {}
+def test_marks_of_every_dashboard(name: str) -> None:
+    marks = {mark["name"]: mark for mark in BOARDS[name]["annotations"]["list"]}
+    assert list(marks) == ["Starts", "Recoveries", "Checkpoints", "Alerts"]
+    for mark in marks.values():
+        assert mark["enable"] is True and mark["datasource"] == DATASOURCE and mark["iconColor"]
+        assert mark["target"]["expr"] == mark["expr"]
+        labels = {*re.findall(r"{{(\w+)}}", mark["titleFormat"]), *mark["tagKeys"].split(",")}
+        assert labels <= set(re.findall(r"\w+", re.findall(r"by \(([^)]*)\)", mark["expr"])[0]))
+        # A moment is told in milliseconds; an alert lasts as long as its series.
+        assert mark["useValueForTime"] is mark["expr"].endswith("* 1000")
+        assert ("_timestamp_seconds" in mark["expr"]) is mark["useValueForTime"]
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_row_that_needs_anothers_exporter_is_closed_and_says_so(name: str) -> None:
     for panel in BOARDS[name]["panels"]:
+        inside = panel.get("panels") or []
+        assert panel["type"] == "row" or panel["fieldConfig"]["defaults"]["noValue"] == "no data", panel["title"]
+        assert bool(inside) is bool(panel.get("collapsed"))
+        for each in inside:
+            assert each["fieldConfig"]["defaults"]["noValue"].startswith("not scraped: "), each["title"]
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_panels_do_not_overlap(name: str) -> None:
+    places = [(BOARDS[name]["panels"], 0)]
+    places += [(row["panels"], row["gridPos"]["y"] + 1) for row in BOARDS[name]["panels"] if row.get("panels")]
+    for panels, top in places:
+        check_places(panels, top)
+
+
+def check_places(panels: list[dict[str, Any]], top: int) -> None:
+    """None lies on another, and none above the row that it is in."""
+    taken: dict[tuple[int, int], str] = {}
+    for panel in panels:
+        assert panel["gridPos"]["y"] >= top
         place = panel["gridPos"]
         for x in range(place["x"], place["x"] + place["w"]):
             for y in range(place["y"], place["y"] + place["h"]):
@@ -128,8 +173,8 @@ def test_grouping_labels_exist() -> None:
     """`by (...)` and legends name labels that a metric of the expression has."""
     known = known_metrics()
     for name, board in BOARDS.items():
-        for panel in board["panels"]:
-            for target in panel.get("targets", []):
+        for panel in dashboards.panels(board):
+            for target in panel["targets"]:
                 labels = set().union(*(known[metric] for metric, _ in metric_labels(target["expr"])))
                 grouped = set(re.findall(r"\w+", " ".join(re.findall(r"\bby \(([^)]*)\)", target["expr"]))))
                 legend = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
@@ -150,26 +195,65 @@ def test_queries_are_promql(tmp_path: Path) -> None:
     assert f"{len(texts)} rules found" in done.stdout
 
 
+def shipped(*settings: str, namespace: str = "default", release: str = "grpo") -> dict[str, dict[str, Any]]:
+    """The ConfigMaps of the dashboards by the name of their file."""
+    documents = kind("ConfigMap", render(*settings, namespace=namespace, release=release))
+    return {key: document for document in documents for key in document["data"] if key.endswith(".json")}
+
+
+def text(files: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    ((_, document),) = [(key, found) for key, found in files.items() if key.startswith(f"grpo-{name}-")]
+    board: dict[str, Any] = json.loads(next(iter(document["data"].values())))
+    return board
+
+
+def links(board: dict[str, Any]) -> list[str]:
+    panels = [link["url"] for panel in dashboards.panels(board) for link in panel.get("links", [])]
+    return panels + [link["url"] for link in board["links"] if link["type"] == "link"]
+
+
 def test_dashboards_are_shipped() -> None:
     url = "https://wiki.example.com/runbooks"
-    settings = ("monitoring.dashboards.annotations.grafana_folder=GRPO", f"monitoring.runbookUrl={url}")
-    maps = {
-        key: (document, text)
-        for document in kind("ConfigMap", render(*settings))
-        for key, text in document["data"].items()
-        if key.endswith(".json")
-    }
-    assert set(maps) == {f"grpo-{name}.json" for name in BOARDS}
+    files = shipped("monitoring.dashboards.annotations.grafana_folder=GRPO", f"monitoring.runbookUrl={url}")
+    assert set(files) == {f"grpo-{name}-default.json" for name in BOARDS}
     for name, board in BOARDS.items():
-        document, text = maps[f"grpo-{name}.json"]
+        document = files[f"grpo-{name}-default.json"]
         assert document["metadata"]["labels"]["grafana_dashboard"] == "1"
         assert document["metadata"]["annotations"] == {"grafana_folder": "GRPO"}
-        assert json.loads(text) == json.loads(json.dumps(board).replace("docs/runbooks.md", url))
-    assert not [
-        m
-        for m in kind("ConfigMap", render("monitoring.dashboards.enabled=false"))
-        if "dashboard" in m["metadata"]["name"]
-    ]
+        made = text(files, name)
+        assert links(made) == [link.replace("docs/runbooks.md", url) for link in links(board)]
+        same = ("panels", "annotations", "description", "tags", "time", "refresh", "schemaVersion")
+        assert {key: json.loads(json.dumps(made[key]).replace(url, "docs/runbooks.md")) for key in same} == {
+            key: board[key] for key in same
+        }
+    assert shipped("monitoring.dashboards.enabled=false") == {}
+
+
+def test_without_published_runbooks_nothing_links_to_them() -> None:
+    files = shipped()
+    assert [links(text(files, name)) for name in BOARDS] == [[]] * len(BOARDS)
+    assert [link["type"] for name in BOARDS for link in text(files, name)["links"]] == ["dashboards"] * len(BOARDS)
+
+
+def test_two_namespaces_have_dashboards_of_their_own_and_two_releases_of_one_the_same() -> None:
+    """Grafana takes a uid, a title in a folder and a file of the sidecar once."""
+    longest = "n" * 63
+    made = [shipped(namespace=name) for name in ("team-a", longest)]
+    for name in BOARDS:
+        boards = [text(files, name) for files in made]
+        for key in ("uid", "title"):
+            assert len({board[key] for board in boards}) == 2
+        assert all(len(board["uid"]) <= 40 for board in boards)
+        (chosen,) = [one["current"] for one in boards[0]["templating"]["list"] if one["name"] == "namespace"]
+        assert chosen == {"text": ["team-a"], "value": ["team-a"]}
+    assert len({file for files in made for file in files}) == 2 * len(BOARDS)
+    first, second = made[0], shipped(namespace="team-a", release="two")
+    assert {file: document["data"] for file, document in first.items()} == {
+        file: document["data"] for file, document in second.items()
+    }
+    assert {document["metadata"]["name"] for document in first.values()} == {
+        document["metadata"]["name"] for document in second.values()
+    }
 
 
 def test_reader_of_expressions_sees_every_metric() -> None:

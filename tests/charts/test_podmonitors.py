@@ -50,6 +50,18 @@ def test_labels_and_interval_come_from_the_values() -> None:
         assert [endpoint["interval"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ["7s"]
 
 
+def test_a_timeout_and_more_relabelings_come_behind_the_charts_own() -> None:
+    target = {"targetLabel": "cluster", "replacement": "blue"}
+    drop = {"sourceLabels": ["__name__"], "regex": "ray_gcs_.+", "action": "drop"}
+    values = {"scrapeTimeout": "7s", "relabelings": [target], "metricRelabelings": [drop]}
+    plain, changed = monitors({}, *API), monitors({"monitoring": {"podMonitor": values}}, *API)
+    for before, after in zip(plain, changed, strict=True):
+        (first,), (second,) = before["spec"]["podMetricsEndpoints"], after["spec"]["podMetricsEndpoints"]
+        assert "scrapeTimeout" not in first and second["scrapeTimeout"] == "7s"
+        assert second["relabelings"] == [*first["relabelings"], target]
+        assert second["metricRelabelings"] == [*first.get("metricRelabelings", []), drop]
+
+
 @pytest.mark.parametrize(
     ("name", "port", "number", "roles"),
     [("grpo", "grpo-metrics", 9400, {"head"}), ("grpo-ray", "metrics", 8080, {"head", "rollout", "trainer"})],

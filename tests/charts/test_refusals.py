@@ -14,6 +14,12 @@ from tests import helm as charts
 from tests.helm import HELMS, refusal, rules, run_yaml, template
 
 GPU = {"limits": {"nvidia.com/gpu": 1}}
+
+
+def scraped(timeout: str, interval: str) -> dict[str, Any]:
+    return {"monitoring": {"podMonitor": {"scrapeTimeout": timeout, "interval": interval}}}
+
+
 EVERY_API = "apiregistration.k8s.io/v1", "ray.io/v1/RayJob"
 
 
@@ -106,6 +112,8 @@ def test_null_is_the_default() -> None:
         ({"head": {"env": [{"name": "RAY_ADDRESS", "value": "x"}]}}, "head.env sets RAY_ADDRESS"),
         ({"trainer": {"env": [{"name": "RAY_AUTH_MODE", "value": "x"}]}}, "trainer.env sets RAY_AUTH_MODE"),
         ({"head": {"resources": GPU}}, "head.resources asks for a GPU"),
+        (scraped("1m", "15s"), "scrapeTimeout is 1m, longer than monitoring.podMonitor.interval (15s)"),
+        (scraped("1001ms", "1s"), "scrapeTimeout is 1001ms, longer"),
     ],
 )
 def test_refused_with_a_sentence(values: dict[str, Any], sentence: str) -> None:
@@ -262,6 +270,12 @@ def test_helm_refuses_a_typo_at_any_depth(program: str) -> None:
         ({"job": {"deletionStrategy": {"deletionRules": [{"policy": "DeleteSelf", "condition": {}}]}}}, "/condition"),
         ({"trainer": {"labels": {"app.kubernetes.io/name": "x"}}}, "app.kubernetes.io/name"),
         ({"monitoring": {"rules": {"thresholds": {"zeroVarianceRatio": "high"}}}}, "zeroVarianceRatio"),
+        ({"monitoring": {"rules": {"groups": {"life": "off"}}}}, "/monitoring/rules/groups/life"),
+        ({"monitoring": {"runbookUrl": "docs/runbooks.md"}}, "/monitoring/runbookUrl"),
+        ({"monitoring": {"runbookUrl": "https://wiki.example.com/x#top"}}, "/monitoring/runbookUrl"),
+        ({"monitoring": {"podMonitor": {"scrapeTimeout": "ten"}}}, "/monitoring/podMonitor/scrapeTimeout"),
+        ({"monitoring": {"podMonitor": {"relabelings": [{"action": "shred"}]}}}, "/relabelings/0/action"),
+        ({"monitoring": {"podMonitor": {"metricRelabelings": [{"source_labels": ["a"]}]}}}, "source_labels"),
     ],
 )
 def test_wrong_values_are_refused(values: dict[str, Any], where: str) -> None:

@@ -8,6 +8,7 @@ from prometheus_client import generate_latest
 
 from grpo.observe.metrics import CATALOGUE, PHASES, summarize
 from grpo.observe.prometheus import PrometheusMetrics
+from grpo.rewards.process import KINDS, SERVICE_KINDS
 from tests.runs import SYNC, make_config, make_group, make_stats
 
 
@@ -92,6 +93,28 @@ def test_what_is_known_before_the_first_step(monkeypatch):
     assert found['grpo_progress_timestamp_seconds{run="fake"}'] == 1.8e9
 
 
+def test_a_counter_is_0_before_its_first_event():
+    """Without the 0 a dashboard has no data, and the first failure is no increase that an alert could see."""
+    found = series(make_metrics())
+    counters = [metric for metric in CATALOGUE if metric.kind == "counter" and "*" not in metric.keys.values()]
+    assert len(counters) > 12
+    for metric in counters:
+        values = {name: value for name, value in found.items() if name.startswith(f"{metric.name}{{")}
+        assert values and set(values.values()) <= {0.0} or metric.name == "grpo_phase_seconds_total", metric.name
+    kinds = {name for name in found if name.startswith("grpo_reward_failures_total")}
+    assert kinds == {f'grpo_reward_failures_total{{kind="{kind}",run="fake"}}' for kind in (*KINDS, *SERVICE_KINDS)}
+
+
+def test_when_a_start_and_a_recovery_were(monkeypatch):
+    monkeypatch.setattr("grpo.observe.prometheus.time.time", lambda: 1.8e9)
+    metrics = make_metrics()
+    assert series(metrics)['grpo_start_timestamp_seconds{run="fake"}'] == 1.8e9
+    assert 'grpo_recovery_timestamp_seconds{role="rollout",run="fake"}' not in series(metrics)
+    monkeypatch.setattr("grpo.observe.prometheus.time.time", lambda: 1.9e9)
+    metrics.recovered("rollout", 3.0)
+    assert series(metrics)['grpo_recovery_timestamp_seconds{role="rollout",run="fake"}'] == 1.9e9
+
+
 def test_checkpoints_and_going_back_to_them():
     metrics = make_metrics()
     metrics.rewound(0)
@@ -121,7 +144,7 @@ def full_step(metrics, step):
     groups = [make_group([1.0, 0.0], step)]
     scores = {"eval/accuracy": 0.5, "eval/pass@4": 0.6, "train/kl_reference": 0.1, "sync/self_test_diff": 0.0} | SYNC
     failed = {"train/skipped": 1.0, "reward/failures_timeout": 1.0, "reward/dropped_samples": 1.0}
-    failed["reward/source/math"] = 0.5
+    failed |= {"reward/source/math": 0.5, "reward/function/my_rewards:short": 0.25}
     failed |= {"pipeline/rollout_idle": 0.1, "pipeline/trainer_idle": 0.2, "pipeline/batches_ahead": 1.0}
     failed |= {"rollout/skipped_ratio": 0.5}
     parts = ("connect", "self_test", "publish", "receive", "switch")

@@ -126,13 +126,15 @@ def test_mlflow_gets_names_it_allows_and_finite_numbers_and_goes_on_with_its_run
             make_recorder(tmp_path / "run", metrics={"mlflow_uri": "file:/x"}) as recorder,
             recorder.phase("eval"),
         ):
-            recorder.log_eval(2, [], {"eval/pass@4": 0.5, "eval/accuracy": math.nan})
+            odd = {"reward/function/http://judge:8000/v1 (m+)": 1.0}
+            recorder.log_eval(2, [], {"eval/pass@4": 0.5, "eval/accuracy": math.nan} | odd)
     params = {key: value for name, *rest in mlflow.calls if name == "params" for key, value in rest[0].items()}
     assert params["run.steps"] == "3"
     calls = [call for call in mlflow.calls if call[0] != "params"]
     logged = calls[1]
     assert logged[:2] == ("log", "r1") and {(key, step) for key, _, step in logged[2]} == {
         ("eval/pass_at_4", 2),
+        ("reward/function/http:/judge:8000/v1 _m__", 2),
         ("phase/eval", 2),
     }
     assert [call[:2] for call in calls[:1]] == [("create_run", "e1")]

@@ -52,6 +52,7 @@ def test_each_source_has_its_rewards() -> None:
         scored = scorer.score(groups)
     assert [each.rewards_G for each in scored] == [[1.0, 0.0], [1.5, 0.0, 0.5], [0.0, 1.0]]
     assert service.asked == ["Paris", "Lyon", "Milan"]
+    assert scorer.parts == {"gsm8k": [1.0, 0.0, 0.0, 1.0], "exact": [1.0, 0.0, 0.0], URL: [1.0, 0.0, 1.0]}
     stats = summarize(scored, step=1)
     assert (stats["reward/source/sums"], stats["reward/source/words"]) == (0.5, 2 / 3)
 

@@ -131,6 +131,10 @@ class Parity:
             for group in groups
         ]
 
+    @property
+    def parts(self) -> dict[str, list[float]]:
+        return {}
+
     def failures(self) -> Stats:
         return {}
 

@@ -22,6 +22,10 @@ class CountingRewards(FakeRewards):
     def failures(self) -> Stats:
         return {"reward/dropped_samples": float(self.events.count("score"))}
 
+    @property
+    def parts(self) -> dict[str, list[float]]:
+        return {"short": [1.0, 0.0, 0.5], "http://judge:8000/v1 (m)": [0.25]}
+
 
 def make_collector(events: list[str], held_out: int = 0) -> InlineCollector:
     rollout = {"prompts_per_step": 3, "samples_per_prompt": 2}
@@ -42,7 +46,8 @@ def test_a_batch_has_scored_groups_their_samples_in_order_and_what_was_counted()
     rows = [(row.prompt_id, row.index) for row in batch.samples]
     assert rows == [(f"fake:{p}", g) for p in range(3) for g in range(2)]
     assert [row.advantage > 0 for row in batch.samples if row.advantage is not None] == [True, False] * 3
-    assert batch.stats == {"reward/dropped_samples": 1.0}
+    parts = {"reward/function/short": 0.5, "reward/function/http://judge:8000/v1 (m)": 0.25}
+    assert batch.stats == {"reward/dropped_samples": 1.0} | parts
 
 
 def test_the_stream_goes_back_to_where_it_was() -> None:

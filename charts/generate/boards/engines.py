@@ -1,7 +1,7 @@
 """Rollout engines: vLLM's own view, by pod. Its metrics come through Ray and are renamed by the PodMonitor."""
 
 from charts.generate.layout import Board
-from charts.generate.panels import heat, limits, lines, mean, number, percentiles
+from charts.generate.panels import heat, limits, lines, number, percentiles
 
 # vLLM's counters through Ray appear with their first count; until then it is 0 where the engine counts anything
 NOTHING = "0 * sum by (pod) (vllm:prompt_tokens_total{<pod>})"
@@ -9,7 +9,7 @@ NOW = [
     number(
         "Engines ready",
         "Engines that hold verified weights and may sample.",
-        "none",
+        "suffix:engines",
         {"{{run}}": 'max by (run) (grpo_workers{<run>,role="rollout",state="ready"})'},
         alerts=["GrpoRolloutWorkerLost"],
         width=4,
@@ -17,7 +17,7 @@ NOW = [
     number(
         "Engines lost",
         "Engines that are lost and not yet replaced.",
-        "none",
+        "suffix:engines",
         {"{{run}}": 'max by (run) (grpo_workers{<run>,role="rollout",state="lost"})'},
         steps=limits(1, 2),
         alerts=["GrpoRolloutWorkerLost"],
@@ -26,14 +26,14 @@ NOW = [
     number(
         "Running",
         "Requests that all engines are computing now.",
-        "none",
+        "suffix:requests",
         {"": "sum(vllm:num_requests_running{<pod>})"},
         width=4,
     ),
     number(
         "Waiting",
         "Requests that wait for room in an engine.",
-        "none",
+        "suffix:requests",
         {"": "sum(vllm:num_requests_waiting{<pod>})"},
         width=4,
     ),
@@ -50,7 +50,7 @@ NOW = [
     number(
         "Tokens generated",
         "Tokens per second of all engines, mean of the last 5 minutes.",
-        "none",
+        "count:tokens/s",
         {"": "sum(rate(vllm:generation_tokens_total{<pod>}[5m]))"},
         decimals=0,
         alerts=["GrpoThroughputDrop"],
@@ -61,7 +61,7 @@ LOAD = [
     lines(
         "Generated tokens",
         "Tokens per second by engine. Valleys are the phases in which the engines wait for the trainer.",
-        "none",
+        "count:tokens/s",
         {"{{pod}}": "sum by (pod) (rate(vllm:generation_tokens_total{<pod>}[$__rate_interval]))"},
         low=0,
         width=12,
@@ -70,7 +70,7 @@ LOAD = [
     lines(
         "Prompt tokens",
         "Prompt tokens per second by engine, those from the prefix cache included.",
-        "none",
+        "count:tokens/s",
         {"{{pod}}": "sum by (pod) (rate(vllm:prompt_tokens_total{<pod>}[$__rate_interval]))"},
         low=0,
         width=12,
@@ -78,14 +78,14 @@ LOAD = [
     lines(
         "Requests running",
         "Requests that an engine computes at once.",
-        "none",
+        "suffix:requests",
         {"{{pod}}": "sum by (pod) (vllm:num_requests_running{<pod>})"},
         low=0,
     ),
     lines(
         "Requests waiting",
         "Requests that wait, mostly for room in the KV cache.",
-        "none",
+        "suffix:requests",
         {"{{pod}}": "sum by (pod) (vllm:num_requests_waiting{<pod>})"},
         low=0,
         alerts=["GrpoKVCacheSaturated"],
@@ -102,7 +102,7 @@ LOAD = [
     lines(
         "Preemptions",
         "Requests per minute that lost their place in the cache and are computed again.",
-        "none",
+        "suffix:requests/min",
         {"{{pod}}": f"sum by (pod) (rate(vllm:num_preemptions_total{{<pod>}}[$__rate_interval])) * 60 or {NOTHING}"},
         low=0,
         alerts=["GrpoKVCacheSaturated"],
@@ -121,7 +121,7 @@ LOAD = [
     lines(
         "How requests end",
         "Requests per second by reason: stop is an end token, length is max_tokens, abort a lost or stopped step.",
-        "none",
+        "reqps",
         {"{{finished_reason}}": "sum by (finished_reason) (rate(vllm:request_success_total{<pod>}[$__rate_interval]))"},
         stack=True,
         low=0,
@@ -153,24 +153,25 @@ LATENCY = [
     ),
     lines(
         "Time in the queue",
-        "Mean time that a request waits before it is first computed, as fine as Ray keeps it: by buckets.",
+        "Median and 99th percentile of the wait before a request is first computed, as fine as the buckets "
+        "(1, 2, 5, 10 ms, ...).",
         "s",
-        {"{{pod}}": mean("vllm:request_queue_time_seconds", "pod", "<pod>")},
+        percentiles("vllm:request_queue_time_seconds", "pod", "<pod>"),
         low=0,
         alerts=["GrpoKVCacheSaturated"],
     ),
     lines(
         "Tokens of a request",
-        "Mean length of a generated text, as vLLM counts it and as fine as Ray keeps it: by buckets.",
-        "none",
-        {"{{pod}}": mean("vllm:request_generation_tokens", "pod", "<pod>")},
+        "Median and 99th percentile of the length of a generated text, as fine as the buckets (1, 2, 5, 10, ...).",
+        "count:tokens",
+        percentiles("vllm:request_generation_tokens", "pod", "<pod>"),
         low=0,
         alerts=["GrpoTruncation"],
     ),
     heat(
         "Tokens of an iteration",
         "Tokens that an engine computes in one pass: the batch size that the GPU really sees.",
-        "none",
+        "count:tokens",
         "sum by (le) (increase(vllm:iteration_tokens_total_bucket{<pod>}[$__rate_interval]))",
     ),
 ]

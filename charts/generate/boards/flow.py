@@ -6,7 +6,7 @@ SAMPLES = [
     lines(
         "Tokens sampled",
         "Tokens per second, averaged over whole steps; each prompt counts once.",
-        "none",
+        "count:tokens/s",
         {"{{kind}} {{run}}": "sum by (run, kind) (rate(grpo_rollout_tokens_total{<run>}[$__rate_interval]))"},
         low=0,
         alerts=["GrpoThroughputDrop"],
@@ -14,14 +14,14 @@ SAMPLES = [
     lines(
         "Tokens trained",
         "Tokens per second that went through the trainer, prompts included.",
-        "none",
+        "count:tokens/s",
         {"{{run}}": "sum by (run) (rate(grpo_train_tokens_total{<run>}[$__rate_interval]))"},
         low=0,
     ),
     lines(
         "Updates",
         "Optimizer updates per minute, and those skipped because they were not finite.",
-        "none",
+        "suffix:updates/min",
         {
             "made {{run}}": "sum by (run) (rate(grpo_train_updates_total{<run>}[$__rate_interval])) * 60",
             "skipped {{run}}": "sum by (run) (rate(grpo_train_skipped_updates_total{<run>}[$__rate_interval])) * 60",
@@ -32,14 +32,14 @@ SAMPLES = [
     heat(
         "Staleness",
         "Weight versions between the trainer and the samples that it learns from. All in the lowest row: on policy.",
-        "none",
+        "suffix:versions",
         "sum by (le) (increase(grpo_sample_staleness_steps_bucket{<run>}[$__rate_interval]))",
         alerts=["GrpoStaleness"],
     ),
     lines(
         "Sampler and trainer",
         "How far vLLM and the trainer differ about the same tokens, in nats: mean difference, and at the self-test.",
-        "none",
+        "suffix:nats",
         {
             "difference {{run}}": "max by (run) (grpo_rollout_train_abs_diff{<run>})",
             "self-test {{run}}": "max by (run) (grpo_self_test_diff_nats{<run>})",
@@ -52,7 +52,7 @@ OVERLAP = [
     lines(
         "Lag",
         "Weight versions that the last step's samples are behind it, and the bound (rollout.max_staleness).",
-        "none",
+        "suffix:versions",
         {
             "mean {{run}}": "max by (run) (grpo_sample_staleness_mean_steps{<run>})",
             "largest {{run}}": "max by (run) (grpo_sample_staleness_max_steps{<run>})",
@@ -64,7 +64,7 @@ OVERLAP = [
     lines(
         "Batches ahead",
         "Batches that are ready when a step begins. Always 0: the trainer waits; always the bound: the engines.",
-        "none",
+        "suffix:batches",
         {"{{run}}": "max by (run) (grpo_batches_ahead{<run>})"},
         low=0,
         alerts=["GrpoPoolIdle", "GrpoLagAtBound"],
@@ -118,7 +118,7 @@ WEIGHTS = [
     lines(
         "Policy version",
         "Step whose weights each role holds. The lines lie on each other but for the time of a step.",
-        "none",
+        "prefix:#",
         {"{{role}} {{run}}": "max by (run, role) (grpo_policy_version{<run>})"},
         low=0,
         alerts=["GrpoPolicyVersionSkew"],
@@ -126,7 +126,7 @@ WEIGHTS = [
     lines(
         "Syncs",
         "Weight syncs per hour by result.",
-        "none",
+        "suffix:syncs/h",
         {"{{result}} {{run}}": "sum by (run, result) (rate(grpo_weight_sync_total{<run>}[$__rate_interval])) * 3600"},
         low=0,
         alerts=["GrpoWeightSyncFailing"],
@@ -134,7 +134,7 @@ WEIGHTS = [
     lines(
         "Checkpoints",
         "Finished step and newest checkpoint. Their distance should not exceed checkpoint.every.",
-        "none",
+        "suffix:steps",
         {
             "step {{run}}": "max by (run) (grpo_step{<run>})",
             "checkpoint {{run}}": "max by (run) (grpo_checkpoint_step{<run>})",
@@ -146,11 +146,11 @@ WEIGHTS = [
     lines(
         "Records in trouble",
         "Saves that failed, damaged checkpoints passed over, calls of a tracker that failed, since the start.",
-        "none",
+        "suffix:times",
         {
             "failed {{run}}": "sum by (run) (grpo_checkpoint_failures_total{<run>})",
             "damaged {{run}}": "sum by (run) (grpo_checkpoint_skipped_total{<run>})",
-            "{{tracker}} {{run}}": "sum by (run, tracker) (grpo_tracker_failures_total{<run>}) > 0",
+            "{{tracker}} {{run}}": "sum by (run, tracker) (grpo_tracker_failures_total{<run>})",
         },
         low=0,
         alerts=["GrpoCheckpointFailing"],

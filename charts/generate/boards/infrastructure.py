@@ -1,6 +1,9 @@
-"""Infrastructure: the pods, Ray, KubeRay, Kueue and GPUs under a run. Empty panels: that exporter is not there."""
+"""Infrastructure: the pods, Ray, KubeRay, Kueue and GPUs under a run.
 
-from charts.generate.boards.kubernetes import GPUS, KUBERNETES, either, gpu
+Rows that need somebody else's exporter are closed at first.
+"""
+
+from charts.generate.boards.kubernetes import CLUSTER, GPUS, KUBERAY, KUEUE
 from charts.generate.layout import Board
 from charts.generate.panels import limits, lines, number
 
@@ -10,18 +13,9 @@ label_replace(ray_component_uss_bytes{<pod>,Component=~"ray::.+|raylet|gcs"}, "a
 """
 NOW = [
     number(
-        "RayJob",
-        "What KubeRay says about the RayJobs of these namespaces.",
-        "none",
-        {"{{deployment_status}}": f"max by (name, deployment_status) ({either('kuberay_job_deployment_status')})"},
-        names=True,
-        alerts=["GrpoRunFailed", "GrpoPendingTooLong"],
-        width=4,
-    ),
-    number(
         "Engines and ranks",
         "Actors that are ready, by role.",
-        "none",
+        "suffix:workers",
         {"{{role}}": 'max by (run, role) (grpo_workers{<run>,state="ready"})'},
         alerts=["GrpoRolloutWorkerLost", "GrpoTrainerWorkerLost"],
         width=4,
@@ -29,7 +23,7 @@ NOW = [
     number(
         "Targets down",
         "Pods whose Ray does not answer a scrape.",
-        "none",
+        "suffix:targets",
         {"": "sum(up{<pod>} == bool 0)"},
         steps=limits(1, 2),
         alerts=["GrpoControllerDown"],
@@ -46,25 +40,26 @@ NOW = [
         width=4,
     ),
     number(
-        "Free on the volume",
-        "Least free share of a volume of these namespaces.",
-        "percentunit",
-        {
-            "": 'min(kubelet_volume_stats_available_bytes{namespace=~"$namespace"}'
-            ' / kubelet_volume_stats_capacity_bytes{namespace=~"$namespace"})'
-        },
-        steps=limits(0.2, 0.1),
-        decimals=0,
-        alerts=["GrpoVolumeFilling"],
+        "Emptiest disk",
+        "Least free space on a file system of Ray's temporary folder.",
+        "bytes",
+        {"": "min(ray_node_disk_free{<pod>})"},
         width=4,
     ),
     number(
-        "XID errors",
-        "GPUs of these pods whose last XID error is not 0.",
-        "none",
-        {"": f"count({gpu('DCGM_FI_DEV_XID_ERRORS')} > 0) or vector(0)"},
-        steps=limits(1, 1.5),
-        alerts=["GrpoGpuXid"],
+        "Replaced",
+        "Engines and ranks that were lost and replaced since this start.",
+        "suffix:workers",
+        {"{{role}}": "sum by (role) (grpo_recoveries_total{<run>})"},
+        alerts=["GrpoRecoveriesOften"],
+        width=4,
+    ),
+    number(
+        "Object store spilled",
+        "Bytes that Ray's object store had to write to disk.",
+        "bytes",
+        {"": 'sum(ray_object_store_memory{<pod>,Location="SPILLED"}) or 0 * sum(ray_node_mem_used{<pod>})'},
+        alerts=["GrpoMemoryHigh"],
         width=4,
     ),
 ]
@@ -72,7 +67,7 @@ LOSSES = [
     lines(
         "Workers",
         "Engines and ranks by state; ready should equal expected.",
-        "none",
+        "suffix:workers",
         {"{{role}} {{state}}": "max by (run, role, state) (grpo_workers{<run>})"},
         low=0,
         alerts=["GrpoRolloutWorkerLost", "GrpoTrainerWorkerLost"],
@@ -80,7 +75,7 @@ LOSSES = [
     lines(
         "Replacements",
         "Lost actors that were replaced in the last hour, by role.",
-        "none",
+        "suffix:replacements",
         {"{{role}} {{run}}": "sum by (run, role) (increase(grpo_recoveries_total{<run>}[1h]))"},
         low=0,
         alerts=["GrpoRecoveriesOften"],
@@ -148,18 +143,6 @@ PODS = [
         {"{{pod}}": "min by (pod) (ray_node_disk_free{<pod>})"},
         low=0,
     ),
-    lines(
-        "Ended containers",
-        "Containers by the reason for which they last ended (kube-state-metrics), and pods by phase.",
-        "none",
-        {
-            "{{reason}} {{pod}}": "sum by (reason, pod) (kube_pod_container_status_last_terminated_reason"
-            '{namespace=~"$namespace",pod=~"$pod"})',
-            "pods {{phase}}": 'sum by (phase) (kube_pod_status_phase{namespace=~"$namespace"})',
-        },
-        low=0,
-        alerts=["GrpoPendingTooLong"],
-    ),
 ]
 RAY = [
     lines(
@@ -174,7 +157,7 @@ RAY = [
     lines(
         "Actors",
         "Ray's actors by state, as its control service counts them.",
-        "none",
+        "suffix:actors",
         {"{{State}}": 'sum by (State) (ray_actors{<run>,Source="gcs"})'},
         low=0,
         alerts=["GrpoRecoveriesOften"],
@@ -182,16 +165,23 @@ RAY = [
     lines(
         "Placement groups",
         "By state. Empty where the run uses none.",
-        "none",
+        "suffix:groups",
         {"{{State}}": "sum by (State) (ray_placement_groups{<run>})"},
         low=0,
         alerts=["GrpoPendingTooLong"],
     ),
 ]
+OTHERS = {
+    "KubeRay (metrics of its operator)": KUBERAY,
+    "Pods and volumes (kube-state-metrics, kubelet)": CLUSTER,
+    "Kueue (its controller's metrics)": KUEUE,
+    "GPUs (NVIDIA's DCGM exporter)": GPUS,
+}
 BOARD = Board(
     "infrastructure",
     "GRPO infrastructure",
     "Pods, Ray, KubeRay, Kueue and GPUs under the run.",
-    {"Now": NOW, "Losses": LOSSES, "Pods": PODS, "Ray": RAY, "Kubernetes": KUBERNETES, "GPUs": GPUS},
+    {"Now": NOW, "Losses": LOSSES, "Pods": PODS, "Ray": RAY} | OTHERS,
     pods=True,
+    folded=list(OTHERS),
 )

@@ -1,6 +1,6 @@
-"""The rows of the infrastructure dashboard about what is below Ray: KubeRay, Kueue and GPUs."""
+"""The rows of the infrastructure dashboard about what is below Ray: KubeRay, pods, Kueue and GPUs."""
 
-from charts.generate.panels import lines, states
+from charts.generate.panels import limits, lines, number, states
 
 
 def either(metric: str, more: str = "") -> str:
@@ -15,7 +15,16 @@ def gpu(metric: str) -> str:
     return f"({metric}{{{own}}} or {metric}{{{exported}}})"
 
 
-KUBERNETES = [
+KUBERAY = [
+    number(
+        "RayJob",
+        "What KubeRay says about the RayJobs of these namespaces.",
+        "string",
+        {"{{deployment_status}}": f"max by (name, deployment_status) ({either('kuberay_job_deployment_status')})"},
+        names=True,
+        alerts=["GrpoRunFailed", "GrpoPendingTooLong"],
+        width=4,
+    ),
     states(
         "RayJob over time",
         "State of each RayJob of these namespaces, as KubeRay's operator says.",
@@ -23,7 +32,7 @@ KUBERNETES = [
             "{{name}} {{deployment_status}}": "max by (name, deployment_status)"
             f" ({either('kuberay_job_deployment_status')})"
         },
-        width=12,
+        width=10,
         height=8,
         alerts=["GrpoRunFailed", "GrpoPendingTooLong"],
     ),
@@ -37,13 +46,43 @@ KUBERNETES = [
             f" ({either('kuberay_job_execution_duration_seconds')})",
         },
         low=0,
-        width=12,
+        width=10,
         alerts=["GrpoRetryBudgetLow", "GrpoPendingTooLong"],
     ),
+]
+CLUSTER = [
+    number(
+        "Free on the volume",
+        "Least free share of a volume of these namespaces.",
+        "percentunit",
+        {
+            "": 'min(kubelet_volume_stats_available_bytes{namespace=~"$namespace"}'
+            ' / kubelet_volume_stats_capacity_bytes{namespace=~"$namespace"})'
+        },
+        steps=limits(0.2, 0.1),
+        decimals=0,
+        alerts=["GrpoVolumeFilling"],
+        width=8,
+    ),
+    lines(
+        "Ended containers",
+        "Containers by the reason for which they last ended (kube-state-metrics), and pods by phase.",
+        "suffix:pods",
+        {
+            "{{reason}} {{pod}}": "sum by (reason, pod) (kube_pod_container_status_last_terminated_reason"
+            '{namespace=~"$namespace",pod=~"$pod"})',
+            "pods {{phase}}": 'sum by (phase) (kube_pod_status_phase{namespace=~"$namespace"})',
+        },
+        low=0,
+        width=16,
+        alerts=["GrpoPendingTooLong"],
+    ),
+]
+KUEUE = [
     lines(
         "Kueue: waiting",
         "Workloads that wait in each cluster queue of the whole cluster.",
-        "none",
+        "suffix:workloads",
         {"{{cluster_queue}} {{status}}": "sum by (cluster_queue, status) (kueue_pending_workloads)"},
         low=0,
         alerts=["GrpoPendingTooLong"],
@@ -51,7 +90,7 @@ KUBERNETES = [
     lines(
         "Kueue: evicted",
         "Workloads per hour that had to give up their quota, by reason.",
-        "none",
+        "suffix:workloads/h",
         {
             "{{cluster_queue}} {{reason}}": "sum by (cluster_queue, reason)"
             " (rate(kueue_evicted_workloads_total[$__rate_interval])) * 3600"
@@ -72,6 +111,15 @@ KUBERNETES = [
     ),
 ]
 GPUS = [
+    number(
+        "XID errors",
+        "GPUs of these pods whose last XID error is not 0.",
+        "suffix:GPUs",
+        {"": f"sum({gpu('DCGM_FI_DEV_XID_ERRORS')} > bool 0)"},
+        steps=limits(1, 1.5),
+        alerts=["GrpoGpuXid"],
+        width=8,
+    ),
     lines(
         "GPU in use",
         "Share of the time in which a kernel ran, by GPU, in percent. It does not say how well it was used.",
@@ -112,7 +160,7 @@ GPUS = [
     lines(
         "XID",
         "Code of the last XID error by GPU; 0 is none.",
-        "none",
+        "prefix:XID ",
         {"{{Hostname}} {{gpu}}": f"max by (Hostname, gpu) ({gpu('DCGM_FI_DEV_XID_ERRORS')})"},
         low=0,
         alerts=["GrpoGpuXid"],

@@ -8,7 +8,7 @@ OFF_POLICY = [
     lines(
         "Sampler against trainer",
         "Before a step's first update, in nats: mean log(sampler / trainer), 99th percentile and maximum of its size.",
-        "none",
+        "suffix:nats",
         {
             "mean {{run}}": "max by (run) (grpo_rollout_train_log_ratio_mean{<run>})",
             "{{stat}} {{run}}": "max by (run, stat) (grpo_rollout_train_abs_diff_high{<run>})",
@@ -32,7 +32,7 @@ OFF_POLICY = [
     lines(
         "Weight of a token",
         "w = trainer / sampler before a correction bounds it, and the ratio of perplexities. All near 1: on policy.",
-        "none",
+        "suffix:×",
         {
             "{{stat}} {{run}}": "max by (run, stat) (grpo_correction_weight{<run>})",
             "perplexity {{run}}": "max by (run) (grpo_rollout_train_perplexity_ratio{<run>})",
@@ -42,7 +42,7 @@ OFF_POLICY = [
     heat(
         "Weights",
         "How many tokens have which weight w = trainer / sampler.",
-        "none",
+        "suffix:×",
         "sum by (le) (label_replace(increase(grpo_correction_weights_total{<run>}[$__rate_interval]),"
         ' "le", "$1", "up_to", "(.+)"))',
     ),
@@ -60,7 +60,7 @@ OFF_POLICY = [
     lines(
         "Chi-square",
         "Mean of w squared less 1, by tokens and by sequences: the variance that the weights add.",
-        "none",
+        "short",
         {_OF: "max by (run, of) (grpo_chi_square{<run>})"},
         low=0,
     ),

@@ -10,7 +10,7 @@ NOW = [
     number(
         "Step",
         "Last finished step of the run.",
-        "none",
+        "prefix:#",
         {"{{run}}": "max by (run) (grpo_step{<run>})"},
     ),
     number(
@@ -38,16 +38,19 @@ NOW = [
     ),
     number(
         "Phase",
-        "What the controller is doing. Empty between two phases and while actors start.",
-        "none",
-        {"{{phase}}": "max by (run, phase) (grpo_phase{<run>} == 1)"},
+        "What the controller is doing. Between two phases too: actors start or are replaced.",
+        "string",
+        {
+            "{{phase}}": "max by (run, phase) (grpo_phase{<run>} == 1)",
+            "between": "max by (run) (grpo_run_info{<run>}) unless on (run) max by (run) (grpo_phase{<run>} == 1)",
+        },
         names=True,
         alerts=["GrpoStepStalled"],
     ),
     number(
         "Missing workers",
         "Engines and ranks that the configuration asks for and that are not ready.",
-        "none",
+        "suffix:workers",
         {
             "{{role}}": 'max by (run, role) (grpo_workers{<run>,state="expected"})'
             ' - max by (run, role) (grpo_workers{<run>,state="ready"})'
@@ -58,14 +61,14 @@ NOW = [
     number(
         "Steps at risk",
         "Finished steps that are in no checkpoint yet: what a crash would lose.",
-        "none",
+        "suffix:steps",
         {"{{run}}": "max by (run) (grpo_step{<run>}) - max by (run) (grpo_checkpoint_step{<run>})"},
         alerts=["GrpoCheckpointStale", "GrpoCheckpointFailing"],
     ),
     number(
         "Alerts firing",
         "Alerts of this chart that fire for these runs.",
-        "none",
+        "suffix:alerts",
         {"": 'count(ALERTS{<run>,alertname=~"Grpo.+",alertstate="firing"}) or vector(0)'},
         steps=limits(1, 1.5),
     ),
@@ -74,7 +77,7 @@ HEALTH = [
     lines(
         "Throughput",
         "Completion tokens of a step by its duration.",
-        "none",
+        "count:tokens/s",
         {"{{run}}": "max by (run) (grpo_step_tokens_per_second{<run>})"},
         low=0,
         alerts=["GrpoThroughputDrop"],
@@ -82,15 +85,15 @@ HEALTH = [
     lines(
         "Steps an hour",
         "Steps by outcome. A failed step is made again.",
-        "none",
+        "suffix:steps/h",
         {"{{outcome}} {{run}}": "sum by (run, outcome) (rate(grpo_steps_total{<run>}[$__rate_interval])) * 3600"},
         low=0,
         alerts=["GrpoStepStalled"],
     ),
     lines(
         "Reward code",
-        "Failed calls by kind, dropped samples and groups, requests to services; per minute. Empty with built-in ones.",
-        "none",
+        "Failed calls by kind, dropped samples and groups, requests to services; per minute. 0 with built-in rewards.",
+        "suffix:per min",
         {
             "failed: {{kind}} {{run}}": "sum by (run, kind)"
             " (rate(grpo_reward_failures_total{<run>}[$__rate_interval])) * 60",
@@ -107,7 +110,7 @@ HEALTH = [
     number(
         "Starts",
         "How often the run was started, this start included.",
-        "none",
+        "suffix:starts",
         {"{{run}}": "max by (run) (grpo_attempt{<run>})"},
         alerts=["GrpoRetryBudgetLow"],
         width=4,
@@ -115,7 +118,7 @@ HEALTH = [
     number(
         "Resumed at step",
         "Step that this start, or the trainer after its last loss, resumed from.",
-        "none",
+        "prefix:#",
         {"{{run}}": "max by (run) (grpo_resumed_step{<run>})"},
         width=4,
     ),
@@ -130,7 +133,7 @@ HEALTH = [
     number(
         "What is trained",
         "Model and loss of the run.",
-        "none",
+        "string",
         {"{{model}}, {{loss}}": "max by (run, model, loss) (grpo_run_info{<run>})"},
         names=True,
         width=8,
@@ -138,7 +141,7 @@ HEALTH = [
     number(
         "Version",
         "Version of the program.",
-        "none",
+        "string",
         {"{{version}}": "max by (run, version) (grpo_build_info{<run>})"},
         names=True,
         width=4,

@@ -49,7 +49,7 @@ NOW = [
     number(
         "Engines behind",
         "Weight versions that the engines are behind the trainer.",
-        "none",
+        "suffix:versions",
         {
             "{{run}}": 'max by (run) (grpo_policy_version{<run>,role="trainer"})'
             ' - max by (run) (grpo_policy_version{<run>,role="rollout"})'
@@ -61,7 +61,7 @@ NOW = [
     number(
         "Failed syncs",
         "Weight syncs that failed since the start of the controller.",
-        "none",
+        "suffix:syncs",
         {"{{run}}": 'sum by (run) (grpo_weight_sync_total{<run>,result="error"})'},
         steps=limits(1, 2),
         alerts=["GrpoWeightSyncFailing"],
@@ -86,14 +86,15 @@ TIME = [
     ),
     lines(
         "Where the time goes",
-        "Share of the time in each phase, stacked, mean over the runs. What lacks to 1 is idle.",
+        "Share of the time in each phase and between them, stacked, over all runs; also of phases that are not over.",
         "percentunit",
         {
-            "{{phase}}": "sum by (phase) (rate(grpo_phase_duration_seconds_sum{<run>}[$__rate_interval]))"
-            " / scalar(count(max by (run) (grpo_run_info{<run>})))"
+            "{{phase}}": "sum by (phase) (rate(grpo_phase_seconds_total{<run>}[$__rate_interval]))"
+            " / scalar(sum(rate(grpo_phase_seconds_total{<run>}[$__rate_interval])))"
         },
         stack=True,
         low=0,
+        high=1,
         alerts=["GrpoThroughputDrop"],
     ),
     lines(

@@ -9,6 +9,7 @@
 {{- include "grpo.checks.security" . -}}
 {{- include "grpo.checks.config" . -}}
 {{- include "grpo.checks.storage" . -}}
+{{- include "grpo.checks.monitoring" . -}}
 {{- range $role := list "head" "rollout" "trainer" }}{{ include "grpo.checks.group" (dict "root" $ "role" $role) }}{{ end -}}
 {{- range $role := list "rollout" "trainer" }}{{ include "grpo.checks.placement" (dict "root" $ "role" $role) }}{{ end -}}
 {{- end }}
@@ -132,6 +133,19 @@
 {{- fail (printf "\n\n%s is %s, which is on no volume: the root file system is read-only. Use a folder below /runs (or leave it out), or mount a volume there in head and trainer." $key $dir) -}}
 {{- end -}}
 {{- end -}}
+{{- end }}
+
+{{- define "grpo.checks.monitoring" -}}
+{{- $monitor := .Values.monitoring.podMonitor -}}
+{{- if and $monitor.scrapeTimeout (gt (include "grpo.milliseconds" $monitor.scrapeTimeout | int64) (include "grpo.milliseconds" $monitor.interval | int64)) -}}
+{{- fail (printf "\n\nmonitoring.podMonitor.scrapeTimeout is %s, longer than monitoring.podMonitor.interval (%s): the Prometheus operator would refuse the monitors. Lower it, or raise the interval." $monitor.scrapeTimeout $monitor.interval) -}}
+{{- end -}}
+{{- end }}
+
+{{/* A duration of one unit ("15s") in milliseconds. */}}
+{{- define "grpo.milliseconds" -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- mul (trimSuffix $unit . | int64) (get (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) $unit) -}}
 {{- end }}
 
 {{/* (dict "root" $ "role" "head") */}}

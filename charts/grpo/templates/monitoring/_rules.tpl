@@ -25,6 +25,7 @@
   "job" (printf "namespace=%q,name=%q" $namespace $job)
   "exportedJob" (printf "exported_namespace=%q,name=%q" $namespace $job)
   "volume" (printf "namespace=%q,persistentvolumeclaim=%q" $namespace (include "grpo.claimName" .))
+  "podCount" (add 1 .Values.rollout.replicas .Values.trainer.replicas)
   "retryLimit" (max 1 (sub $backoffLimit (int $thresholds.retriesLeft)))
 -}}
 {{- merge $own (omit $thresholds "retriesLeft") | toYaml -}}
