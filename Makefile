@@ -16,7 +16,7 @@ BENCH_STAMP := .venv-bench/setup-$(shell cat requirements/bench.lock | cksum | c
 SMOLLM2 := models/smollm2-135m-instruct
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
 
-.PHONY: help setup quickstart test lint typecheck audit lock images generate schema manifests dashboards chart-docs bench kills chaos soak e2e clean
+.PHONY: help setup quickstart test lint typecheck audit lock sbom images generate schema manifests dashboards chart-docs bench kills chaos soak e2e clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*  ## /  \1\t/' | expand -t 14
@@ -49,6 +49,9 @@ lock: $(UV)  ## resolve the dependencies again into requirements/*.lock
 	$(COMPILE) pyproject.toml --extra gpu -c requirements/gpu.lock -o requirements/worker-gpu.lock
 	$(COMPILE) requirements/bench.in -o requirements/bench.lock
 	$(COMPILE) requirements/uv.in -c requirements/cpu.lock -o requirements/uv.lock
+
+sbom: setup  ## dist/*.cdx.json: what is in each image, CycloneDX from the locks
+	$(BIN)/python requirements/sbom.py
 
 generate: schema manifests dashboards chart-docs  ## all that is generated around the chart; the tests compare it
 

@@ -41,9 +41,13 @@ CMD ["grpo", "--help"]
 ARG VERSION
 ARG REVISION
 ARG CREATED
+ARG SOURCE=""
+ARG BASE
 LABEL org.opencontainers.image.title="grpo-controller" \
       org.opencontainers.image.description="GRPO fine-tuning: the driver and the Ray head" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.created="${CREATED}"
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.base.name="${BASE}"

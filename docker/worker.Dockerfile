@@ -48,12 +48,16 @@ CMD ["grpo", "--help"]
 ARG VERSION
 ARG REVISION
 ARG CREATED
+ARG SOURCE=""
+ARG BASE
 LABEL org.opencontainers.image.title="grpo-worker" \
       org.opencontainers.image.description="GRPO fine-tuning: vLLM and DeepSpeed for CPUs" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.created="${CREATED}"
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.base.name="${BASE}"
 
 FROM runtime AS gpu
 # FlashInfer's sampler is compiled by nvcc when it is first used: a slow start at best, so vLLM takes its own.
@@ -82,9 +86,13 @@ CMD ["grpo", "--help"]
 ARG VERSION
 ARG REVISION
 ARG CREATED
+ARG SOURCE=""
+ARG BASE
 LABEL org.opencontainers.image.title="grpo-worker" \
       org.opencontainers.image.description="GRPO fine-tuning: vLLM and DeepSpeed for CUDA GPUs" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.created="${CREATED}"
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.base.name="${BASE}"

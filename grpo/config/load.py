@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from grpo.config import paths
+from grpo.config.renamed import RENAMED
 from grpo.config.schema import Config
 from grpo.config.yaml import MOST_NESTED, dump, parse, read
 from grpo.errors import ConfigError
@@ -174,6 +175,8 @@ def _problem(details: ErrorDetails) -> str:
 
 def _suggest(path: Path_) -> str:
     """The nearest key: in the same section, with the whole path, or of the same name elsewhere; else what there is."""
+    if new := RENAMED.get(".".join(key for key in path if isinstance(key, str))):
+        return f"it is now called {new}" if _field(tuple(new.split("."))) else new
     section, leaves = path[:-1], list(_leaves(Config))
     near = [_dotted((*section, name)) for name in difflib.get_close_matches(str(path[-1]), _names(section), n=1)]
     namesakes = [leaf for leaf in leaves if leaf.rpartition(".")[2] == str(path[-1])]

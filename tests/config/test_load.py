@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo.config import Config
-from grpo.config.load import config_schema, dump_config, load_config
+from grpo.config.load import _field, config_schema, dump_config, load_config
+from grpo.config.renamed import RENAMED
 from grpo.errors import ConfigError
 
 MINIMAL = "model: {path: ./x}\ndata: {source: arithmetic}\n"
@@ -115,6 +116,26 @@ def test_a_mistyped_key_names_the_path_the_value_and_the_nearest_key(tmp_path: P
 def test_a_wrong_value_is_refused_with_what_is_allowed(tmp_path: Path, override: str, problem: str) -> None:
     lines = problems(tmp_path, MINIMAL + "run: {name: a}", override)
     assert len(lines) == 1 and lines[0].startswith(problem), lines
+
+
+def test_a_key_that_was_renamed_or_is_gone_says_what_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = "it is gone: every sync is verified"
+    table = {"train.lr": "train.learning_rate", "rewards.scale": "rewards.weight", "sync.verify": gone}
+    for old, new in table.items():
+        monkeypatch.setitem(RENAMED, old, new)
+    text = "train: {lr: 1e-6}\nsync: {verify: true}\nrewards: [{function: boxed, scale: 2}]"
+    lines = problems(tmp_path, MINIMAL + text)
+    assert sorted(lines) == [
+        "rewards.0.scale = 2: unknown key; it is now called rewards.weight",
+        f"sync.verify = true: unknown key; {gone}",
+        "train.lr = 1e-06: unknown key; it is now called train.learning_rate",
+    ]
+
+
+def test_a_renamed_key_does_not_exist_and_its_new_name_does() -> None:
+    for old, new in RENAMED.items():
+        assert _field(tuple(old.split("."))) is None, old
+        assert " " in new or _field(tuple(new.split("."))) is not None, new
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:

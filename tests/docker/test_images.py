@@ -103,7 +103,7 @@ def test_the_final_stage(name: str, stage: str) -> None:
     # Dependencies, then source, then what changes with every build.
     parts = ("install.sh", "USER ", "ray --version", "COPY --from=product", "grpo --version", "LABEL ")
     assert sorted(parts, key=text.index) == list(parts)
-    for label in ("version", "revision", "created", "title", "licenses"):
+    for label in ("version", "revision", "created", "title", "licenses", "source", "base.name"):
         assert f"org.opencontainers.image.{label}=" in text
     assert "ENTRYPOINT" not in text  # KubeRay starts `bash -c`
 
