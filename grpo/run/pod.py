@@ -91,7 +91,7 @@ def follow(argv: Argv, outlets: "Outlets", more: Mapping[str, str] = {}) -> int:
                 outlets.write(block)
             elif until:
                 break
-        code = child.wait()
+        code: int = child.wait()
     return 128 - code if code < 0 else code
 
 
