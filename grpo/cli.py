@@ -309,7 +309,13 @@ def plan(
 
 
 @app.command()
-def preflight(run_file: RunFile, overrides: Overrides = None) -> None:
+def preflight(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    inputs: Annotated[
+        bool, typer.Option("--inputs", help="Only model, rows, rewards and secrets, from here; no cluster is asked.")
+    ] = False,
+) -> None:
     """Check that the cluster, or this machine, has what the run needs; name what is missing.
 
     Exit code 2: something has to be changed. 10: it may come by itself, such as a node that is still starting.
@@ -320,7 +326,7 @@ def preflight(run_file: RunFile, overrides: Overrides = None) -> None:
     from grpo.plan.preflight.verdict import conclude, lines
 
     began = time.monotonic()
-    checks = cluster.preflight(config)
+    checks = cluster.preflight_inputs(config) if inputs else cluster.preflight(config)
     print("\n".join(lines(checks)))
     print(f"preflight: {len(checks)} checks in {time.monotonic() - began:.1f} s", flush=True)
     conclude(checks)

@@ -93,6 +93,9 @@ GROUP: dict[str, Schema] = {
     "topologySpreadConstraints": _list(_kubernetes(f"{CORE}TopologySpreadConstraint")),
     "priorityClassName": _text(NAME),
     "runtimeClassName": _text(NAME),
+    "gpus": _or_null({"type": "integer", "minimum": 1}),
+    "resourceClaims": _list(_kubernetes(f"{CORE}PodResourceClaim")),
+    "command": _list({"type": "string"}),
     "annotations": TEXTS,
     "labels": OWN_LABELS,
     "env": _list(_kubernetes(f"{CORE}EnvVar")),
@@ -166,7 +169,9 @@ KINDS: dict[str, Schema] = {
     "monitoring.dashboards.labels": TEXTS,
     "monitoring.dashboards.annotations": TEXTS,
     "extraObjects": _list({"type": "object"}),
-    **{f"{group}.{key}": kind for group in ("head", "rollout", "trainer") for key, kind in GROUP.items()},
+    "commonLabels": OWN_LABELS,
+    "all.dnsConfig": _kubernetes(f"{CORE}PodDNSConfig"),
+    **{f"{group}.{key}": kind for group in ("all", "head", "rollout", "trainer") for key, kind in GROUP.items()},
 }
 
 
@@ -179,6 +184,8 @@ def values_schema() -> Schema:
     definitions = config.pop("$defs") | {"Config": config}
     for required in (definitions["Config"], definitions["Model"]):  # `model` may name it; the templates say a sentence
         required.pop("required")
+    for section, key in (("Model", "path"), ("Data", "source")):  # null over a profile's, where the values name another
+        definitions[section]["properties"][key] = _or_null(definitions[section]["properties"][key])
     _take_kubernetes(schema, definitions)
     named = {"definitions": dict(sorted(definitions.items()))}
     tree = {"$schema": "http://json-schema.org/draft-07/schema#", **schema, **named}

@@ -47,6 +47,16 @@ def preflight(config: Config) -> list[Check]:
     return _on_cluster(config, look(config, weights=False))
 
 
+def preflight_inputs(config: Config) -> list[Check]:
+    """What the run reads, as this machine sees it; neither a cluster nor a GPU is needed. Raises nothing, as above."""
+    return _inputs(Site(config, device_of(config, []), [], {}, look(config, weights=False)))
+
+
+def _inputs(site: Site) -> list[Check]:
+    read = [inputs.model(site), *inputs.data(site), inputs.secrets(site)]
+    return [*read, *inputs.services(site.config), *inputs.reward_code(site.config)]
+
+
 def _shell(config: Config) -> Check:
     """What of the shell would end a local Ray, what is without effect, and what decides something."""
     problems = [Problem("warning", "", text) for text in shell.obstacles()]
@@ -139,8 +149,7 @@ def _checks(config: Config, driver: Facts, found: Sequence[Node], probes: Probes
     site = Site(config, device, able, facts, driver)
     skews = {node.name: _skew(seen.clock, asked) for node, seen in site.known()}
     checks = [*nodes.layout(site), *nodes.room(site), nodes.labels(site), nodes.versions(site)] if found else []
-    checks += [*_against_plan(site), *_storage(site, probes), inputs.model(site), *inputs.data(site)]
-    checks += [inputs.secrets(site), *inputs.services(config), *inputs.reward_code(config)]
+    checks += [*_against_plan(site), *_storage(site, probes), *_inputs(site)]
     checks += [links.interfaces(site), _connections(site, probes), links.clocks(skews)]
     return [_answers(site, probes), *checks] if len(able) > 1 else checks
 

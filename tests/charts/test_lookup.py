@@ -1,5 +1,7 @@
 """What `helm install` finds on the cluster is held against the values; without a cluster nothing is refused."""
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 
 from charts.generate.schema import CHART
 from tests.charts.api_server import api_server
-from tests.helm import SMOKE, helm, template
+from tests.helm import SMOKE, helm, template, validate
 
 HERE = {"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "kube-root-ca.crt"}}
 CLASSES = [
@@ -47,6 +49,8 @@ def said(tmp_path: Path, values: dict[str, Any], *objects: dict[str, Any]) -> st
 HUB = {"secrets": {"huggingface": {"name": "hub"}}}
 SECRET = made("Secret", "hub", data={"token": "eA=="})
 ENV = {"head": {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "own", "key": "k"}}}]}}
+MODEL = {"model": {"claim": "m"}, "config": {"model": {"path": None}}}
+ROWS = {"data": {"claim": "d"}, "config": {"data": {"source": None}}}
 QUEUE = {"queue": {"name": "training"}}
 
 
@@ -66,6 +70,13 @@ QUEUE = {"queue": {"name": "training"}}
         ({}, [claim(modes=("ReadWriteOnce",))], "with the access modes ReadWriteOnce, but storage.accessModes is"),
         ({}, [claim(size="2Gi")], "from before with 2Gi, but storage.size is 1Gi"),
         ({}, [claim(deletionTimestamp="2026-01-01T00:00:00Z")], "The claim grpo-runs is being deleted"),
+        (MODEL, [], "model.claim names the PersistentVolumeClaim m"),
+        (ROWS, [], "data.claim names the PersistentVolumeClaim d"),
+        ({"results": {"claim": "r"}}, [], "results.claim names the PersistentVolumeClaim r"),
+        ({"cache": {"existingClaim": "c"}}, [], "cache.existingClaim names the PersistentVolumeClaim c"),
+        ({"code": {"configMap": "c", "revision": "v1"}}, [], "code.configMap names the ConfigMap c"),
+        ({"code": {"secret": "s"}}, [], "code.secret names the Secret s"),
+        ({"all": {"env": ENV["head"]["env"]}}, [], "all.env names the Secret own"),
         (QUEUE, [], "queue.name is training, but the namespace team has no such LocalQueue"),
     ],
 )  # fmt: skip
@@ -80,6 +91,54 @@ def test_what_is_there_is_taken_and_so_is_all_where_nobody_shall_ask(tmp_path: P
     queue = made("LocalQueue", "training")
     assert said(tmp_path, HUB | QUEUE | {"storage": {"storageClassName": "nfs"}}, SECRET, queue, claim()) == ""
     assert said(tmp_path, HUB | QUEUE | {"lookup": False}) == ""
+
+
+def notes(tmp_path: Path, values: dict[str, Any]) -> str:
+    with api_server(tmp_path, [HERE]) as kubeconfig:
+        asked = [
+            "install",
+            "grpo",
+            str(CHART),
+            "--dry-run=client",
+            "--namespace",
+            "team",
+            "--kubeconfig",
+            str(kubeconfig),
+        ]
+        done = helm(*asked, values=values, profile=SMOKE)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.partition("\nNOTES:\n")[2]
+
+
+@pytest.mark.parametrize(
+    "values, claim, script",
+    [
+        ({"results": {"claim": "out", "path": "team"}}, "out", "read; exec tar c -C /mnt/results/team/mine ."),
+        (
+            {"storage": {"existingClaim": "all"}, "lookup": False},
+            "all",
+            "read; grpo export /runs/mine /tmp/out/policy >&2 ",
+        ),
+    ],
+)
+def test_the_notes_have_one_command_that_brings_the_results(
+    values: dict[str, Any], claim: str, script: str, tmp_path: Path
+) -> None:
+    said = notes(tmp_path, values | {"lookup": False, "config": {"run": {"name": "mine"}}})
+    (command,) = [line for line in said.splitlines() if "mkdir OUT" in line]
+    words = shlex.split(command.partition("echo | ")[2].partition(" | tar")[0])
+    assert words[:5] == ["kubectl", "-n", "team", "run", "grpo-results"]
+    (told,) = [word.removeprefix("--overrides=") for word in words if word.startswith("--overrides=")]
+    spec = json.loads(told)["spec"]
+    assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim
+    assert spec["containers"][0]["command"][2].startswith(script)
+    validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec})
+
+
+def test_results_in_a_bucket_are_fetched_from_there_and_those_of_a_run_in_one_need_a_place(tmp_path: Path) -> None:
+    mine = {"config": {"run": {"name": "mine"}}}
+    assert "grpo fetch s3://bucket/out/mine OUT" in notes(tmp_path, mine | {"results": {"url": "s3://bucket/out"}})
+    assert "OUT" not in notes(tmp_path, {"config": {"checkpoint": {"dir": "s3://bucket/run"}}})
 
 
 def test_what_the_release_makes_itself_or_can_do_without_is_not_asked_for(tmp_path: Path) -> None:

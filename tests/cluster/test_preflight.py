@@ -26,6 +26,14 @@ def test_on_one_machine_nothing_is_started_and_nothing_is_left(tmp_path: Path) -
     assert statuses(other)["run.dir"] == "ok" and list(tmp_path.iterdir()) == []
 
 
+def test_what_a_run_reads_is_looked_at_without_a_cluster_or_a_gpu(tmp_path: Path) -> None:
+    there = {"cluster": {"address": "127.0.0.1:1", "device": "cuda"}, "run": {"dir": str(tmp_path / "x")}}
+    checks = cluster.preflight_inputs(config(**there))
+    assert statuses(checks) == {"model": "ok", "data": "ok", "prompt": "ok", "secrets": "ok"}
+    lost = cluster.preflight_inputs(config(**there, rewards=[{"function": "no_such_module:score"}]))
+    assert statuses(lost)["reward code"] == "failed" and not (tmp_path / "x").exists()
+
+
 def test_the_shell_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = config(run={"dir": str(tmp_path / "x")}, cluster={"environment": ["OMP_NUM_THREADS"]})
     for name in [name for name in os.environ if name.startswith(("PYTHON", "OMP", "VLLM", "HF_"))]:

@@ -20,11 +20,11 @@ def prometheus() -> Prometheus:
     return Prometheus()
 
 
-def namespace(name: str) -> Iterator[Namespace]:
-    """A new namespace that enforces the restricted Pod Security standard; it is deleted in the end."""
+def namespace(name: str, level: str = "restricted") -> Iterator[Namespace]:
+    """A new namespace that enforces this Pod Security standard; it is deleted in the end."""
     made = Namespace(name)
     made.delete()
-    made.create()
+    made.create(level)
     yield made
     if not os.environ.get("E2E_KEEP"):
         made.delete()

@@ -54,12 +54,16 @@ def install(space: Namespace, *options: str) -> Run:
     return current(space)
 
 
-def open_volume(space: Namespace) -> None:
-    """Lets the run's user write to its volume: folders of a host have no owner that Kubernetes would change."""
+def open_volume(space: Namespace, name: str = "") -> None:
+    """Lets the run's user write to a volume: folders of a host have no owner that Kubernetes would change.
+
+    That of the claim with this name, or of the only one.
+    """
     if cluster_tool("up") is None:
         return
-    claims = eventually(lambda: space.objects("persistentvolumeclaims"), "a volume claim", 30)
-    name = claims[0]["metadata"]["name"]
+    if not name:
+        claims = eventually(lambda: space.objects("persistentvolumeclaims"), "a volume claim", 30)
+        name = claims[0]["metadata"]["name"]
     volume = eventually(lambda: space.claim_volume(name), f"a volume for {name}", 60)
     folder = Path(os.environ["CLUSTER_STATE"], "volumes", Path(volume).name)
     eventually(folder.is_dir, f"{folder}", 30)

@@ -56,6 +56,7 @@ def test_every_gpu_pod_lands_in_its_pool(space: Namespace) -> None:
 
 def test_a_pool_that_is_too_small_leaves_nothing_half_placed(space: Namespace) -> None:
     deadline = ["--set", "job.preRunningDeadlineSeconds=40", "--set", "job.backoffLimit=0"]
+    deadline += ["--set", "job.ttlSecondsAfterFinished=20"]
     install(space, *gpus("3", *deadline))
 
     def unschedulable() -> str:
@@ -69,7 +70,6 @@ def test_a_pool_that_is_too_small_leaves_nothing_half_placed(space: Namespace) -
     assert space.job_status("jobDeploymentStatus") in ("Initializing", "Waiting")
     over = eventually(lambda: space.job_status("jobDeploymentStatus") == "Failed", "the deadline", 120, space.describe)
     assert over and space.job_status("reason") == "PreRunningDeadlineExceeded"
-    # The head stays for its logs, on no GPU; what was placed of the pools is gone.
     held = "ray.io/group in (rollout,trainer)"
     eventually(lambda: not space.objects("pods", held), "no pod left that holds a GPU", 150, space.describe)
 

@@ -90,7 +90,7 @@
 {{- fail "\n\nrdma.enabled is true, but rdma.resources names none. Set it, for example to rdma/hca: 1 or vpc.amazonaws.com/efa: 4." -}}
 {{- end -}}
 {{- if ne .Values.podSecurity "privileged" -}}
-{{- range $role := list "head" "rollout" "trainer" -}}
+{{- range $role := list "all" "head" "rollout" "trainer" -}}
 {{- range (get $.Values $role).volumes -}}
 {{- if .hostPath -}}
 {{- fail (printf "\n\n%s.volumes: %s is a hostPath, which podSecurity %s does not admit. Use another volume, or podSecurity privileged." $role .name $.Values.podSecurity) -}}
@@ -128,7 +128,7 @@
 {{- end -}}
 {{- range $key, $dir := dict "config.run.dir" (include "grpo.runDir" .) "config.run.results" (include "grpo.config.get" (list . "run" "results" "/runs/")) "config.checkpoint.dir" (include "grpo.config.get" (list . "checkpoint" "dir" "/runs/")) -}}
 {{- $mounted := or (hasPrefix "/runs/" $dir) (hasPrefix "s3://" $dir) -}}
-{{- range $.Values.head.volumeMounts }}{{ if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) $dir }}{{ $mounted = true }}{{ end }}{{ end -}}
+{{- range (include "grpo.role" (dict "root" $ "role" "head") | fromJson).volumeMounts }}{{ if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) $dir }}{{ $mounted = true }}{{ end }}{{ end -}}
 {{- if not $mounted -}}
 {{- fail (printf "\n\n%s is %s, which is on no volume: the root file system is read-only. Use a folder below /runs (or leave it out), or mount a volume there in head and trainer." $key $dir) -}}
 {{- end -}}
@@ -150,7 +150,7 @@
 
 {{/* (dict "root" $ "role" "head") */}}
 {{- define "grpo.checks.group" -}}
-{{- $group := get .root.Values .role -}}
+{{- $group := include "grpo.role" . | fromJson -}}
 {{- $role := .role -}}
 {{- $shm := include "grpo.bytes" $group.shmSize | int64 -}}
 {{- $store := include "grpo.bytes" $group.objectStoreMemory | int64 -}}
@@ -168,9 +168,11 @@
 {{- end -}}
 {{- $own := list -}}
 {{- range include "grpo.ownEnv" (dict "root" .root "role" .role) | fromYamlArray }}{{ $own = append $own .name }}{{ end -}}
-{{- range $group.env -}}
+{{- range $where := list "all" $role -}}
+{{- range (get $.root.Values $where).env -}}
 {{- if has .name (concat $own (list "RAY_AUTH_TOKEN" "RAY_ADDRESS" "RAY_IP" "FQ_RAY_IP" "RAY_REDIS_ADDRESS" "REDIS_USERNAME" "REDIS_PASSWORD" "RAY_enable_autoscaler_v2")) -}}
-{{- fail (printf "\n\n%s.env sets %s, which belongs to KubeRay or to this chart. Remove it." $role .name) -}}
+{{- fail (printf "\n\n%s.env sets %s, which belongs to KubeRay or to this chart. Remove it." $where .name) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if and (eq $role "head") (ne (include "grpo.gpusPerPod" $group) "0") -}}

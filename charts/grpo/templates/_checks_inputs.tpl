@@ -20,6 +20,9 @@
 {{- if and .Values.model.url (not $shared) (not .Values.cache.existingClaim) -}}
 {{- fail "\n\nmodel.url is fetched once into a volume that all pods share, but the volume of runs is none. Name a claim with ReadWriteMany in cache.existingClaim, or use one in storage." -}}
 {{- end -}}
+{{- if and .Values.job.check (or .Values.model.url .Values.data.url) (not .Values.cache.existingClaim) (not .Values.storage.existingClaim) -}}
+{{- fail "\n\njob.check looks before anything is installed, but what a url names would be fetched into the volume that the release makes. Name a claim of yours in cache.existingClaim or storage.existingClaim, or leave job.check out." -}}
+{{- end -}}
 {{- if and .Values.data.url (not .Values.storage.enabled) (not .Values.cache.existingClaim) -}}
 {{- fail "\n\ndata.url is fetched into a volume, but storage.enabled is false. Turn it on, or name a claim in cache.existingClaim." -}}
 {{- end -}}

@@ -47,6 +47,17 @@
 {{- toYaml $config -}}
 {{- end }}
 
+{{/* What the run's ConfigMap holds. */}}
+{{- define "grpo.configData" -}}
+run.yaml: |
+  {{- include "grpo.config" . | nindent 2 }}
+{{- if eq (include "grpo.fetches" .) "true" }}
+fetch.yaml: |
+  fetch:
+    {{- include "grpo.fetchList" . | fromJsonArray | toYaml | nindent 4 }}
+{{- end }}
+{{- end }}
+
 {{/* Actors of each pod of a role; each reserves one CPU of Ray. (dict "root" $ "role" "rollout") */}}
 {{- define "grpo.actorsPerPod" -}}
 {{- $actors := include "grpo.actors" . | int -}}
@@ -72,9 +83,9 @@
 {{- end -}}
 {{- end }}
 
-{{/* GPUs of a pod, by the names that KubeRay takes for GPUs. (a group of the values) */}}
+{{/* GPUs of a pod: what the values say, else by the names that KubeRay takes for GPUs. (a group of the values) */}}
 {{- define "grpo.gpusPerPod" -}}
-{{- $gpus := 0 -}}
+{{- $gpus := .gpus | default 0 | int -}}
 {{- range $name, $count := (.resources.limits | default dict) -}}
 {{- if regexMatch "(gpu|nvidia\\.com/mig-\\d+g\\.\\d+gb)$" $name }}{{ $gpus = add $gpus (int $count) }}{{ end -}}
 {{- end -}}

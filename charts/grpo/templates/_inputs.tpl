@@ -1,18 +1,9 @@
 {{/* What a run reads beside its configuration (code, rows, model): where it lies, who mounts it, what stands for its content. */}}
 
-{{/* Whether a cluster answers: `helm template` and a dry run of the client ask none. Every namespace has this ConfigMap. */}}
-{{- define "grpo.answers" -}}
-{{- lookup "v1" "ConfigMap" .Release.Namespace "kube-root-ca.crt" | empty | not -}}
-{{- end }}
-
-{{/* Digest of a ConfigMap or Secret of the user's; empty where no cluster is asked. (list $ "code" "ConfigMap" name) */}}
+{{/* Digest of a ConfigMap or Secret of the user's; empty where no cluster is asked. (list $ "ConfigMap" name) */}}
 {{- define "grpo.foreignDigest" -}}
-{{- $root := index . 0 -}}
-{{- $found := lookup "v1" (index . 2) $root.Release.Namespace (index . 3) -}}
-{{- if $found -}}
-sha256:{{ list $found.data $found.binaryData | toJson | sha256sum }}
-{{- else if eq (include "grpo.answers" $root) "true" -}}
-{{- fail (printf "\n\n%s names the %s %s, which namespace %s does not have. Make it first: kubectl -n %s create %s %s --from-file=…" (index . 1) (index . 2) (index . 3) $root.Release.Namespace $root.Release.Namespace (eq (index . 2) "Secret" | ternary "secret generic" "configmap") (index . 3)) -}}
+{{- with lookup "v1" (index . 1) (index . 0).Release.Namespace (index . 2) -}}
+sha256:{{ list .data .binaryData | toJson | sha256sum }}
 {{- end -}}
 {{- end }}
 
@@ -24,9 +15,9 @@ sha256:{{ list $found.data $found.binaryData | toJson | sha256sum }}
 {{- else if $code.files -}}
 sha256:{{ $code.files | toJson | sha256sum }}
 {{- else if $code.configMap -}}
-{{- include "grpo.foreignDigest" (list . "code.configMap" "ConfigMap" $code.configMap) -}}
+{{- include "grpo.foreignDigest" (list . "ConfigMap" $code.configMap) -}}
 {{- else if $code.secret -}}
-{{- include "grpo.foreignDigest" (list . "code.secret" "Secret" $code.secret) -}}
+{{- include "grpo.foreignDigest" (list . "Secret" $code.secret) -}}
 {{- else if $code.imagePath -}}
 {{- include "grpo.image" (dict "root" . "image" .Values.image.controller) -}}
 {{- end -}}
@@ -37,7 +28,7 @@ sha256:{{ $code.files | toJson | sha256sum }}
 {{- if $data.revision -}}
 {{- $data.revision -}}
 {{- else if $data.configMap -}}
-{{- include "grpo.foreignDigest" (list . "data.configMap" "ConfigMap" $data.configMap) -}}
+{{- include "grpo.foreignDigest" (list . "ConfigMap" $data.configMap) -}}
 {{- end -}}
 {{- end }}
 
@@ -64,6 +55,13 @@ sha256:{{ $code.files | toJson | sha256sum }}
 {{/* The key that a file has in a ConfigMap, which takes no slash. */}}
 {{- define "grpo.fileKey" -}}
 {{- . | replace "/" "__" -}}
+{{- end }}
+
+{{/* What such a ConfigMap holds: (list $ "code") */}}
+{{- define "grpo.filesData" -}}
+{{- range $path, $text := (get (index . 0).Values (index . 1)).files }}
+{{ include "grpo.fileKey" $path | quote }}: {{ $text | toJson }}
+{{- end }}
 {{- end }}
 
 {{/* Where code is; empty: nowhere. */}}
@@ -127,13 +125,24 @@ sha256:{{ $code.files | toJson | sha256sum }}
 {{- if $results.claim }}{{ include "grpo.below" (list "/mnt/results" $results.path) }}{{ else }}{{ $results.url }}{{ end -}}
 {{- end }}
 
+{{/* The claim with the results, or with the run that they can be made of; empty: there is none. */}}
+{{- define "grpo.resultsClaim" -}}
+{{- if .Values.results.claim -}}
+{{- .Values.results.claim -}}
+{{- else if and .Values.storage.enabled (not .Values.results.url) (ne (include "grpo.inBucket" .) "true") (hasPrefix "/runs/" (include "grpo.runDir" .)) -}}
+{{- include "grpo.claimName" . -}}
+{{- end -}}
+{{- end }}
+
 {{/* A pod that writes the results as a tar, once it is told to. */}}
 {{- define "grpo.resultsPod" -}}
-{{- $folder := printf "%s/%s" (include "grpo.resultsPlace" .) (include "grpo.runName" .) -}}
-{{- $mount := dict "name" "results" "mountPath" "/mnt/results" "readOnly" true -}}
-{{- $volume := dict "name" "results" "persistentVolumeClaim" (dict "claimName" .Values.results.claim) -}}
-{{- $container := dict "name" "results" "image" (include "grpo.image" (dict "root" . "image" .Values.image.controller)) "stdin" true "stdinOnce" true "command" (list "bash" "-c" (printf "read; exec tar c -C %s ." $folder)) "securityContext" (include "grpo.containerSecurityContext" . | fromYaml) "volumeMounts" (list $mount) -}}
-{{- dict "spec" (dict "automountServiceAccountToken" false "securityContext" (include "grpo.podSecurityContext" . | fromYaml) "imagePullSecrets" .Values.image.pullSecrets "containers" (list $container) "volumes" (list $volume)) | toJson -}}
+{{- $run := include "grpo.runDir" . -}}
+{{- $script := printf "read; grpo export %s /tmp/out/policy >&2 && cp -r %s/report.html %s/metrics.jsonl /tmp/out && exec tar c -C /tmp/out ." $run $run $run -}}
+{{- if .Values.results.claim }}{{ $script = printf "read; exec tar c -C %s/%s ." (include "grpo.resultsPlace" .) (include "grpo.runName" .) }}{{ end -}}
+{{- $claim := dict "name" "results" "persistentVolumeClaim" (dict "claimName" (include "grpo.resultsClaim" .)) -}}
+{{- $mounts := list (dict "name" "results" "mountPath" (.Values.results.claim | empty | ternary "/runs" "/mnt/results") "readOnly" true) (dict "name" "tmp" "mountPath" "/tmp") -}}
+{{- $container := dict "name" "results" "image" (include "grpo.image" (dict "root" . "image" .Values.image.controller)) "stdin" true "stdinOnce" true "command" (list "bash" "-c" $script) "securityContext" (include "grpo.containerSecurityContext" . | fromYaml) "volumeMounts" $mounts -}}
+{{- dict "spec" (dict "automountServiceAccountToken" false "securityContext" (include "grpo.podSecurityContext" . | fromYaml) "imagePullSecrets" .Values.image.pullSecrets "containers" (list $container) "volumes" (list $claim (dict "name" "tmp" "emptyDir" dict))) | toJson -}}
 {{- end }}
 
 {{/* Writes into the run's configuration what the values say elsewhere: (dict "root" $ "config" a copy) */}}
@@ -188,8 +197,7 @@ sha256:{{ $code.files | toJson | sha256sum }}
 
 {{/* "true" if the role mounts the volume of runs: rollout only for a model that lies there. (dict "root" $ "role" "rollout") */}}
 {{- define "grpo.mountsRuns" -}}
-{{- $cached := and .root.Values.model.url (not .root.Values.cache.existingClaim) -}}
-{{- or (ne .role "rollout") $cached | empty | not -}}
+{{- or (ne .role "rollout") (hasPrefix "/runs/" (include "grpo.modelPath" .root)) -}}
 {{- end }}
 
 {{/* (dict "root" $ "role" "head") */}}

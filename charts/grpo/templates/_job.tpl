@@ -16,8 +16,7 @@
 {{- with .networkTopologyMode }}{{ $_ := set $labels "volcano.sh/network-topology-mode" . }}{{ end -}}
 {{- end -}}
 labels:
-  {{- include "grpo.selectorLabels" . | nindent 2 }}
-  app.kubernetes.io/part-of: grpo
+  {{- include "grpo.commonLabels" . | nindent 2 }}
   grpo.dev/run: {{ include "grpo.runName" . }}
   {{- with $labels }}
   {{- toYaml . | nindent 2 }}
@@ -40,6 +39,9 @@ labels:
   {{ include "grpo.roleLabel" .root }}: {{ .role }}
 rayStartParams:
   num-cpus: {{ include "grpo.actorsPerPod" . | quote }}
+  {{- with .group.gpus }}
+  num-gpus: {{ include "grpo.gpusPerPod" $.group | quote }}
+  {{- end }}
   metrics-export-port: "8080"
   object-store-memory: {{ include "grpo.bytes" .group.objectStoreMemory | quote }}
 template:
@@ -50,7 +52,7 @@ template:
 {{- $job := .Values.job -}}
 {{- $mode := include "grpo.submissionMode" . -}}
 submissionMode: {{ $mode }}
-entrypoint: grpo job /etc/grpo/run.yaml{{ if eq (include "grpo.fetches" .) "true" }} --fetch /etc/grpo/fetch.yaml{{ end }}{{ if not $job.preflight }} --no-preflight{{ end }}{{ if $job.deletionStrategy }} --no-stop{{ end }}
+entrypoint: {{ if $job.debug }}sleep infinity{{ else }}grpo job /etc/grpo/run.yaml{{ if eq (include "grpo.fetches" .) "true" }} --fetch /etc/grpo/fetch.yaml{{ end }}{{ if not $job.preflight }} --no-preflight{{ end }}{{ if $job.deletionStrategy }} --no-stop{{ end }}{{ end }}
 backoffLimit: {{ int $job.backoffLimit }}
 {{- with $job.activeDeadlineSeconds }}
 activeDeadlineSeconds: {{ int . }}
@@ -81,10 +83,10 @@ rayClusterSpec:
       metrics-export-port: "8080"
       object-store-memory: {{ include "grpo.bytes" .Values.head.objectStoreMemory | quote }}
     template:
-      {{- include "grpo.pod" (dict "root" $ "role" "head" "group" .Values.head) | nindent 6 }}
+      {{- include "grpo.pod" (dict "root" $ "role" "head" "group" (include "grpo.role" (dict "root" . "role" "head") | fromJson)) | nindent 6 }}
   workerGroupSpecs:
     {{- range $role := list "rollout" "trainer" }}
-    - {{ include "grpo.group" (dict "root" $ "role" $role "group" (get $.Values $role)) | nindent 6 | trim }}
+    - {{ include "grpo.group" (dict "root" $ "role" $role "group" (include "grpo.role" (dict "root" $ "role" $role) | fromJson)) | nindent 6 | trim }}
     {{- end }}
 {{- end }}
 
@@ -92,7 +94,7 @@ rayClusterSpec:
 {{- define "grpo.submitter" -}}
 metadata:
   labels:
-    {{- include "grpo.selectorLabels" . | nindent 4 }}
+    {{- include "grpo.commonLabels" . | nindent 4 }}
     app.kubernetes.io/component: submitter
 spec:
   serviceAccountName: {{ include "grpo.serviceAccountName" . }}
@@ -104,8 +106,9 @@ spec:
   imagePullSecrets:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- range $key := list "nodeSelector" "tolerations" "affinity" }}
-  {{- with get $.Values.head $key }}
+  {{- $head := include "grpo.role" (dict "root" . "role" "head") | fromJson }}
+  {{- range $key := list "nodeSelector" "tolerations" "affinity" "dnsConfig" }}
+  {{- with get $head $key }}
   {{ $key }}:
     {{- toYaml . | nindent 4 }}
   {{- end }}

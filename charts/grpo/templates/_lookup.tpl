@@ -1,5 +1,10 @@
 {{/* What the cluster has, asked at install and upgrade. `helm template` is told nothing, and then nothing is refused. */}}
 
+{{/* Whether a cluster answers: `helm template` and a dry run of the client ask none. Every namespace has this ConfigMap. */}}
+{{- define "grpo.answers" -}}
+{{- lookup "v1" "ConfigMap" .Release.Namespace "kube-root-ca.crt" | empty | not -}}
+{{- end }}
+
 {{/* Objects of the user's that the pods need, as JSON: where they are named, kind, name and keys. */}}
 {{- define "grpo.references" -}}
 {{- $found := list -}}
@@ -7,7 +12,7 @@
 {{- if $secret.name }}{{ $found = append $found (dict "where" (printf "secrets.%s" $key) "kind" "Secret" "name" $secret.name "keys" (list $secret.key)) }}{{ end -}}
 {{- end -}}
 {{- range .Values.image.pullSecrets }}{{ $found = append $found (dict "where" "image.pullSecrets" "kind" "Secret" "name" .name "keys" list) }}{{ end -}}
-{{- range $role := list "head" "rollout" "trainer" -}}
+{{- range $role := list "all" "head" "rollout" "trainer" -}}
 {{- $group := get $.Values $role -}}
 {{- range $container := concat (list $group) $group.initContainers $group.sidecarContainers -}}
 {{- range $container.env -}}
@@ -34,8 +39,15 @@
 {{- with $volume.persistentVolumeClaim }}{{ $found = append $found (dict "where" (printf "%s.volumes" $role) "kind" "PersistentVolumeClaim" "name" .claimName "keys" list) }}{{ end -}}
 {{- end -}}
 {{- end -}}
-{{- if and .Values.storage.enabled .Values.storage.existingClaim -}}
-{{- $found = append $found (dict "where" "storage.existingClaim" "kind" "PersistentVolumeClaim" "name" .Values.storage.existingClaim "keys" list) -}}
+{{- $claims := dict "model.claim" .Values.model.claim "data.claim" .Values.data.claim "results.claim" .Values.results.claim "cache.existingClaim" .Values.cache.existingClaim -}}
+{{- if .Values.storage.enabled }}{{ $_ := set $claims "storage.existingClaim" .Values.storage.existingClaim }}{{ end -}}
+{{- range $where, $name := $claims -}}
+{{- if $name }}{{ $found = append $found (dict "where" $where "kind" "PersistentVolumeClaim" "name" $name "keys" list) }}{{ end -}}
+{{- end -}}
+{{- range $key := list "code" "data" -}}
+{{- $section := get $.Values $key -}}
+{{- with $section.configMap }}{{ $found = append $found (dict "where" (printf "%s.configMap" $key) "kind" "ConfigMap" "name" . "keys" list) }}{{ end -}}
+{{- with get $section "secret" }}{{ $found = append $found (dict "where" (printf "%s.secret" $key) "kind" "Secret" "name" . "keys" list) }}{{ end -}}
 {{- end -}}
 {{- if and (not .Values.serviceAccount.create) .Values.serviceAccount.name -}}
 {{- $found = append $found (dict "where" "serviceAccount.name" "kind" "ServiceAccount" "name" .Values.serviceAccount.name "keys" list) -}}

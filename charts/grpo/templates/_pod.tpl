@@ -214,7 +214,7 @@ driver=$(status {{ include "grpo.metricsPort" . }} /healthz) || exit 0
 {{- toYaml $resources -}}
 {{- end }}
 
-{{/* (dict "root" $ "role" "head" "group" .Values.head) */}}
+{{/* (dict "root" $ "role" "head" "group" its values, with those of `all`) */}}
 {{- define "grpo.pod" -}}
 {{- $values := .root.Values -}}
 {{- $rdma := and (ne .role "head") $values.rdma.enabled -}}
@@ -222,9 +222,8 @@ driver=$(status {{ include "grpo.metricsPort" . }} /healthz) || exit 0
 {{- if and $rdma $values.rdma.networks }}{{ $_ := set $annotations "k8s.v1.cni.cncf.io/networks" $values.rdma.networks }}{{ end -}}
 metadata:
   labels:
-    {{- include "grpo.selectorLabels" .root | nindent 4 }}
+    {{- include "grpo.commonLabels" .root | nindent 4 }}
     app.kubernetes.io/component: {{ .role }}
-    app.kubernetes.io/part-of: grpo
     grpo.dev/run: {{ include "grpo.runName" .root }}
     {{- with .group.labels }}
     {{- toYaml . | nindent 4 }}
@@ -245,7 +244,7 @@ spec:
   imagePullSecrets:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- range $key := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" }}
+  {{- range $key := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" "dnsConfig" "resourceClaims" }}
   {{- with get $.group $key }}
   {{ $key }}: {{- kindIs "string" . | ternary (printf " %v" .) (toYaml . | nindent 4) }}
   {{- end }}
@@ -269,6 +268,10 @@ spec:
         {{- if and $rdma $values.rdma.ipcLock }}
           add: [IPC_LOCK]
         {{- end }}
+      {{- with .group.command }}
+      command:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
       ports:
         {{- include "grpo.ports" . | nindent 8 }}
       env:

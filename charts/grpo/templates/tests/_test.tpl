@@ -6,10 +6,14 @@ metadata:
   name: {{ include "grpo.fullname" .root }}-test-{{ .name }}
   labels:
     {{- if .run }}
-    {{- include "grpo.selectorLabels" .root | nindent 4 }}
+    {{- include "grpo.commonLabels" .root | nindent 4 }}
+    {{- else }}
+    app.kubernetes.io/part-of: grpo
+    {{- with .root.Values.commonLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
     {{- end }}
     app.kubernetes.io/component: test
-    app.kubernetes.io/part-of: grpo
   annotations:
     helm.sh/hook: test
     helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
@@ -23,8 +27,9 @@ spec:
   imagePullSecrets:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- range $key := list "nodeSelector" "tolerations" }}
-  {{- with get $.root.Values.head $key }}
+  {{- $head := include "grpo.role" (dict "root" .root "role" "head") | fromJson }}
+  {{- range $key := list "nodeSelector" "tolerations" "dnsConfig" }}
+  {{- with get $head $key }}
   {{ $key }}:
     {{- toYaml . | nindent 4 }}
   {{- end }}
