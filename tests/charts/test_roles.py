@@ -1,13 +1,15 @@
 """What the roles share, what each adds, and pods that only look: `all`, `commonLabels`, `job.check`, `job.debug`."""
 
+import re
 import shlex
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from charts.generate.schema import CHART, KUBERNETES
 from grpo import cli
-from tests.helm import RDMA, container, env, job, one, pods, refusal, template
+from tests.helm import RDMA, container, env, helm, job, one, pods, refusal, template
 from tests.helm import validate as strictly
 
 ROLES = ("head", "rollout", "trainer")
@@ -77,6 +79,20 @@ def test_common_labels_are_on_every_object_and_pod_and_in_no_selector() -> None:
     assert {pod["metadata"]["labels"]["cost"] for pod in pods(one(objects, "RayJob")).values()} == {"42"}
     selectors = [item["spec"]["podSelector"] for item in objects if item["kind"] == "NetworkPolicy"]
     assert selectors and "cost" not in str(selectors)
+
+
+def test_a_label_of_ones_own_beside_a_common_one_of_the_same_name_is_there_once() -> None:
+    values = {
+        "commonLabels": {"team": "all"},
+        "trainer": {"labels": {"team": "own"}},
+        "job": {"labels": {"team": "job"}},
+    }
+    done = helm("template", "grpo", str(CHART), "--kube-version", KUBERNETES, values=values)
+    for text in done.stdout.split("\n---\n"):
+        assert not re.search(r"^( +)team: .*\n(?:\1\S.*\n)*\1team:", text, flags=re.MULTILINE), text
+    rayjob = job(values)
+    assert rayjob["metadata"]["labels"]["team"] == "job"
+    assert [pod["metadata"]["labels"]["team"] for pod in pods(rayjob).values()] == ["all", "all", "own"]
 
 
 def test_a_command_runs_before_ray_and_devices_may_come_from_a_claim() -> None:

@@ -16,11 +16,7 @@
 {{- with .networkTopologyMode }}{{ $_ := set $labels "volcano.sh/network-topology-mode" . }}{{ end -}}
 {{- end -}}
 labels:
-  {{- include "grpo.commonLabels" . | nindent 2 }}
-  grpo.dev/run: {{ include "grpo.runName" . }}
-  {{- with $labels }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+  {{- merge $labels (dict "grpo.dev/run" (include "grpo.runName" .)) (include "grpo.commonLabels" . | fromYaml) | toYaml | nindent 2 }}
 {{- $annotations := deepCopy .Values.job.annotations -}}
 {{- with .Values.job.restart }}{{ $_ := set $annotations "grpo.dev/restart" . }}{{ end -}}
 {{- with $annotations }}

@@ -220,14 +220,10 @@ driver=$(status {{ include "grpo.metricsPort" . }} /healthz) || exit 0
 {{- $rdma := and (ne .role "head") $values.rdma.enabled -}}
 {{- $annotations := deepCopy .group.annotations -}}
 {{- if and $rdma $values.rdma.networks }}{{ $_ := set $annotations "k8s.v1.cni.cncf.io/networks" $values.rdma.networks }}{{ end -}}
+{{- $labels := merge (dict) .group.labels (dict "app.kubernetes.io/component" .role "grpo.dev/run" (include "grpo.runName" .root)) (include "grpo.commonLabels" .root | fromYaml) -}}
 metadata:
   labels:
-    {{- include "grpo.commonLabels" .root | nindent 4 }}
-    app.kubernetes.io/component: {{ .role }}
-    grpo.dev/run: {{ include "grpo.runName" .root }}
-    {{- with .group.labels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- toYaml $labels | nindent 4 }}
   {{- with $annotations }}
   annotations:
     {{- toYaml . | nindent 4 }}
