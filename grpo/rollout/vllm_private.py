@@ -6,8 +6,8 @@ death of a parent thread, but the thread that starts an engine may end long befo
 could not act on it, so a small process watches both: see `run/watchdog.py`.
 
 Shortcuts of the start, by other values for two names, what the start of a worker takes, and how one measures its memory
-beside others on its GPU. The layerwise reload of weights, which fuses, shards and packs them as at start-up, and what
-it leaves undone on the CPU.
+beside others on its GPU. Outputs of a core that wait (`holding.py`). The layerwise reload of weights, which fuses,
+shards and packs them as at start-up, and what it leaves undone on the CPU.
 """
 
 import contextlib
@@ -24,12 +24,15 @@ from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import layerwise, meta
 from vllm.model_executor.models import registry
+from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.engine import utils as engine_utils
+from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from grpo.rollout.environment import PARENT, SHARES_GPU, SOCKETS
+from grpo.rollout.holding import Held
 from grpo.rollout.notes import listen
 from grpo.run.watchdog import start_watchdog
 from grpo.types import TensorRecord
@@ -154,7 +157,31 @@ def own_memory(worker: Any) -> Iterator[None]:
         yield
 
 
+class TellingCore(EngineCoreProc):
+    """Methods that replace those of vLLM's core: of each step only what cannot wait is told."""
+
+    held: Held
+
+    def _attach_weight_version(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+        """Called with what each step has made."""
+        if not hasattr(self, "held"):
+            scheduler: Any = self.scheduler
+            self.held = Held(scheduler.requests)
+        self.held.hold(outputs)
+        for told in outputs.values():
+            told.weight_version = self._weight_version
+
+    def set_weight_version(self, weight_version: str) -> None:
+        """Called while nothing runs: what is held was made by the version before."""
+        if hasattr(self, "held"):
+            for told in self.held.all(self._weight_version):
+                self.output_queue.put_nowait(told)
+        self._weight_version = weight_version
+
+
 # This module is loaded by all processes of an engine, and before their workers start.
+EngineCoreProc._attach_weight_version = TellingCore._attach_weight_version  # type: ignore[method-assign]
+EngineCoreProc.set_weight_version = TellingCore.set_weight_version  # type: ignore[method-assign]
 for _name, _phase in WORKER_VERBS.items():
     setattr(WorkerWrapperBase, _name, timed(_name, _phase))
 listen()
