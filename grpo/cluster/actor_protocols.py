@@ -109,12 +109,12 @@ class RankActor(Protocol):
         """Mean difference of logprobs, in nats, that an engine with the same weights may have."""
         ...
 
-    def offer_transfer(self) -> str:
-        """Rank 0: where engines may meet it; the url of a `Transfer`."""
+    def offer_transfers(self, count: int) -> tuple[str, ...]:
+        """Rank 0: where engines may meet it; the urls of as many `Transfer`s."""
         ...
 
-    def open_transfer(self, transfer: Transfer) -> None:
-        """Rank 0: joins a transfer that it has offered, as its sender; the one before is left."""
+    def open_transfers(self, transfers: tuple[Transfer, ...]) -> None:
+        """Rank 0: joins the transfers that it has offered, as their sender; those before are left."""
         ...
 
     def send_weights(self, version: int) -> Manifest | None:

@@ -134,17 +134,18 @@ class PolicyModelActor:
     def tolerance(self) -> float:
         return self.trainer.tolerance
 
-    def offer_transfer(self) -> str:
-        """A process group that meets at a free port of this node."""
-        return "tcp://{}:{}".format(*free_address())
+    def offer_transfers(self, count: int) -> tuple[str, ...]:
+        """Process groups that meet at free ports of this node."""
+        return tuple(f"tcp://{host}:{port}" for host, port in free_addresses(count))
 
-    def open_transfer(self, transfer: Transfer) -> None:
-        """Rank 0: joins the engines' transfer group as its sender."""
-        from grpo.weights import make_transport
+    def open_transfers(self, transfers: tuple[Transfer, ...]) -> None:
+        """Rank 0: joins the engines' transfer groups as their sender."""
+        from grpo.weights import make_sender
 
         if self.transport:  # to engines of which one was lost
             self.transport.close()
-        self.transport = make_transport(self.config, self.device, transfer.url, 0, transfer.size, transfer.secret)
+        ends = [(transfer.url, transfer.size, transfer.secret) for transfer in transfers]
+        self.transport = make_sender(self.config, self.device, ends)
 
     def send_weights(self, version: int) -> Manifest | None:
         """Sends every tensor; None on the ranks that only help to gather. A collective under ZeRO-3."""
@@ -171,7 +172,7 @@ class PolicyModelActor:
         if not self.turn.acquire(timeout=seconds):
             raise DeadlineExceeded(f"weights are sent one version at a time, but one takes longer than {seconds:g} s")
         try:
-            assert self.transport, "nothing is sent before open_transfer"
+            assert self.transport, "nothing is sent before open_transfers"
             yield self.transport
         finally:
             self.turn.release()
@@ -237,9 +238,16 @@ def node_id() -> str:
 
 def free_address() -> tuple[str, int]:
     """This node's address, as Ray sees it, and a port that is free now."""
+    return free_addresses(1)[0]
+
+
+def free_addresses(count: int) -> list[tuple[str, int]]:
+    """This node's address, as Ray sees it, with as many ports that are free now."""
     import ray
 
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        return host, int(probe.getsockname()[1])
+    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    with contextlib.ExitStack() as probes:
+        bound = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in bound:
+            probe.bind(("", 0))
+        return [(host, int(probe.getsockname()[1])) for probe in bound]

@@ -72,11 +72,11 @@ class RayWorker:
 
 
 class RayEngine(RayWorker):
-    """An `Engine` in an actor of its own; `receivers` is its number of GPU workers."""
+    """An `Engine` in an actor of its own; `receivers` is its number of GPU workers, `lane` as in `Engine`."""
 
-    def __init__(self, actor: ActorHandle[Any], index: int, needs: str = "", receivers: int = 1) -> None:
+    def __init__(self, actor: ActorHandle[Any], index: int, needs: str = "", receivers: int = 1, lane: int = 0) -> None:
         super().__init__(actor, "rollout", index, needs)
-        self.receivers = receivers
+        self.receivers, self.lane = receivers, lane
 
     def _call(self, verb: EngineVerb[P, R], *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         assert not kwargs
@@ -187,13 +187,13 @@ class RayRank(RayWorker):
         """What rounding may do to an engine's logprobs."""
         return self._call(RankActor.tolerance)
 
-    def offer_transfer(self) -> Call[str]:
+    def offer_transfers(self, count: int) -> Call[tuple[str, ...]]:
         """Where engines may meet it."""
-        return self._call(RankActor.offer_transfer)
+        return self._call(RankActor.offer_transfers, count)
 
-    def open_transfer(self, transfer: Transfer) -> Call[None]:
+    def open_transfers(self, transfers: tuple[Transfer, ...]) -> Call[None]:
         """Joins as the sender."""
-        return self._call(RankActor.open_transfer, transfer)
+        return self._call(RankActor.open_transfers, transfers)
 
     def send_weights(self, version: int) -> Call[Manifest | None]:
         """Sends every tensor."""

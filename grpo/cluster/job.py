@@ -30,7 +30,7 @@ from grpo.errors import BugError, GrpoError
 from grpo.interfaces import Components, Engine, Worker
 from grpo.observe.progress import RunProgress
 from grpo.observe.recorder import RunRecorder
-from grpo.plan.placement import gpus_of
+from grpo.plan.placement import gpus_of, seat
 from grpo.rewards.built_in import answers_by_source, answers_of
 from grpo.rewards.registry import RewardScorer
 from grpo.rollout.ahead import AheadCollector
@@ -44,6 +44,7 @@ from grpo.run.memory import return_freed_memory
 from grpo.run.start import Phases
 from grpo.run.stopping import StopRequest
 from grpo.types import Group, Prompt, Sampling, Stats
+from grpo.weights import choose_backend
 
 W = TypeVar("W", bound=Worker)
 PROMPTS_AT_ONCE = 512
@@ -54,7 +55,8 @@ END_SECONDS = 10.0
 def placed_engine(cluster: Session, config: Config, index: int, actor: type[EngineActor] = VLLMActor) -> Engine:
     """An engine in an actor, on a node for rollouts."""
     placed, needs = cluster.place(actor, "rollout", gpus_of(config, "rollout"), config, index, cluster.device)
-    return RayEngine(placed, index, needs, receivers=config.rollout.tensor_parallel)
+    lane = seat(config, index) if choose_backend(config, cluster.device) == "nccl" else 0
+    return RayEngine(placed, index, needs, receivers=config.rollout.tensor_parallel, lane=lane)
 
 
 def placed_rank(cluster: Session, config: Config, index: int, actor: type[RankActor] = PolicyModelActor) -> RayRank:

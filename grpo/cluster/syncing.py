@@ -103,20 +103,25 @@ class WeightSync:
         return self.version
 
     def _connect(self) -> Stats:
-        """One transfer from rank 0, the sender, to the receivers of every engine; then the self-test."""
+        """A transfer from rank 0, the sender, to the receivers of each lane's engines; then the self-test."""
         observer, began = self.context.observer, time.perf_counter()
         observer.starting("connect")
         sender, engines = self.trainer.ranks[0], self._engines()
-        announced, allowed, offered = sender.records(), sender.tolerance(), sender.offer_transfer()
+        lanes = sorted({engine.lane for engine in engines})
+        announced, allowed, offered = sender.records(), sender.tolerance(), sender.offer_transfers(len(lanes))
         self._exchange([announced, allowed])
         self._exchange([offered])
         self.records, self.tolerance = announced.result, allowed.result
-        size = 1 + sum(engine.receivers for engine in engines)
-        transfer = Transfer(offered.result, size, secrets.token_hex(32))
-        joins, place = [sender.open_transfer(transfer)], 1
-        for engine in engines:
-            joins.append(engine.join_transfer(transfer, place))
-            place += engine.receivers
+        members = [[engine for engine in engines if engine.lane == lane] for lane in lanes]
+        sizes = [1 + sum(engine.receivers for engine in group) for group in members]
+        urls = zip(offered.result, sizes, strict=True)
+        transfers = tuple(Transfer(url, size, secrets.token_hex(32)) for url, size in urls)
+        joins = [sender.open_transfers(transfers)]
+        for transfer, group in zip(transfers, members, strict=True):
+            place = 1
+            for engine in group:
+                joins.append(engine.join_transfer(transfer, place))
+                place += engine.receivers
         self._exchange(joins)
         self.last = None
         observer.starting("self_test")

@@ -137,14 +137,31 @@ class Rollout(Section):
     """Rounds of further prompts of a step; what is equal in the last one stays in the batch."""
     tensor_parallel: int = Field(1, ge=1, le=1024)
     """GPUs of an engine."""
+    engines_per_gpu: int = Field(1, ge=1, le=16)
+    """Engines that share a GPU, where one Python thread, which feeds each, is slower than the GPU. 1 on the CPU."""
     gpus_per_engine: Gpus | None = None
     """Ray GPUs an engine reserves; null: tensor_parallel on CUDA. Below 1: a share of one, beside a rank or engines."""
     memory_utilization: float = Field(0.9, gt=0, lt=1)
-    """Share of the GPU's memory that an engine takes."""
+    """Share of the GPU's memory that an engine takes; of all together with engines_per_gpu."""
     kv_cache_gib: Gibibytes = 1.0
     """KV cache of an engine on the CPU, in GiB."""
     enforce_eager: bool = False
     """Run vLLM without CUDA graphs and compilation: starts sooner, samples slower."""
+
+    @property
+    def engine_memory(self) -> float:
+        """Share of a GPU's memory of one engine."""
+        return self.memory_utilization / self.engines_per_gpu
+
+    @model_validator(mode="after")
+    def _check_shared(self) -> "Rollout":
+        other = "tensor_parallel" if self.tensor_parallel > 1 else "gpus_per_engine"
+        if self.engines_per_gpu > 1 and (self.tensor_parallel > 1 or self.gpus_per_engine is not None):
+            raise ValueError(
+                f"engines that share a GPU have one each: rollout.engines_per_gpu = {self.engines_per_gpu}, but "
+                f"rollout.{other} = {getattr(self, other):g}; remove one of them"
+            )
+        return self
 
 
 class Overlong(Section):

@@ -113,6 +113,8 @@ class WeightReceiver(Worker, Protocol):
 
     receivers: int
     """Places that it takes in a transfer."""
+    lane: int
+    """Which of the transfers it joins: NCCL takes a GPU once, so engines that share one go by lanes of their own."""
 
     def join_transfer(self, transfer: Transfer, place: int) -> Call[None]:
         """Leaves the transfer before and joins this one; its first receiver has this place."""
@@ -190,12 +192,12 @@ class TrainerRank(Worker, Protocol):
         """Mean difference of logprobs, in nats, that an engine with the same weights may have."""
         ...
 
-    def offer_transfer(self) -> Call[str]:
-        """Rank 0: where engines may meet it; the url of a `Transfer`."""
+    def offer_transfers(self, count: int) -> Call[tuple[str, ...]]:
+        """Rank 0: where engines may meet it; the urls of as many `Transfer`s."""
         ...
 
-    def open_transfer(self, transfer: Transfer) -> Call[None]:
-        """Rank 0: joins a transfer that it has offered, as its sender; the one before is left."""
+    def open_transfers(self, transfers: tuple[Transfer, ...]) -> Call[None]:
+        """Rank 0: joins the transfers that it has offered, as their sender; those before are left."""
         ...
 
     def send_weights(self, version: int) -> Call[Manifest | None]:

@@ -82,7 +82,7 @@ def make_plan(config: Config, gpu_gib: float = 80.0) -> Plan:
     # Without ZeRO, fp32 weights are their own master copy.
     adam = shape.parameters * (8 if size == FP32 and stage == 0 else 12)
     kv_per_token = 2 * shape.layers * shape.kv_width * size
-    gpu_budget = int(gpu_gib * GIB * rollout.memory_utilization) * rollout.tensor_parallel
+    gpu_budget = int(gpu_gib * GIB * rollout.engine_memory) * rollout.tensor_parallel
     rows = rollout.prompts_per_step * rollout.samples_per_prompt
     tokens = rows * config.model.max_length
     checkpoint = weights + MASTER * shape.parameters

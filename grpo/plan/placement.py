@@ -92,7 +92,8 @@ def actors(config: Config, role: Role) -> int:
 def gpus_of(config: Config, role: Role) -> float:
     """Ray GPUs of an actor on CUDA."""
     if role == "rollout":
-        return config.rollout.gpus_per_engine or config.rollout.tensor_parallel
+        each, several = config.rollout.gpus_per_engine, config.rollout.engines_per_gpu
+        return each or (SMALL * (1 / SMALL // several) if several > 1 else config.rollout.tensor_parallel)
     return config.train.gpus_per_rank or 1
 
 
@@ -124,6 +125,15 @@ def grouped(config: Config, device: str, mixed: bool = True, roles: Sequence[Rol
             own[index % count].append(("rollout", with_ranks + index))
         shared += own
     return groups + [Group(tuple(members), 1) for members in shared]
+
+
+def seat(config: Config, index: int) -> int:
+    """The place of an engine among those that share its GPU, from 0 on."""
+    for group in grouped(config, "cuda"):
+        engines = [member for member in group.members if member[0] == "rollout"]
+        if ("rollout", index) in engines:
+            return engines.index(("rollout", index))
+    raise IndexError(f"no engine {index}")
 
 
 def _fits(room: float, share: float) -> int:
@@ -158,12 +168,13 @@ def _place(groups: list[Group], nodes: Sequence[Node]) -> Placement:
 def crowded(config: Config, device: str) -> str:
     """Why engines cannot share a GPU as they would, or ""."""
     most = max((group.count("rollout") for group in grouped(config, "cuda")), default=0)
-    share = config.rollout.memory_utilization
+    share = config.rollout.engine_memory
     if device == "cpu" or most * share < 1 or most == 1:
         return ""
     return (
         f"{most} engines share a GPU (rollout.gpus_per_engine = {gpus_of(config, 'rollout'):g}) and each takes "
-        f"rollout.memory_utilization = {share:g} of its memory: lower that below {1 / most:.2g}"
+        f"rollout.memory_utilization = {share:g} of its memory: lower that below {1 / most:.2g}, or write "
+        "rollout.engines_per_gpu instead of gpus_per_engine"
     )
 
 

@@ -25,7 +25,7 @@ from grpo.plan.gpus import (
 from grpo.plan.model_size import Shape
 
 PROMPT_TOKENS = 128
-MOST_SEQUENCES = 512  # that decode together, as in rollout/build.py
+MOST_SEQUENCES = 1024  # that decode together, as in rollout/build.py
 SIZES = {"float32": 4, "bfloat16": 2}
 
 

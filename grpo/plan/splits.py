@@ -12,6 +12,7 @@ from grpo.plan.speed import Rates, Step, Work, rates_of, step_of
 
 FINEST = 64
 """Numbers of engines that are tried; where more are possible every second, third, ..."""
+OWN_GPUS = {"gpus_per_engine": None, "engines_per_gpu": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def configurations(config: Config, gpus: int, parallels: Sequence[int]) -> Itera
             ranks = gpus - engines * parallel
             if 1 <= ranks <= most_ranks:
                 sections = {
-                    "rollout": {"engines": engines, "tensor_parallel": parallel, "gpus_per_engine": None},
+                    "rollout": {"engines": engines, "tensor_parallel": parallel, **OWN_GPUS},
                     "train": {"ranks": ranks, "gpus_per_rank": None},
                     "cluster": {"device": "cuda"},
                 }

@@ -16,7 +16,10 @@ from grpo.config import Config
 from grpo.rollout.vllm_private import WatchedMultiprocExecutor, WatchedUniProcExecutor, start_shortcuts
 from grpo.types import Sampling
 
-FEWEST_SEQUENCES, MOST_SEQUENCES = 64, 512  # that decode together; vLLM's CUDA graphs end at 512
+FEWEST_SEQUENCES = 64  # that decode together
+MOST_SEQUENCES = {"cpu": 512, "cuda": 1024}
+GRAPHS = 512  # sequences up to which vLLM makes CUDA graphs unasked, above 256 for each 16th number
+GRAPH_STEP = 16
 PROBES = 1  # places of the batch that are kept for health checks
 LATENCIES = tuple(digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5))
 """Buckets of waiting and whole requests, in seconds: vLLM's begin at 0.3, where most requests of a step lie below."""
@@ -27,6 +30,7 @@ def engine_args(config: Config, device: str) -> AsyncEngineArgs:
     """The arguments of one engine."""
     model, rollout = config.model, config.rollout
     rows = -(-rollout.prompts_per_step // rollout.engines) * rollout.samples_per_prompt + PROBES
+    sequences = min(max(rows, FEWEST_SEQUENCES), MOST_SEQUENCES[device])
     args = AsyncEngineArgs(
         model=model.path,
         revision=model.revision,
@@ -34,20 +38,22 @@ def engine_args(config: Config, device: str) -> AsyncEngineArgs:
         trust_remote_code=False,
         dtype=model.dtype,
         max_model_len=model.max_length,
-        max_num_seqs=min(max(rows, FEWEST_SEQUENCES), MOST_SEQUENCES),
+        max_num_seqs=sequences,
         tensor_parallel_size=rollout.tensor_parallel,
         distributed_executor_backend="mp" if rollout.tensor_parallel > 1 else "uni",
         worker_extension_cls="grpo.rollout.receiver.Receiver",
         logprobs_mode="processed_logprobs",  # of the distribution that was sampled from: after temperature and top_p
         enable_prefix_caching=True,
         skip_tokenizer_init=not rollout.stop,  # prompts come as ids; only who looks for text needs it there
-        gpu_memory_utilization=rollout.memory_utilization,
+        gpu_memory_utilization=rollout.engine_memory,
         enforce_eager=rollout.enforce_eager,
         disable_log_stats=True,
         enable_log_requests=False,
         custom_histogram_buckets={"request_latency": list(LATENCIES)},
         seed=config.run.seed,
     )
+    if device == "cuda" and sequences > GRAPHS:
+        args.max_cudagraph_capture_size = -(-sequences // GRAPH_STEP) * GRAPH_STEP
     if device == "cpu":
         args.enforce_eager = True
         args.kv_cache_memory_bytes = int(rollout.kv_cache_gib * 2**30)

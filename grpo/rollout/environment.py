@@ -39,7 +39,7 @@ def prepare_environment(config: Config, device: str) -> None:
     os.environ["VLLM_PLUGINS"] = ""  # nothing that happens to be installed may change the engine
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if device != "cpu":
-        if (config.rollout.gpus_per_engine or 1.0) < 1.0:
+        if config.rollout.engines_per_gpu > 1 or (config.rollout.gpus_per_engine or 1.0) < 1.0:
             os.environ[SHARES_GPU] = "1"
         return
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else the CPU build moves its worker into a third process

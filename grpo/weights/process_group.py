@@ -18,7 +18,7 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import distributed_c10d as c10d
 
-from grpo.config import Config
 from grpo.errors import ClusterError, GrpoError, WeightSyncError
 from grpo.run.failures import Kind, look
 from grpo.run.faults import fault_point
@@ -41,16 +40,11 @@ OWN_FAULTS = {Kind.MEMORY, Kind.DISK, Kind.LIMIT, Kind.LAYOUT}  # not the other 
 ALIGNMENT = 16  # every tensor of a bucket starts at a multiple of it: a view as another dtype needs that
 
 
-def choose_backend(config: Config, device: str) -> str:
-    """ "nccl" or "gloo" by `sync.transport`. NCCL refuses two ranks on one GPU; gloo stages through host memory."""
-    if config.sync.transport != "auto":
-        return config.sync.transport
-    shares_gpus = min(config.rollout.gpus_per_engine or 1, config.train.gpus_per_rank or 1) < 1
-    return "nccl" if device == "cuda" and not shares_gpus else "gloo"
-
-
 class GroupTransport:
     """A `Transport` over one process group. `device` is where tensors come from or go to: "cpu" or "cuda".
+
+    The sender of several groups, where engines share GPUs that NCCL takes once in each, has one with `others`: what it
+    sends goes to all of them, a bucket at a time.
 
     Raises: ClusterError if a rank does not join, dies, or if joining or one whole transfer takes longer than `seconds`;
     WeightSyncError if the group moves no data.
@@ -65,6 +59,7 @@ class GroupTransport:
         self._begin()
         self.where = f"weight transfer group at {host}:{port} (rank {rank} of {world_size}, {backend})"
         self.group: Any = None
+        self.others: Sequence[GroupTransport] = ()
         try:
             with _met(host, port, rank, world_size, secret, seconds) as store:
                 self.group = _form(backend, store, host, port, rank, world_size, self.timeout)
@@ -89,19 +84,23 @@ class GroupTransport:
             raise
 
     def _send(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> tuple[TensorRecord, ...]:
-        self._begin()
+        groups = [self, *self.others]
+        for group in groups:
+            group._begin()
         sent: list[TensorRecord] = []
         for bucket in self._buckets(tensors):
             names = json.dumps([[each.name, each.shape, each.dtype] for each, _ in bucket]).encode()
             header = _bytes(names, self.wire)
             payload = torch.cat([data for _, data in bucket])
-            self._broadcast(torch.tensor([header.numel(), payload.numel()], device=self.wire))
-            self._broadcast(header)
-            self._broadcast(payload)
+            for group in groups:
+                group._broadcast(torch.tensor([header.numel(), payload.numel()], device=self.wire))
+                group._broadcast(header)
+                group._broadcast(payload)
             if not sent:
                 fault_point("sync.tensor", step=version)
             sent += [each for each, _ in bucket]
-        self._broadcast(torch.zeros(2, dtype=torch.int64, device=self.wire))
+        for group in groups:
+            group._broadcast(torch.zeros(2, dtype=torch.int64, device=self.wire))
         return tuple(sent)
 
     def receive(self) -> Iterator[tuple[TensorRecord, Tensor]]:
@@ -126,12 +125,17 @@ class GroupTransport:
         """All that comes until the next call has one deadline."""
         self.deadline = time.monotonic() + self.timeout.total_seconds()
 
+    def accompany(self, others: Sequence[Any]) -> None:
+        self.others = others
+
     def close(self) -> None:
         """Leaves the group at once, in whatever state the other ranks are; they see a closed connection."""
         group, self.group = self.group, None
         if group is not None:
             with contextlib.suppress(RuntimeError):  # of a group that has broken already
                 group.abort()
+        for other in self.others:
+            other.close()
 
     def _buckets(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[TensorRecord, Tensor]]]:
         """Records and padded byte copies: the first tensor alone, which sets the workers going, then BUCKET_BYTES."""

@@ -1,6 +1,7 @@
 """How weights travel: what a sender and its receivers ask of a transport, and which one an address names."""
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from grpo.config import Config
@@ -30,14 +31,28 @@ class Transport(Protocol):
         """
         ...
 
+    def accompany(self, others: "Sequence[Transport]") -> None:
+        """Rank 0: what it sends goes to the others of the same kind too, and it closes them."""
+        ...
+
     def close(self) -> None:
         """Leaves the group without waiting for any other rank, dead or alive. May be called again."""
         ...
 
 
+def choose_backend(config: Config, device: str) -> str:
+    """ "nccl" or "gloo" by `sync.transport`. NCCL refuses a rank and an engine on one GPU; gloo goes through the host.
+
+    Engines that share a GPU take places in several groups: see `lane`.
+    """
+    if config.sync.transport != "auto":
+        return config.sync.transport
+    return "nccl" if device == "cuda" and (config.train.gpus_per_rank or 1) >= 1 else "gloo"
+
+
 def process_group(config: Config, device: str, address: str, rank: int, world_size: int, secret: str) -> Transport:
     """A process group that meets at host:port. Raises: ClusterError if not all ranks join in time."""
-    from grpo.weights.process_group import GroupTransport, choose_backend
+    from grpo.weights.process_group import GroupTransport
 
     host, _, port = address.rpartition(":")
     backend = choose_backend(config, device)
@@ -61,3 +76,20 @@ def make_transport(config: Config, device: str, url: str, rank: int, world_size:
             f"weights travel by {', '.join(TRANSPORTS)}, but the trainer offers {url}; use the same grpo everywhere"
         )
     return TRANSPORTS[scheme](config, device, address, rank, world_size, secret)
+
+
+def make_sender(config: Config, device: str, transfers: Sequence[tuple[str, int, str]]) -> Transport:
+    """Joins every transfer, by url, world size and secret, as rank 0; what it sends goes to all of them.
+
+    Raises: what `make_transport` raises; no group is left behind then.
+    """
+    with contextlib.ExitStack() as opened:
+        ends = []
+        for url, world_size, secret in transfers:
+            ends.append(make_transport(config, device, url, 0, world_size, secret))
+            opened.callback(ends[-1].close)
+        first, *others = ends
+        if others:
+            first.accompany(others)
+        opened.pop_all()
+    return first

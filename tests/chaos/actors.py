@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo.cluster.actors import free_address, node_id
+from grpo.cluster.actors import free_address, free_addresses, node_id
 from grpo.config import Config
 from grpo.errors import CheckpointError, ClusterError, EngineLost, WeightSyncError
 from grpo.interfaces import Place, Transfer
@@ -232,12 +232,13 @@ class FakeRankActor:
     def try_saving(self, folder: str) -> None:
         pass
 
-    def offer_transfer(self) -> str:
-        return "tcp://{}:{}".format(*free_address())
+    def offer_transfers(self, count: int) -> tuple[str, ...]:
+        return tuple(f"tcp://{host}:{port}" for host, port in free_addresses(count))
 
-    def open_transfer(self, transfer: Transfer) -> None:
+    def open_transfers(self, transfers: tuple[Transfer, ...]) -> None:
         for link in self.links:
             link.close()
+        [transfer] = transfers
         self.links = accept(meeting(transfer)[1], transfer.size - 1, self.config.deadlines.sync)
 
     def send_weights(self, version: int) -> Manifest | None:

@@ -27,7 +27,7 @@ class HttpEngine:
     """The driver's side: every verb is a request from a thread, which a dead server answers with EngineLost."""
 
     role = "rollout"
-    receivers = 0  # nobody of it joins the trainer's process group
+    receivers = lane = 0  # nobody of it joins the trainer's process group
 
     def __init__(self, url: str, index: int) -> None:
         self.url, self.index = url, index

@@ -88,6 +88,7 @@ class LocalEngine(LocalWorker):
     """Samples that say the version; `drops` is a tensor that it never takes."""
 
     receivers = 1
+    lane = 0
 
     def __init__(self, index: int, events: list[str], wire: Wire, node_id: str = "") -> None:
         super().__init__("rollout", index, events, node_id)
@@ -182,11 +183,12 @@ class LocalRank(LocalWorker):
     def try_saving(self, folder: str) -> Call[None]:
         return self.does("try_saving", lambda: None)
 
-    def offer_transfer(self) -> Call[str]:
-        return self.does("offer_transfer", lambda: "local://here")
+    def offer_transfers(self, count: int) -> Call[tuple[str, ...]]:
+        urls = ["local://here", *(f"local://lane-{lane}" for lane in range(1, count))]
+        return self.does("offer_transfer", lambda: tuple(urls))
 
-    def open_transfer(self, transfer: Transfer) -> Call[None]:
-        return self.does(f"open_transfer {transfer.size}", lambda: None)
+    def open_transfers(self, transfers: tuple[Transfer, ...]) -> Call[None]:
+        return self.does(f"open_transfer {' '.join(str(each.size) for each in transfers)}", lambda: None)
 
     def send_weights(self, version: int) -> Call[Manifest | None]:
         def send() -> Manifest | None:

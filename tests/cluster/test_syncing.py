@@ -204,3 +204,16 @@ def test_what_would_come_again_in_an_engine_loses_nobody(stack: Stack) -> None:
     with pytest.raises(OutOfMemory):
         stack.weights.publish(1)
     assert len(stack.engines) == 2 and not stack.engines[0].lost
+
+
+def test_engines_that_share_a_gpu_join_transfers_of_their_own(stack: Stack) -> None:
+    """NCCL takes a GPU once in a group, so the second engine of each GPU is in a second group."""
+    stack.fleet.gather(wait=True)
+    stack.engines[1].lane = 1
+    stack.weights.publish(0)
+    assert stack.seen("transfer") == [
+        "trainer rank 0 offer_transfer",
+        "trainer rank 0 open_transfer 2 2",
+        "engine 0 join_transfer local://here 1 of 2",
+        "engine 1 join_transfer local://lane-1 1 of 2",
+    ]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.plan.placement import Node, crowded, grouped, place, refusal
+from grpo.plan.placement import Node, crowded, grouped, place, refusal, seat
 from tests.plan.preflight.sites import config, node
 
 
@@ -117,6 +117,23 @@ def test_a_refusal_names_layout_and_reason() -> None:
         "1 x trainer rank has none (a share is of one GPU, and two ranks never share one): lower train.ranks, "
         "rollout.engines, train.gpus_per_rank or rollout.gpus_per_engine"
     )
+
+
+@pytest.mark.parametrize("several", range(2, 17))
+def test_engines_per_gpu_fill_whole_gpus_and_each_has_a_seat(several: int) -> None:
+    wanted = config(rollout={"engines": 2 * several, "engines_per_gpu": several}, train={"ranks": 2})
+    groups = [group for group in grouped(wanted, "cuda") if group.count("rollout")]
+    assert [group.count("rollout") for group in groups] == [several, several]
+    assert all(group.gpus == 1 and not group.count("trainer") for group in groups)
+    for group in groups:
+        assert sorted(seat(wanted, index) for _, index in group.members) == list(range(several))
+    assert crowded(wanted, "cuda") == ""
+    assert sum(group.gpus for group in grouped(wanted, "cuda")) == 4
+
+
+def test_an_engine_with_gpus_of_its_own_has_the_first_seat() -> None:
+    wanted = config(rollout={"engines": 3})
+    assert [seat(wanted, index) for index in range(3)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("memory", "refused"), [(0.9, True), (0.5, True), (0.49, False)])

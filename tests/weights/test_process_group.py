@@ -16,7 +16,8 @@ from grpo.config import Config
 from grpo.errors import ClusterError, WeightSyncError
 from grpo.types import Manifest, TensorRecord
 from grpo.weights import process_group, verify
-from grpo.weights.process_group import GroupTransport, choose_backend
+from grpo.weights.process_group import GroupTransport
+from grpo.weights.transport import choose_backend, make_sender, make_transport
 from tests.group_ranks import GROUP_SECONDS, TENSORS, GroupRank
 from tests.ranks import free_port
 
@@ -88,6 +89,46 @@ def test_a_tensor_may_be_freed_before_the_next_is_asked_for() -> None:
     sent, [worker] = transfer(open_group(2), reused_buffer())
     assert [tensor.tolist() for _, tensor in worker] == [[1.0] * 4, [2.0] * 4, [3.0] * 4]
     verify(sent, [Manifest(7, tuple(item for item, _ in worker))])
+
+
+def test_a_sender_of_several_groups_sends_the_same_to_all_and_leaves_all() -> None:
+    """As where engines share GPUs: each group holds every GPU once."""
+    config = Config.model_validate({"model": {"path": "models/none"}, "deadlines": {"sync": 20}})
+    doors = [(f"tcp://127.0.0.1:{free_port()}", size, f"secret {size}") for size in (3, 2)]
+    tensors = some_tensors()
+    with ThreadPoolExecutor(4) as pool:
+        joining = [
+            pool.submit(make_transport, config, "cpu", url, rank, size, secret)
+            for url, size, secret in doors
+            for rank in range(1, size)
+        ]
+        sender = pool.submit(make_sender, config, "cpu", doors).result()
+        ends = [future.result() for future in joining]
+        for version in (1, 2):
+            receiving = [pool.submit(lambda end=end: list(end.receive())) for end in ends]
+            sent = Manifest(version, sender.send(version, iter(tensors)))
+            received = [future.result() for future in receiving]
+            assert len(received) == 3
+            for worker in received:
+                assert all(torch.equal(mine, got) for (_, mine), (_, got) in zip(tensors, worker, strict=True))
+            verify(sent, [Manifest(version, tuple(item for item, _ in worker)) for worker in received])
+        waiting = [pool.submit(within, 30, lambda end=end: list(end.receive())) for end in ends]
+        sender.close()
+        assert all(isinstance(future.result(), ClusterError) for future in waiting)
+
+
+def test_a_receiver_that_leaves_one_group_ends_the_sender_of_all() -> None:
+    config = Config.model_validate({"model": {"path": "models/none"}, "deadlines": {"sync": 5}})
+    doors = [(f"tcp://127.0.0.1:{free_port()}", 2, f"secret {lane}") for lane in range(2)]
+    with ThreadPoolExecutor(3) as pool:
+        joining = [pool.submit(make_transport, config, "cpu", url, 1, size, secret) for url, size, secret in doors]
+        sender = pool.submit(make_sender, config, "cpu", doors).result()
+        first, second = (future.result() for future in joining)
+        reading = pool.submit(within, 30, lambda: list(first.receive()))
+        second.close()
+        with pytest.raises(ClusterError, match="broke off"):
+            sender.send(1, iter(some_tensors()))
+        assert isinstance(reading.result(), ClusterError), "nobody waits for a sender that is gone"
 
 
 class Zeroing(GroupTransport):
@@ -283,6 +324,8 @@ def test_a_group_that_moves_no_data_is_refused_on_both_ends(monkeypatch: pytest.
         ({}, "nccl", "gloo"),
         ({"rollout": {"gpus_per_engine": 0.5}, "train": {"gpus_per_rank": 0.5}}, "gloo", "gloo"),
         ({"rollout": {"gpus_per_engine": 2}}, "nccl", "gloo"),
+        ({"rollout": {"engines": 2, "engines_per_gpu": 2}}, "nccl", "gloo"),
+        ({"train": {"gpus_per_rank": 0.5}}, "gloo", "gloo"),
         ({"sync": {"transport": "gloo"}}, "gloo", "gloo"),
         ({"sync": {"transport": "nccl"}, "rollout": {"gpus_per_engine": 0.5}}, "nccl", "nccl"),
     ],

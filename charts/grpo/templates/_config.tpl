@@ -77,7 +77,9 @@ fetch.yaml: |
 {{- define "grpo.gpusPerActor" -}}
 {{- if eq .role "rollout" -}}
 {{- $parallel := include "grpo.config.get" (list .root "rollout" "tensor_parallel" 1) -}}
-{{- include "grpo.config.get" (list .root "rollout" "gpus_per_engine" $parallel) -}}
+{{- $several := include "grpo.config.get" (list .root "rollout" "engines_per_gpu" 1) | int -}}
+{{- $each := ternary (divf (div 10000 $several) 10000 | toString) $parallel (gt $several 1) -}}
+{{- include "grpo.config.get" (list .root "rollout" "gpus_per_engine" $each) -}}
 {{- else -}}
 {{- include "grpo.config.get" (list .root "train" "gpus_per_rank" 1) -}}
 {{- end -}}
