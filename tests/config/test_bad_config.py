@@ -183,7 +183,7 @@ COMBINATIONS = {
     "sync.every=3": "checkpoint.every = 10 must be a multiple of sync.every = 3",
     "checkpoint.every=7 sync.every=2": "checkpoint.every = 7 must be a multiple of sync.every = 2",
     "rollout.gpus_per_engine=1.5": "must be a whole number of GPUs or a share of one",
-    "rollout.engines_per_gpu=2 rollout.tensor_parallel=2": "engines_per_gpu = 2, but rollout.tensor_parallel = 2; remove",
+    "rollout.engines_per_gpu=2 rollout.tensor_parallel=2": "engines_per_gpu = 2, but rollout.tensor_parallel = 2",
     "rollout.engines_per_gpu=2 rollout.gpus_per_engine=0.5": "but rollout.gpus_per_engine = 0.5; remove one of them",
     "train.gpus_per_rank=0.001": "must be greater than or equal to 0.01",
     "eval.temperature=0.001": "must be 0 (greedy) or at least 0.01",
