@@ -21,11 +21,19 @@ MOST_TOKENS = 64
 
 @dataclass
 class Part:
-    """Tokens of one request, and their logprobs by step, that its client has not heard of."""
+    """Tokens of one request that its client has not heard of, with their logprobs and ranks if it wants those."""
 
     client: int
     tokens: list[int] = field(default_factory=list)
-    logprobs: list[LogprobsLists] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+
+    def add(self, output: EngineCoreOutput) -> None:
+        """What one output tells, behind all that was added."""
+        self.tokens += output.new_token_ids
+        if output.new_logprobs is not None:
+            self.logprobs += output.new_logprobs.logprobs[:, 0].tolist()
+            self.ranks += output.new_logprobs.sampled_token_ranks.tolist()
 
 
 class Held:
@@ -63,9 +71,7 @@ class Held:
             else:
                 return False
         if not ends and len(part.tokens) < MOST_TOKENS:
-            part.tokens += output.new_token_ids
-            if output.new_logprobs is not None:
-                part.logprobs.append(output.new_logprobs)
+            part.add(output)
             return True
         del self._parts[output.request_id]
         _told(output, part)
@@ -74,14 +80,16 @@ class Held:
     def _may_wait(self, name: str) -> bool:
         request = self.requests.get(name)
         params: SamplingParams | None = request.sampling_params if request is not None else None
-        return params is not None and params.output_kind == RequestOutputKind.FINAL_ONLY and not params.stop
+        if params is None or params.output_kind != RequestOutputKind.FINAL_ONLY:
+            return False
+        return not params.stop and params.num_logprobs in (None, 0)  # 0: of the sampled token alone
 
 
 def _told(output: EngineCoreOutput, part: Part) -> EngineCoreOutput:
     """The output with what was held before it."""
-    output.new_token_ids = [*part.tokens, *output.new_token_ids]
-    steps = [*part.logprobs, *([output.new_logprobs] if output.new_logprobs is not None else [])]
-    if steps:
-        ids, logprobs, ranks = (np.concatenate([step[column] for step in steps]) for column in range(3))
-        output.new_logprobs = LogprobsLists(ids, logprobs, ranks)
+    part.add(output)
+    output.new_token_ids = part.tokens
+    if part.logprobs:
+        ids, logprobs = np.array(part.tokens, dtype=np.int32), np.array(part.logprobs, dtype=np.float32)
+        output.new_logprobs = LogprobsLists(ids[:, None], logprobs[:, None], np.array(part.ranks, dtype=np.int64))
     return output

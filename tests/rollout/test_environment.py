@@ -31,7 +31,13 @@ def test_an_engine_knows_whether_its_gpu_is_shared(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(environment.os, "environ", {})
     monkeypatch.setattr(environment.tempfile, "mkdtemp", lambda **_: "/nowhere")
-    for gpus, shares in ((None, False), (1, False), (0.5, True)):
-        config = Config.model_validate({"model": {"path": "m"}, "rollout": {"gpus_per_engine": gpus}})
+    for rollout, shares in (
+        ({}, False),
+        ({"gpus_per_engine": 1}, False),
+        ({"gpus_per_engine": 0.5}, True),
+        ({"engines_per_gpu": 2}, True),
+    ):
+        environment.os.environ.clear()
+        config = Config.model_validate({"model": {"path": "m"}, "rollout": rollout})
         environment.prepare_environment(config, "cuda")
         assert (environment.SHARES_GPU in environment.os.environ) is shares

@@ -18,8 +18,11 @@ from vllm.v1.outputs import LogprobsLists  # noqa: E402
 from grpo.rollout.holding import MOST_TOKENS, Held  # noqa: E402
 
 
-def request(stop: list[str] | None = None, kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY) -> Any:
-    return SimpleNamespace(sampling_params=SamplingParams(stop=stop, output_kind=kind, detokenize=bool(stop)))
+def request(
+    stop: list[str] | None = None, kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY, logprobs: int = 0
+) -> Any:
+    params = SamplingParams(stop=stop, output_kind=kind, logprobs=logprobs, detokenize=bool(stop))
+    return SimpleNamespace(sampling_params=params)
 
 
 def made(name: str, token: int, ends: bool = False, first: bool = False) -> EngineCoreOutput:
@@ -100,7 +103,11 @@ def test_the_first_token_comes_at_once_and_the_others_with_the_last() -> None:
     assert [output.new_token_ids for output in last[0].outputs] == [[2, 3]]
 
 
-@pytest.mark.parametrize("asked", [request(stop=["#"]), request(kind=RequestOutputKind.DELTA)])
+@pytest.mark.parametrize(
+    "asked",
+    [request(stop=["#"]), request(kind=RequestOutputKind.DELTA), request(logprobs=3)],
+    ids=["stop", "stream", "3"],
+)
 def test_who_needs_every_token_gets_every_token(asked: Any) -> None:
     held = Held({"a": asked})
     for token in range(3):
