@@ -30,9 +30,13 @@ DEFAULT = "H100"
 
 # Shares of those limits. Measured: two H200, 1.54 billion parameters, 64 prompts x 8 completions (docs/performance.md).
 TRAIN_SHARE = 0.30
-"""Of the matrix peak, on forwarded tokens: 0.28 to 0.34 with completions of 200 tokens, 0.23 with 512."""
-ENGINE_TOKENS = 23_000.0
-"""Tokens a second of one engine, whatever the GPU: its core is one Python thread (19 to 26 thousand, by the host)."""
+"""Of the matrix peak, on forwarded tokens: 0.25 to 0.34 with completions of 200 tokens, 0.23 with 512."""
+COMPILED_SHARE = 0.41
+"""The same with compiled layers: 0.34 to 0.45 with 200 tokens, by the micro-batch, 0.43 with 512."""
+ENGINE_TOKENS = 26_000.0
+"""Tokens a second of one engine, whatever the GPU: its core is one Python thread (20 to 31 thousand, by the host)."""
+SHARED_TOKENS = 40_000.0
+"""Of several engines on one GPU together (36 to 42 thousand with two to four): what one runs, others wait for."""
 DECODE_SHARE = 0.5
 """Of what memory and matrix units allow, where the GPU is slower than that thread. Assumed, not measured."""
 LINK_SHARE = 0.5

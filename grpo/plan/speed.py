@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 
 from grpo.config import Config
 from grpo.plan.gpus import (
+    COMPILED_SHARE,
     DECODE_SHARE,
     ENGINE_TOKENS,
     FIXED_SYNC,
     FLOOR,
     LINK_SHARE,
     RECEIVE_RATE,
+    SHARED_TOKENS,
     SYNC_RATE,
     TRAIN_SHARE,
     Gpu,
@@ -99,9 +101,11 @@ def rates_of(config: Config, shape: Shape, gpu: Gpu, work: Work, engines: int, t
     computed = rows * (2 * shape.parameters + 4 * shape.layers * width * context) / peak
     decode = DECODE_SHARE * rows / max(read, computed) * tensor_parallel
     visible = FIXED_SYNC + weights / min(SYNC_RATE, LINK_SHARE * gpu.link)
+    several = config.rollout.engines_per_gpu
+    compiled = config.train.compile is True or (config.train.compile == "auto" and config.train.zero_stage < 3)
     return Rates(
-        engine_tokens=min(ENGINE_TOKENS, decode),
-        rank_flops=TRAIN_SHARE * peak,
+        engine_tokens=min(ENGINE_TOKENS, SHARED_TOKENS / several if several > 1 else ENGINE_TOKENS, decode),
+        rank_flops=(COMPILED_SHARE if compiled else TRAIN_SHARE) * peak,
         sync=visible,
         switch=visible,
         receive=FIXED_SYNC + weights / min(RECEIVE_RATE, LINK_SHARE * gpu.link),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.engine import EngineCoreEvent, EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import LogprobsLists
 
 MOST_TOKENS = 64
@@ -21,16 +21,18 @@ MOST_TOKENS = 64
 
 @dataclass
 class Part:
-    """Tokens of one request that its client has not heard of, with their logprobs and ranks if it wants those."""
+    """Tokens and events of one request that its client has not heard of, with logprobs and ranks if it wants those."""
 
     client: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
+    events: list[EngineCoreEvent] = field(default_factory=list)
 
     def add(self, output: EngineCoreOutput) -> None:
         """What one output tells, behind all that was added."""
         self.tokens += output.new_token_ids
+        self.events += output.events or ()
         if output.new_logprobs is not None:
             self.logprobs += output.new_logprobs.logprobs[:, 0].tolist()
             self.ranks += output.new_logprobs.sampled_token_ranks.tolist()
@@ -88,7 +90,7 @@ class Held:
 def _told(output: EngineCoreOutput, part: Part) -> EngineCoreOutput:
     """The output with what was held before it."""
     part.add(output)
-    output.new_token_ids = part.tokens
+    output.new_token_ids, output.events = part.tokens, part.events or None
     if part.logprobs:
         ids, logprobs = np.array(part.tokens, dtype=np.int32), np.array(part.logprobs, dtype=np.float32)
         output.new_logprobs = LogprobsLists(ids[:, None], logprobs[:, None], np.array(part.ranks, dtype=np.int64))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.outputs import LogprobsLists
 
@@ -25,6 +25,7 @@ def made(name: str, token: int, ends: bool = False, first: bool = False) -> Engi
         new_logprobs=LogprobsLists(
             np.array([[token]], dtype=np.int32), np.array([[-token]], dtype=np.float32), np.array([token], dtype=int)
         ),
+        events=[EngineCoreEvent(EngineCoreEventType.PREEMPTED, float(token))],
         finish_reason=FinishReason.LENGTH if ends else None,
         prefill_stats=PrefillStats() if first else None,
     )
@@ -41,6 +42,7 @@ class Client:
     def hear(self, outputs: EngineCoreOutputs) -> None:
         for output in outputs.outputs:
             self.messages += 1
+            assert [event.timestamp for event in output.events or ()] == output.new_token_ids
             self.tokens.setdefault(output.request_id, []).extend(output.new_token_ids)
             versions = [str(outputs.weight_version)] * len(output.new_token_ids)
             self.versions.setdefault(output.request_id, []).extend(versions)
