@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 
 from grpo.config import Train
-from grpo.trainer.deepspeed_private import Shards, leave_ops_uncompiled
+from grpo.trainer.deepspeed_private import Shards, add_in_place, leave_ops_uncompiled
 from grpo.trainer.model import Policy
 
 
@@ -58,6 +58,7 @@ class Engine:
         self.engine, self.optimizer, *_ = deepspeed.initialize(
             model=policy, optimizer=optimizer, config=engine_config(train, bf16), dist_init_required=False
         )
+        add_in_place(self.optimizer)
         self.world_size = world_size
         self.shards = Shards(self.optimizer, policy)
 
@@ -106,7 +107,7 @@ def engine_config(train: Train, bf16: bool) -> dict[str, object]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": train.max_grad_norm,
-        "bf16": {"enabled": bf16},
+        "bf16": {"enabled": bf16, "immediate_grad_update": True},  # else each is kept, zeroed and added to once more
         "zero_optimization": {"stage": train.zero_stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

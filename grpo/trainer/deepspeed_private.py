@@ -21,6 +21,22 @@ def leave_ops_uncompiled() -> None:
     vars(deepspeed.ops)["__compatible_ops__"] = {}
 
 
+def add_in_place(optimizer: Any) -> None:
+    """Stage 1 in bf16: a gradient is added to its fp32 sum as it is; DeepSpeed makes an fp32 copy of it first."""
+    if not hasattr(optimizer, "_update_hp_grad"):
+        return
+
+    @torch.no_grad()
+    def add(param: Any, group: int, place: int, clear_lp_grads: bool) -> None:
+        if param.grad is not None:
+            total = optimizer.fp32_groups_gradients[group][place]
+            total.add_(param.grad.view(total.shape))
+            param._hp_grad = total
+            optimizer.fp32_groups_has_gradients[group][place] = True
+
+    optimizer._update_hp_grad = add
+
+
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 
 
