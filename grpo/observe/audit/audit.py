@@ -74,8 +74,8 @@ class _Audit:
             found = f"checkpoints/{self.seals[-1].name} has sealed some and there are none"
             raise refuted(BOOKS, "the books are as checkpoints have sealed them", found, "they were taken away")
         raise NotProved(
-            f"{self.run_dir}: a proof needs {BOOKS}, but there is none: the run is older than they are, or "
-            f"has not begun; its {len(sealed)} checkpoints are whole, the rest is not proved"
+            f"{self.run_dir}: a proof needs {BOOKS}, but there is none: the run is older than they are, is "
+            f"a warm-up, or has not begun; its {len(sealed)} checkpoints are whole, the rest is not proved"
         )
 
     @property
