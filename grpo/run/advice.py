@@ -152,7 +152,9 @@ def less_memory(text: str, where: Where) -> str:
         more = f" or {length}, or raise rollout.tensor_parallel" if where.phase == "start" else ""
         return f"lower {cache}{more}"
     if where.phase == "start":
-        return "raise train.zero_stage (to 3) or train.ranks, use model.dtype bfloat16, or a smaller model"
+        tried = train.tokens_per_micro_batch == "auto" and not where.on_cpu
+        number = ", or give train.tokens_per_micro_batch as a number, which tries nothing" if tried else ""
+        return f"raise train.zero_stage (to 3) or train.ranks, use model.dtype bfloat16, or a smaller model{number}"
     if where.phase == "save" and where.config.checkpoint.background and not re.search("CUDA|GPU", text):
         return "give it more memory, or set checkpoint.background: false, which needs no copy of the state on the host"
     budget = train.tokens_per_micro_batch

@@ -70,7 +70,7 @@ def told(error: BaseException, at: Where) -> GrpoError:
             r"; lower model.max_length \(now 2048\) and train.tokens_per_micro_batch \(now 2048\), lower "
             r"rollout.memory_utilization \(now 0.9\), whose engine shares the GPU$",
         ),
-        (OutOfMemoryError(CUDA), where("trainer", "start"), "start: .*; raise train.zero_stage .*bfloat16"),
+        (OutOfMemoryError(CUDA), where("trainer", "start"), "; raise train.zero_stage .*bfloat16.*as a number"),
         (OutOfMemoryError(CUDA), where("trainer", "save"), "^save: trainer rank 1 is out of memory on its GPU"),
         (
             OutOfMemoryError(CUDA),
