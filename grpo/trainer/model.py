@@ -152,10 +152,11 @@ def _recomputed(layer: Any, *args: Any, **kwargs: Any) -> Any:
     a gradient must be positional for it.
     """
     layout, names = current_layout(), list(kwargs)
+    single = layer._compiled_call_impl is not None and len(layout.select_T) == 1
 
     def call(*given: Any) -> Any:
         named = dict(zip(names, given[len(args) :], strict=True))
-        with attending(layout), uncompiled(len(layout.select_T) == 1):  # the backward pass has none of its own
+        with attending(layout), uncompiled(single):  # the backward pass has none of its own
             return nn.Module.__call__(layer, *given[: len(args)], **named)
 
     return checkpoint(call, *args, *kwargs.values(), use_reentrant=True, preserve_rng_state=False)
