@@ -5,6 +5,8 @@ import logging
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,13 +18,14 @@ import ray
 from grpo.cluster import processes, ray_private
 from grpo.cluster.private_folder import PrivateFolder
 from grpo.config import Config
-from grpo.errors import ClusterError, Interrupted
+from grpo.errors import ClusterError, ConfigError, Interrupted
 from grpo.run import shell
 from grpo.run.layout import LOGS
 from grpo.run.stopping import StopRequest
 from grpo.run.watchdog import start_watchdog
 
 SHUTDOWN_SECONDS = 20.0  # for Ray to leave a cluster
+IMPORT_SECONDS = 60.0  # for all that Ray's daemons import; on a busy machine nothing is concluded
 PAUSE_SECONDS = 2.0  # before a Ray that did not come up is started again
 
 
@@ -38,7 +41,7 @@ class LocalRay:
         """Ray with as many CPUs as the actors reserve, again and again within `deadlines.start`.
 
         Ray itself gives its node 30 s and no more. Raises ClusterError; ConfigError if there is no place for its
-        folder; Interrupted.
+        folder or Ray's processes cannot import what they need; Interrupted.
         """
         passed = self.config.cluster.environment
         shell.forget_ray(passed)
@@ -65,6 +68,11 @@ class LocalRay:
             self.stop_request.check()
             if isinstance(error, SystemExit):
                 raise Interrupted("stopped by SIGTERM")
+            if broken := broken_imports(given):
+                raise ConfigError(
+                    f"Ray's own processes must find all that they import, but: {broken}; install Ray and what it needs "
+                    "in one environment (what PYTHONPATH names is searched behind the installed packages)"
+                ) from error
             if time.monotonic() - began > seconds:
                 raise ClusterError(
                     f"Ray must come up on this machine within deadlines.start = {seconds:g} s, but: {said}; the "
@@ -102,6 +110,17 @@ class LocalRay:
             with contextlib.suppress(OSError):
                 keep_logs(Path(self.folder.ray), Path(self.config.run.dir, LOGS))
         self._ending.close()
+
+
+def broken_imports(environment: dict[str, str]) -> str:
+    """What keeps Ray's daemons from starting, however long one waits, or ""; they would end without a word of it."""
+    command = [sys.executable, "-c", f"import {', '.join(ray_private.DAEMONS)}"]
+    try:
+        tried = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=IMPORT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return ""
+    said = tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"]
+    return said[-1] if tried.returncode else ""
 
 
 def keep_logs(folder: Path, target: Path) -> None:

@@ -21,6 +21,8 @@ PREEMPTION = 2
 END_SECONDS = 10
 ALIVE = 0
 """State of a node in Ray's table; also the number that protobuf leaves out."""
+DAEMONS = ("ray.dashboard.dashboard", "ray.dashboard.agent", "ray._private.runtime_env.agent.main")
+"""Python programs that Ray starts beside its own binaries."""
 
 
 def read_settings() -> None:

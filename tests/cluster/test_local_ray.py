@@ -12,7 +12,7 @@ import pytest
 from grpo.cluster import local_ray as module
 from grpo.cluster.local_ray import LocalRay, processes_below_us
 from grpo.cluster.session import Session, session
-from grpo.errors import ClusterError, DataError, Interrupted
+from grpo.errors import ClusterError, ConfigError, DataError, Interrupted
 from grpo.interfaces import Call
 from grpo.run.stopping import StopRequest
 from tests.cluster.actors import SECONDS, make, make_config
@@ -158,6 +158,19 @@ def test_one_that_does_not_come_up_is_started_again_within_the_deadline(
         path = local.folder.path
         local.end(failed=False)
     assert not os.path.exists(path)
+
+
+def test_packages_that_ray_cannot_import_are_told_at_once(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its daemons would end without a word, and it would be started again until the deadline."""
+    (tmp_path / "google.py").write_text("raise ImportError('an older release lies in front')")
+    quick.setattr(module.ray, "init", BusyRay(99).init)
+    quick.setattr(module.shell, "environment", lambda *_: dict(os.environ))
+    quick.setattr(module.PrivateFolder, "modules", str(tmp_path), raising=False)
+    with StopRequest(30) as stop:
+        local = LocalRay(make_config(tmp_path / "run", deadlines={"start": 900}), stop, lambda _: None)
+        with pytest.raises(ConfigError, match="Ray's own .* ImportError: an older release lies in front; install"):
+            local.start()
+        local.end(failed=False)
 
 
 def test_a_stop_while_ray_starts_is_heard(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
