@@ -164,7 +164,7 @@ def test_packages_that_ray_cannot_import_are_told_at_once(quick: pytest.MonkeyPa
     """Its daemons would end without a word, and it would be started again until the deadline."""
     (tmp_path / "google.py").write_text("raise ImportError('an older release lies in front')")
     quick.setattr(module.ray, "init", BusyRay(99).init)
-    quick.setattr(module.shell, "environment", lambda *_: dict(os.environ))
+    quick.setattr(module.shell, "environment", lambda *_: {**os.environ, "PYTHONSAFEPATH": "1"})
     quick.setattr(module.PrivateFolder, "modules", str(tmp_path), raising=False)
     with StopRequest(30) as stop:
         local = LocalRay(make_config(tmp_path / "run", deadlines={"start": 900}), stop, lambda _: None)
