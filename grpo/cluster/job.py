@@ -30,7 +30,7 @@ from grpo.errors import BugError, GrpoError
 from grpo.interfaces import Components, Engine, Worker
 from grpo.observe.progress import RunProgress
 from grpo.observe.recorder import RunRecorder
-from grpo.plan.placement import gpus_of, seat
+from grpo.plan.placement import gpus_of
 from grpo.rewards.built_in import answers_by_source, answers_of
 from grpo.rewards.registry import RewardScorer
 from grpo.rollout.ahead import AheadCollector
@@ -55,7 +55,7 @@ END_SECONDS = 10.0
 def placed_engine(cluster: Session, config: Config, index: int, actor: type[EngineActor] = VLLMActor) -> Engine:
     """An engine in an actor, on a node for rollouts."""
     placed, needs = cluster.place(actor, "rollout", gpus_of(config, "rollout"), config, index, cluster.device)
-    lane = seat(config, index) if choose_backend(config, cluster.device) == "nccl" else 0
+    lane = cluster.shared.lane("rollout", index) if choose_backend(config, cluster.device) == "nccl" else 0
     return RayEngine(placed, index, needs, receivers=config.rollout.tensor_parallel, lane=lane)
 
 

@@ -27,6 +27,11 @@ class SharedGpus:
             self._made[group] = self._make(group)
         return PlacementGroupSchedulingStrategy(self._made[group], placement_group_bundle_index=0)
 
+    def lane(self, role: Role, index: int) -> int:
+        """The place of an actor among those of its role that share its GPU, from 0 on."""
+        group = self.groups.get((role, index))
+        return group.seat(role, index) if group else 0
+
     def _make(self, group: Group) -> PlacementGroup:
         """A whole GPU, so that no other group gets a part of it."""
         bundle = {"CPU": CPUS * len(group.members), "GPU": group.gpus}

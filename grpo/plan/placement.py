@@ -53,6 +53,10 @@ class Group:
         """How many actors of the role are in it."""
         return sum(member == role for member, _ in self.members)
 
+    def seat(self, role: Role, index: int) -> int:
+        """The place of an actor among those of its role, from 0 on."""
+        return [member for member in self.members if member[0] == role].index((role, index))
+
     def may_be_on(self, node: Node) -> bool:
         """Whether all of them may be there."""
         return all(node.may_host(role) for role, _ in self.members)
@@ -127,15 +131,6 @@ def grouped(config: Config, device: str, mixed: bool = True, roles: Sequence[Rol
     return groups + [Group(tuple(members), 1) for members in shared]
 
 
-def seat(config: Config, index: int) -> int:
-    """The place of an engine among those that share its GPU, from 0 on."""
-    for group in grouped(config, "cuda"):
-        engines = [member for member in group.members if member[0] == "rollout"]
-        if ("rollout", index) in engines:
-            return engines.index(("rollout", index))
-    raise IndexError(f"no engine {index}")
-
-
 def _fits(room: float, share: float) -> int:
     return int((room + SMALL) / share) if share else 0
 
@@ -186,9 +181,12 @@ def refusal(config: Config, device: str, nodes: Sequence[Node], roles: Sequence[
     wanted, gpus = needs(config, device), sum(int(node.gpus) for node in nodes)
     layout = " and ".join(f"{actors(config, role)} x {ACTORS[role]} with {wanted[role]:g} GPU each" for role in roles)
     lacking = " and ".join(f"{count} x {ACTORS[role]}" for role, count in missing.items() if count)
+    lower = "train.ranks, rollout.engines, train.gpus_per_rank or rollout.gpus_per_engine"
+    if config.rollout.engines_per_gpu > 1:
+        lower = "train.ranks, rollout.engines or train.gpus_per_rank, or raise rollout.engines_per_gpu"
     return (
         f"{layout} must find their places on {gpus} GPUs, but {lacking} has none (a share is of one GPU, and two ranks "
-        "never share one): lower train.ranks, rollout.engines, train.gpus_per_rank or rollout.gpus_per_engine"
+        f"never share one): lower {lower}"
     )
 
 

@@ -99,9 +99,9 @@ def rates_of(config: Config, shape: Shape, gpu: Gpu, work: Work, engines: int, t
     width = shape.heads * shape.head_dim
     read = (weights + rows * context * 2 * shape.layers * shape.kv_width * size) / gpu.bandwidth
     computed = rows * (2 * shape.parameters + 4 * shape.layers * width * context) / peak
-    decode = DECODE_SHARE * rows / max(read, computed) * tensor_parallel
-    visible = FIXED_SYNC + weights / min(SYNC_RATE, LINK_SHARE * gpu.link)
     several = config.rollout.engines_per_gpu
+    decode = DECODE_SHARE * rows / max(read, computed) * tensor_parallel / several
+    visible = FIXED_SYNC + weights / min(SYNC_RATE, LINK_SHARE * gpu.link)
     compiled = config.train.compile is True or (config.train.compile == "auto" and config.train.zero_stage < 3)
     return Rates(
         engine_tokens=min(ENGINE_TOKENS, SHARED_TOKENS / several if several > 1 else ENGINE_TOKENS, decode),

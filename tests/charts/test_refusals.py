@@ -63,7 +63,19 @@ def test_what_does_not_fit_is_refused(values: dict[str, Any], sentence: str) -> 
 def test_a_tensor_parallel_engine_needs_all_its_gpus_in_one_pod() -> None:
     values = on_gpus()
     values["config"]["rollout"]["tensor_parallel"] = 2
-    assert "need 2 GPUs each (config.rollout.tensor_parallel, gpus_per_engine)" in refusal(values)
+    assert "need 2 GPUs each (config.rollout.tensor_parallel, gpus_per_engine, engines_per_gpu)" in refusal(values)
+
+
+@pytest.mark.parametrize("several", [2, 3, 7, 16])
+def test_engines_that_share_gpus_need_so_many_pods(several: int) -> None:
+    values = on_gpus(several + 1, rollout={"replicas": 2, "resources": GPU})
+    values["config"]["rollout"]["engines_per_gpu"] = several
+    template(values)
+    values["rollout"]["replicas"] = 3
+    assert f"replicas is 3, but the {several + 1} engines share 2 GPUs" in refusal(values)
+    values["config"]["rollout"]["engines"] = 2 * several
+    values["rollout"]["replicas"] = 1
+    assert f"{2 * several} of the {2 * several} engines share a pod" in refusal(values)
 
 
 def test_null_is_the_default() -> None:

@@ -13,7 +13,7 @@ from grpo.cluster.session import Session, session
 from grpo.cluster.sharing import SharedGpus
 from grpo.config import Config
 from grpo.errors import ConfigError
-from grpo.plan.placement import ROLES, actors, gpus_of, place
+from grpo.plan.placement import ROLES, Node, actors, gpus_of, place
 from grpo.run.stopping import StopRequest
 from tests.cluster.actors import Actor, make_config
 
@@ -79,6 +79,21 @@ def test_ranks_have_a_gpu_each_and_engines_the_rest_of_them(
         for gpu in gpus:
             load[gpu] += min(1, layout[1] if "rollout" in name else layout[3])
     assert max(load) <= 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "lanes"), [((None, None), [0, 0]), (("rollout", "trainer"), [0, 1])], ids=["beside ranks", "apart"]
+)
+def test_engines_on_the_same_gpu_are_on_different_lanes(
+    labels: tuple[str | None, str | None], lanes: list[int], tmp_path: Path
+) -> None:
+    """By the layout that the nodes allow: NCCL takes a GPU once in each group."""
+    nodes = [Node(str(n), str(n), "", label, cpus=8, gpus=2) for n, label in enumerate(labels)]
+    config = cuda(tmp_path, 2, 0.5, 2, 0.5)
+    shared = SharedGpus(place(config, "cuda", nodes).groups, config.cluster.role_label)
+    assert [shared.lane("rollout", index) for index in range(2)] == lanes
+    whole = cuda(tmp_path, 2, 2, 2, 1)
+    assert SharedGpus(place(whole, "cuda", nodes).groups, "").lane("rollout", 1) == 0
 
 
 @pytest.mark.slow

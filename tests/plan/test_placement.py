@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.plan.placement import Node, crowded, grouped, place, refusal, seat
+from grpo.plan.placement import Node, crowded, grouped, place, refusal
 from tests.plan.preflight.sites import config, node
 
 
@@ -126,14 +126,21 @@ def test_engines_per_gpu_fill_whole_gpus_and_each_has_a_seat(several: int) -> No
     assert [group.count("rollout") for group in groups] == [several, several]
     assert all(group.gpus == 1 and not group.count("trainer") for group in groups)
     for group in groups:
-        assert sorted(seat(wanted, index) for _, index in group.members) == list(range(several))
+        assert [group.seat(role, index) for role, index in group.members] == list(range(several))
     assert crowded(wanted, "cuda") == ""
     assert sum(group.gpus for group in grouped(wanted, "cuda")) == 4
 
 
-def test_an_engine_with_gpus_of_its_own_has_the_first_seat() -> None:
-    wanted = config(rollout={"engines": 3})
-    assert [seat(wanted, index) for index in range(3)] == [0, 0, 0]
+def test_a_rank_has_no_seat_among_the_engines_beside_it() -> None:
+    (group,) = grouped(config(rollout={"engines": 2, "gpus_per_engine": 0.3}, train={"gpus_per_rank": 0.4}), "cuda")
+    assert [group.seat(*member) for member in group.members] == [0, 0, 1]
+
+
+def test_a_refusal_names_the_knob_that_is_used() -> None:
+    wanted = config(rollout={"engines": 4, "engines_per_gpu": 2})
+    text = refusal(wanted, "cuda", [node("a", gpus=2)])
+    assert "rollout.engines or train.gpus_per_rank, or raise rollout.engines_per_gpu" in text
+    assert "gpus_per_engine" not in text
 
 
 @pytest.mark.parametrize(("memory", "refused"), [(0.9, True), (0.5, True), (0.49, False)])

@@ -127,6 +127,17 @@ def test_a_slow_gpu_and_a_large_model_leave_the_host_behind(tmp_path: Path) -> N
     assert rates_of(run, shape, GPUS["L40S"], work, 1, 1).rank_flops < rates_of(run, shape, H200, work, 1, 1).rank_flops
 
 
+def test_engines_that_share_a_slow_gpu_share_its_speed(tmp_path: Path) -> None:
+    shape = QWEN_1_5B | {"L": 200}
+    rollout = ROLLOUT | {"engines": 2, "max_tokens": 200}
+    apart, shared = (config(tmp_path, shape, rollout=rollout | {"engines_per_gpu": several}) for several in (1, 2))
+    rates = [
+        rates_of(each, read_shape(each), GPUS["L40S"], work_of(each, 118), 2, 1).engine_tokens
+        for each in (apart, shared)
+    ]
+    assert rates[0] < 26_000 and rates[1] == rates[0] / 2
+
+
 def test_types_are_found_however_they_are_written_and_others_are_refused() -> None:
     assert gpu_named(" h200 ") is H200
     with pytest.raises(Exception, match="--gpu must be one of A100-40, A100, L40S, H100, H200, B200, not 'TPU'"):

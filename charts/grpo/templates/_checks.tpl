@@ -184,7 +184,7 @@
 {{- define "grpo.checks.placement" -}}
 {{- $values := .root.Values -}}
 {{- $role := .role -}}
-{{- $keys := dict "rollout" (list "config.rollout.engines" "engines" "config.rollout.tensor_parallel, gpus_per_engine") "trainer" (list "config.train.ranks" "ranks" "config.train.gpus_per_rank") -}}
+{{- $keys := dict "rollout" (list "config.rollout.engines" "engines" "config.rollout.tensor_parallel, gpus_per_engine, engines_per_gpu") "trainer" (list "config.train.ranks" "ranks" "config.train.gpus_per_rank") -}}
 {{- $group := get $values $role -}}
 {{- $actors := include "grpo.actors" . | int -}}
 {{- if gt (int $group.replicas) $actors -}}
@@ -196,6 +196,11 @@
 {{- $each := include "grpo.gpusPerActor" . | float64 -}}
 {{- $per := include "grpo.actorsPerPod" . | int -}}
 {{- $has := include "grpo.gpusPerPod" $group | int -}}
+{{- $together := ternary (floor (divf 1.0001 $each)) 1.0 (and (eq $role "rollout") (lt $each 1.0)) -}}
+{{- $taken := ceil (divf $actors $together) | int -}}
+{{- if gt (int $group.replicas) $taken -}}
+{{- fail (printf "\n\n%s.replicas is %d, but the %d %s share %d GPUs (%s): pods would hold their nodes and do nothing. Lower replicas or raise %s." $role (int $group.replicas) $actors (index (get $keys $role) 1) $taken (index (get $keys $role) 2) (index (get $keys $role) 0)) -}}
+{{- end -}}
 {{- if gt (mulf $each $per) (float64 $has) -}}
 {{- fail (printf "\n\n%d of the %d %s share a pod and need %v GPUs each (%s), but a pod of %s has %d. Raise %s.resources.limits or %s.replicas, or set config.cluster.device to cpu." $per $actors (index (get $keys $role) 1) $each (index (get $keys $role) 2) $role $has $role $role) -}}
 {{- end -}}

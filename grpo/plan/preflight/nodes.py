@@ -49,7 +49,7 @@ def _room(site: Site, role: Role, missing: int) -> Check:
     gpus = needs(config, site.device)[role]
     each = f"1 CPU and {gpus:g} GPU{'s' * (gpus > 1)}" if gpus else "1 CPU"
     rule = f"{wanted} x {ACTORS[role]}, each with {each}"
-    if role == "rollout" and site.device == "cuda" and gpus < config.rollout.tensor_parallel:
+    if role == "rollout" and site.device == "cuda" and max(gpus, 1) < config.rollout.tensor_parallel:
         split = config.rollout.tensor_parallel
         text = f"rollout.tensor_parallel = {split}, but an engine reserves {gpus:g}; remove rollout.gpus_per_engine"
         return Check(role, "failed", text)

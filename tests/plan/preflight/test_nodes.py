@@ -29,6 +29,14 @@ def test_a_missing_label_a_small_group_and_a_small_pool_are_told_apart() -> None
     assert (share.status, "rollout.tensor_parallel = 2, but an engine reserves 1" in share.text) == ("failed", True)
 
 
+@pytest.mark.parametrize("shared", [{"gpus_per_engine": 0.5}, {"engines_per_gpu": 2}])
+def test_engines_that_share_a_gpu_have_room_there(shared: dict[str, Any]) -> None:
+    one = [node("r-0", "rollout", gpus=1), node("t-0", "trainer", gpus=1)]
+    layout = {"rollout": {"engines": 2, "memory_utilization": 0.4} | shared}
+    assert [check.status for check in nodes.room(Site(config(**layout), "cuda", one, {}, facts()))] == ["ok", "ok"]
+    assert nodes.layout(Site(config(**layout), "cuda", one, {}, facts())) == []
+
+
 def test_a_label_that_is_no_role_is_a_warning() -> None:
     found = {node("x", "rolout"): facts()}
     assert nodes.labels(site(config(), found)).status == "warning"
