@@ -42,6 +42,9 @@ def check_config_diff(old: Mapping[str, object], config: Config) -> None:
     unknown = sorted(set(config.run.allow_drift) - set(before))
     if unknown:
         raise ConfigError(f"run.allow_drift: must name keys such as train.learning_rate, but {unknown[0]} is none")
+    tokens = "train.tokens_per_micro_batch"
+    if now[tokens] == "auto" and before[tokens] == config.fixed_tokens:  # an older default; a run keeps its own
+        before[tokens] = "auto"
     allowed = FREE | set(config.run.allow_drift)
     changes = [
         f"{key}: {json.dumps(before[key])} -> {json.dumps(now[key]) if key in now else 'no such key'}"

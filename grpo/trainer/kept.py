@@ -15,7 +15,7 @@ from grpo.trainer.model import Policy
 from grpo.trainer.published import PublishedVersions
 from grpo.trainer.snapshot import StateSnapshot
 from grpo.trainer.state import StateFolder, drift_file, rng_file
-from grpo.trainer.token_budget import kept_tokens
+from grpo.trainer.token_budget import kept_tokens, tokens_before
 from grpo.trainer.validation import SkipBudget
 from grpo.trainer.weights import LiveWeights
 from grpo.types import TensorRecord
@@ -119,7 +119,7 @@ class Kept:
         header = self._state_folder(folder).read(self.device, self.drift)
         self.budget.in_row = int(header["counters"].get("skipped_in_row", 0))
         fault_point("resume.loaded", step, self.rank)
-        return self._go_on(bool(header.get("compiled")), header.get("tokens_per_micro_batch"))
+        return self._go_on(bool(header.get("compiled")), tokens_before(self.config, header))
 
     def _go_on(self, compiled: bool, tokens: object) -> tuple[str, ...]:
         """As the steps before were made, as far as it goes; lines that say how far it does not."""

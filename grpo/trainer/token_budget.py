@@ -4,7 +4,7 @@ Micro-batches of growing size are run through the engine, forward and backward, 
 longest that there may be, so what a step runs needs no more. All ranks take what the one with the least room takes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -117,6 +117,15 @@ def fitting_tokens(room: Callable[[int], float], first: int) -> int:
             return wanted // GRAIN * GRAIN if wanted > GRAIN else wanted
         tokens = wanted
     return tokens // GRAIN * GRAIN
+
+
+def tokens_before(config: Config, header: Mapping[str, object]) -> object:
+    """Those of the run that a checkpoint is of, by the header of its state; None where nobody knows them.
+
+    An older one does not name them. What it had is no other number than today's, or `run.allow_drift` says so.
+    """
+    drifts = "train.tokens_per_micro_batch" in config.run.allow_drift
+    return header.get("tokens_per_micro_batch", None if drifts else config.fixed_tokens)
 
 
 def kept_tokens(config: Config, chosen: int, before: object) -> int:

@@ -86,6 +86,23 @@ def test_a_key_that_is_new_had_its_default():
         check_config_diff(old, make(**SAME | {"train": {**SAME["train"], "learning_rate": 0.5}}))
 
 
+@pytest.mark.parametrize(("before", "differs"), [(8192, False), (4096, True)])
+def test_the_number_of_tokens_that_was_the_default_is_auto_now(before, differs):
+    """A run that was begun with it keeps it (`tokens_before`)."""
+    old = saved(make(**SAME))
+    old["train"]["tokens_per_micro_batch"] = before
+    if not differs:
+        check_config_diff(old, make(**SAME))
+        return
+    with pytest.raises(ConfigError, match='train.tokens_per_micro_batch: 4096 -> "auto"'):
+        check_config_diff(old, make(**SAME))
+
+
+def test_auto_is_no_number_where_a_gpu_has_decided():
+    with pytest.raises(ConfigError, match='train.tokens_per_micro_batch: "auto" -> 8192'):
+        check_config_diff(OLD, make(**SAME | {"train": {**SAME["train"], "tokens_per_micro_batch": 8192}}))
+
+
 def test_a_key_that_is_gone_counts_until_it_is_allowed():
     old = saved(make(**SAME))
     old["train"]["momentum"] = 0.5

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.config import Config
-from grpo.trainer.token_budget import FIRST, GRAIN, MOST, choose_tokens, fitting_tokens, kept_tokens, measure_tokens
+from grpo.trainer.token_budget import (
+    FIRST,
+    GRAIN,
+    MOST,
+    choose_tokens,
+    fitting_tokens,
+    kept_tokens,
+    measure_tokens,
+    tokens_before,
+)
 from tests.models import random_samples, tiny_folder
 from tests.ranks import free_port, run_ranks
 from tests.trainer.test_policy_trainer import moving_parts, open_trainer, settings
@@ -121,6 +130,16 @@ def test_ranks_choose_what_the_smallest_has_room_for_and_nothing_stays(tmp_path:
 def test_a_run_keeps_what_it_began_with(given, chosen, before, expected):
     config = settings(Path("/model"), train={"tokens_per_micro_batch": given})
     assert kept_tokens(config, chosen, before) == expected
+
+
+@pytest.mark.parametrize(
+    ("header", "allowed", "expected"),
+    [({"tokens_per_micro_batch": 29696}, (), 29696), ({}, (), 8192), ({}, ("train.tokens_per_micro_batch",), None)],
+)
+def test_a_run_of_a_time_before_had_the_number_that_auto_is_on_a_cpu(header, allowed, expected):
+    train = {"tokens_per_micro_batch": "auto"}
+    config = settings(Path("/model"), train=train, run={"allow_drift": allowed})
+    assert tokens_before(config, header) == expected
 
 
 @pytest.mark.parametrize(("length", "expected"), [(24, 8192), (10_000, 10_000)])
