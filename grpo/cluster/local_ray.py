@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -26,6 +27,8 @@ from grpo.run.watchdog import start_watchdog
 
 SHUTDOWN_SECONDS = 20.0  # for Ray to leave a cluster
 IMPORT_SECONDS = 60.0  # for all that Ray's daemons import; on a busy machine nothing is concluded
+ERROR = re.compile(r"[\w.]+(Error|Exception): ")  # what follows it may have several lines
+PASSING = ("MemoryError", "OSError", "BlockingIOError")  # of a machine that is full
 PAUSE_SECONDS = 2.0  # before a Ray that did not come up is started again
 
 
@@ -68,7 +71,9 @@ class LocalRay:
             self.stop_request.check()
             if isinstance(error, SystemExit):
                 raise Interrupted("stopped by SIGTERM")
-            if broken := broken_imports(given):
+            with self.stop_request.abortable():
+                broken = broken_imports(given)
+            if broken:
                 raise ConfigError(
                     f"Ray's own processes must find all that they import, but: {broken}; install Ray and what it needs "
                     "in one environment (what PYTHONPATH names is searched behind the installed packages)"
@@ -117,10 +122,12 @@ def broken_imports(environment: dict[str, str]) -> str:
     command = [sys.executable, "-c", f"import {', '.join(ray_private.DAEMONS)}"]
     try:
         tried = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=IMPORT_SECONDS)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, OSError):
         return ""
-    said = tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"]
-    return said[-1] if tried.returncode else ""
+    lines = tried.stderr.strip().splitlines() or [""]
+    said = next(filter(ERROR.match, reversed(lines)), lines[-1])
+    lasting = tried.returncode == 1 and not said.startswith(PASSING)  # by a signal it ends otherwise
+    return said if lasting else ""
 
 
 def keep_logs(folder: Path, target: Path) -> None:

@@ -173,6 +173,36 @@ def test_packages_that_ray_cannot_import_are_told_at_once(quick: pytest.MonkeyPa
         local.end(failed=False)
 
 
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (
+            "raise TypeError('Descriptors cannot be created.\\nMore: https://x')",
+            "TypeError: Descriptors cannot be created.",
+        ),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", ""),  # no memory
+        ("import os, signal; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(9)", ""),  # Ctrl-C for all
+        ("raise MemoryError()", ""),
+        ("raise OSError(24, 'Too many open files')", ""),
+        ("pass", ""),
+    ],
+)
+def test_only_what_would_come_again_is_a_broken_import(
+    code: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "daemon.py").write_text(code)
+    monkeypatch.setattr(module.ray_private, "DAEMONS", ("daemon",))
+    assert module.broken_imports(os.environ | {"PYTHONPATH": str(tmp_path)}) == told
+
+
+def test_no_room_for_a_process_is_no_broken_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    assert module.broken_imports({}) == ""
+
+
 def test_a_stop_while_ray_starts_is_heard(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def init(**_: object) -> None:
         raise SystemExit(15)
