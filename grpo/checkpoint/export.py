@@ -27,7 +27,7 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
     `out` exists, CheckpointError if there is no such policy, if it is damaged, or if it cannot be written, StoreLost if
     the bucket that holds it does not answer.
     """
-    if out.exists() or out.is_symlink():
+    if os.path.lexists(out):
         raise ConfigError(f"OUT: the folder must be new, but {out} exists; choose another or delete it")
     store = open_store(checkpoints_url(checkpoint_dir(run_dir), run_dir))
     if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(store.url)):
@@ -56,9 +56,9 @@ def policy_of(path: Path) -> Path:
     Raises ConfigError for what is none of these, CheckpointError for a run without a whole checkpoint.
     """
     for folder in (path, path / POLICY):
-        if (folder / "config.json").is_file():
+        if os.path.isfile(folder / "config.json"):  # Path.is_file raises for a name that is too long or closed to us
             return folder
-    if not (path / CONFIG).is_file():
+    if not os.path.isfile(path / CONFIG):
         raise ConfigError(f"{path}: must be the folder of a run or of a model (config.json), but is none; correct it")
     store = open_store(checkpoints_url(checkpoint_dir(path), path))
     if not store.renames:

@@ -25,6 +25,8 @@ NOTES = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
 FINAL = re.compile(r"^[ \t]*####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 """GSM8K's last line."""
 
+EMPTY = Problem("", "is empty without its calculator notes; fill it in or remove the row")
+
 
 def formatted(text: str, form: Literal["as_is", "gsm8k", "boxed"]) -> str:
     """A completion as `sft.format` says."""
@@ -70,13 +72,14 @@ class Completions:
         template = self.rendering.template
         if template is None:
             alone = self.rendering.by_library
-            return [("" if alone else str(chat[-1]["content"]), str(answer["content"])) for chat, answer in chats]
+            plain = [("" if alone else str(chat[-1]["content"]), str(answer["content"])) for chat, answer in chats]
+            return [both if both[1].strip() else EMPTY for both in plain]
         prompts = template.render([chat for chat, _ in chats])
         wholes = template.render([[*chat, answer] for chat, answer in chats], generation=False)
         texts: list[tuple[str, str] | Problem] = []
         for (_, answer), prompt, whole in zip(chats, prompts, wholes, strict=True):
             if not answer["content"].strip():
-                texts.append(Problem("", "is empty without its calculator notes; fill it in or remove the row"))
+                texts.append(EMPTY)
             elif isinstance(prompt, str) and isinstance(whole, str):
                 texts.append((prompt, self._behind(prompt, whole, str(answer["content"]))))
             else:

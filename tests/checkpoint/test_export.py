@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from grpo.checkpoint import Checkpoints
-from grpo.checkpoint.export import check_policy, export
+from grpo.checkpoint.export import check_policy, export, policy_of
 from grpo.config.load import dump_config
 from grpo.errors import CheckpointError, ConfigError
 from grpo.store import open_store
@@ -245,3 +245,19 @@ def test_a_file_of_another_size_or_a_pipe_is_not_copied(tmp_path, name):
     with pytest.raises(CheckpointError, match=name):
         export(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "y/" * 3000], ids=["name", "path"])
+def test_what_is_too_long_for_a_folder_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="must be the folder of a run or of a model"):
+        policy_of(tmp_path / name)
+    save_policy(tmp_path / "run", 1)
+    with pytest.raises(CheckpointError, match="OUT: .* too long"):
+        export(tmp_path / "run", tmp_path / name)
+
+
+def test_the_policy_of_a_model_a_warm_up_and_a_run(tmp_path):
+    policy = save_policy(tmp_path / "run", 3)
+    assert policy_of(tmp_path / "run") == policy == policy_of(policy)
+    make_policy(tmp_path / "sft" / "policy", 1)
+    assert policy_of(tmp_path / "sft") == tmp_path / "sft" / "policy"

@@ -171,6 +171,14 @@ def test_a_bad_completion_names_row_and_column(row, says, tmp_path):
     assert says in str(caught.value) and "rows.jsonl:1" in str(caught.value)
 
 
+@pytest.mark.parametrize("template", [CHATML, MISTRAL, None], ids=["ChatML", "Mistral", "no template"])
+def test_of_notes_alone_nothing_is_left_to_teach(template, tmp_path):
+    with pytest.raises(DataError, match="rows.jsonl:1: answer: is empty without its calculator notes"):
+        tokenizer = chat_tokenizer(template, eos_token="</s>")
+        rows = {"question": "q?", "answer": " <<1+1=2>> "}
+        load(tmp_path, tokenizer, rows, rewards=[{"function": "format"}], sft={"format": "gsm8k"})
+
+
 def test_a_model_that_nothing_ends_is_refused(tmp_path):
     tokenizer = chat_tokenizer(CHATML, eos_token=None)
     with pytest.raises(ConfigError, match="eos_token"):
