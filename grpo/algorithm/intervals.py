@@ -9,8 +9,7 @@ from math import sqrt
 from typing import NamedTuple
 
 from grpo.algorithm.evaluation import by_prompt, score_evaluation
-from grpo.config import MOST_ROWS, Config
-from grpo.config.paths import ARITHMETIC
+from grpo.config import Config
 from grpo.rewards.built_in import AnswerOf
 from grpo.types import Group, Sampling, Stats
 
@@ -39,13 +38,6 @@ def full_passes(config: Config) -> dict[str, Sampling]:
         "greedy": Sampling(1, longest, 0.0, 1.0),
         "sampled": Sampling(several, longest, config.eval.temperature or 1.0, 1.0),
     }
-
-
-def with_all_rows(config: Config) -> Config:
-    """The same with every held-out row; of the built-in task, which makes any number, as many as it says."""
-    made = (config.eval.source or config.data.source) == ARITHMETIC and not config.data.sources
-    rows = config.eval.prompts if made else MOST_ROWS
-    return config.model_copy(update={"eval": config.eval.model_copy(update={"prompts": rows})})
 
 
 def judged(

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from grpo.algorithm.intervals import Evaluation, full_passes, judged, with_all_rows
+from grpo.algorithm.intervals import Evaluation, full_passes, judged
 from grpo.algorithm.schedule import rate_change
 from grpo.checkpoint import Checkpoints, Commit
 from grpo.cluster.actor_protocols import EngineActor, RankActor
@@ -228,9 +228,8 @@ def evaluate(config: Config, full: bool = False) -> list[Evaluation]:
     `full`: all rows of the split, once greedily and once sampled, several times each.
     """
     passes = full_passes(config) if full else {"": eval_sampling(config)}
-    config = with_all_rows(config) if full else config
     with StopRequest(config.run.grace_seconds) as stop, RewardScorer(config) as rewards:
-        loaded = eval_prompts(config, load_tokenizer(config))
+        loaded = eval_prompts(config, load_tokenizer(config), whole=full)
         held_out = loaded.prompts
         for note in loaded.notes:
             print(note)

@@ -65,13 +65,16 @@ def train_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase", now: dat
     return replace(loaded, notes=(*loaded.notes, *rendering.notes))
 
 
-def eval_prompts(config: Config, tokenizer: "PreTrainedTokenizerBase", now: datetime | None = None) -> Loaded:
+def eval_prompts(
+    config: Config, tokenizer: "PreTrainedTokenizerBase", now: datetime | None = None, whole: bool = False
+) -> Loaded:
     """At most `eval.prompts` held-out prompts: the rows with the lowest hash of their text, whatever the run's seed.
 
-    The whole split is checked all the same. Raises: DataError; ConfigError, also where training would see these rows.
+    The whole split is checked all the same, and `whole` taken, of the built-in task, which makes any number,
+    `eval.prompts` rows. Raises: DataError; ConfigError, also where training would see these rows.
     """
     rendering = Rendering(config, tokenizer, now)
-    loaded = _held_out(config, rendering)
+    loaded = _held_out(config, rendering, whole=whole)
     return replace(loaded, notes=(*loaded.notes, *rendering.notes))
 
 
@@ -89,11 +92,15 @@ def _train(config: Config, rendering: Rendering, completions: Completions | None
     return _all(train_sources(config), config, rendering, "data", completions)
 
 
-def _held_out(config: Config, rendering: Rendering, completions: Completions | None = None) -> Loaded:
+def _held_out(
+    config: Config, rendering: Rendering, completions: Completions | None = None, whole: bool = False
+) -> Loaded:
     sources = eval_sources(config)
     if not sources:
         return Loaded(())
     loaded = _all(sources, config, rendering, "eval", completions)
+    if whole:
+        return loaded
     texts = [[prompt.question, prompt.answer] for prompt in loaded.prompts]
     ranked = sorted(range(len(texts)), key=lambda index: (digest(texts[index]), index))
     chosen = sorted(ranked[: config.eval.prompts])

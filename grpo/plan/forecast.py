@@ -9,7 +9,6 @@ from grpo.plan.gpus import gpu_named
 from grpo.plan.measured import Measured, Row, measured
 from grpo.plan.memory import Plan, make_plan
 from grpo.plan.model_size import read_shape
-from grpo.plan.placement import ROLES, gpus_of
 from grpo.plan.speed import Work, work_of
 from grpo.plan.splits import Split, gpus_used, predicted, splits
 
@@ -74,7 +73,7 @@ def forecast(
     gpus = question.gpus or min(MOST_GPUS, max(2, gpus_used(config)))
     all_splits = splits(config, gpu, gpu_gib, gpus, work, rates)
     note = "" if all_splits else f"{gpus} GPUs cannot be filled by engines and ranks of this run"
-    if any(gpus_of(config, role) < 1 for role in ROLES):
+    if any(share < 1 for share in (config.rollout.gpus_per_engine or 1, config.train.gpus_per_rank or 1)):
         note = "engines and ranks that share a GPU slow each other down, which is not in these figures"
     return Forecast(memory, work, source, own, gpus, all_splits[:BEST], seconds, note)
 

@@ -207,7 +207,9 @@ def gpu_problems(made: Plan, config: Config) -> list[str]:
     elif reason := crowded(config, "cuda"):
         found.append(reason)
     if made.kv_tokens_gpu < config.model.max_length:
-        found.append("an engine's GPU cannot hold one row beside the weights: raise rollout.tensor_parallel")
+        several = config.rollout.engines_per_gpu > 1
+        way_out = "lower rollout.engines_per_gpu" if several else "raise rollout.tensor_parallel"
+        found.append(f"an engine's GPU cannot hold one row beside the weights: {way_out}")
     return found
 
 

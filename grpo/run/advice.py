@@ -142,14 +142,16 @@ def less_memory(text: str, where: Where) -> str:
     share = f"rollout.memory_utilization (now {rollout.memory_utilization:g})"
     cache = f"rollout.kv_cache_gib (now {rollout.kv_cache_gib:g})" if where.on_cpu else share
     length = f"model.max_length (now {model.max_length})"
+    fewer = f", or lower rollout.engines_per_gpu (now {rollout.engines_per_gpu})" * (rollout.engines_per_gpu > 1)
     if any(said in text for said in CACHE_TOO_SMALL):
-        return f"raise {cache}, or lower {length}"
+        return f"raise {cache}, or lower {length}{'' if where.on_cpu else fewer}"
     if TAKEN_BY_OTHERS in text:
         return f"lower {share}, or end what else uses this memory"
     if where.role not in NAMES:
         return "give it more memory, or lower rollout.prompts_per_step x samples_per_prompt"
     if where.role == "rollout":
-        more = f" or {length}, or raise rollout.tensor_parallel" if where.phase == "start" else ""
+        parallel = fewer or ", or raise rollout.tensor_parallel"
+        more = f" or {length}{parallel}" if where.phase == "start" else ""
         return f"lower {cache}{more}"
     if where.phase == "start":
         tried = train.tokens_per_micro_batch == "auto" and not where.on_cpu

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.algorithm.intervals import bootstrap, full_passes, interval, judged, wilson, with_all_rows
+from grpo.algorithm.intervals import bootstrap, full_passes, interval, judged, wilson
 from grpo.config import Config
 from grpo.rewards.gsm8k import final_number
 from tests.runs import make_group
@@ -51,6 +51,3 @@ def test_what_a_whole_evaluation_is() -> None:
     greedy, sampled = full_passes(config).values()
     assert (greedy.samples_per_prompt, greedy.temperature) == (1, 0.0)
     assert (sampled.samples_per_prompt, sampled.temperature) == (8, 1.0)
-    assert with_all_rows(config).eval.prompts == 2**20
-    made = Config.model_validate(sections | {"data": {"source": "arithmetic"}})
-    assert with_all_rows(made).eval.prompts == 3

@@ -188,6 +188,21 @@ def test_eval_chooses_the_same_rows_whatever_the_seed_and_their_order(in_tmp, to
     assert chosen("rows.jsonl", 99) == [row["question"] for row in rows]
 
 
+def test_a_whole_evaluation_takes_every_row_and_of_what_has_no_end_eval_prompts(in_tmp, tokenizer):
+    rows = [{"question": f"{number}+{number}?", "answer": str(2 * number)} for number in range(30)]
+    write_lines(in_tmp / "test.jsonl", *rows)
+
+    def counted(data, held_out=None):
+        config = configure(data, {"prompts": 4} | (held_out or {}), max_length=256)
+        return len(eval_prompts(config, tokenizer, whole=True).prompts)
+
+    named = [{"name": "made", "source": "arithmetic"}, {"name": "own", "source": "{split}.jsonl"}]
+    assert counted({"source": "{split}.jsonl"}) == 30
+    assert counted({"source": "arithmetic"}) == 4
+    assert counted({"sources": named}) == 4 + 30
+    assert counted({"sources": named[1:]}, {"source": "arithmetic"}) == 4
+
+
 # Fingerprint
 
 

@@ -156,3 +156,12 @@ def test_the_command_prints_lines_or_one_object(tmp_path: Path) -> None:
 
 def test_all_of_it_is_plain(tmp_path: Path) -> None:
     json.dumps(plain(forecast(run_of(tmp_path), Question("B200", gpus=4))), allow_nan=False)
+
+
+@pytest.mark.parametrize(("shared", "noted"), [({"gpus_per_engine": 0.5}, True), ({"engines_per_gpu": 2}, False)])
+def test_what_the_figures_do_not_know_of_shared_gpus_is_noted(
+    tmp_path: Path, shared: dict[str, Any], noted: bool
+) -> None:
+    run = run_of(tmp_path, rollout={"engines": 2, "memory_utilization": 0.4} | shared)
+    note = forecast(run, Question("H200"), None).note
+    assert ("share a GPU slow each other down" in note) == noted

@@ -177,6 +177,9 @@ def test_what_does_not_fit_is_said_with_the_way_out(tmp_path: Path) -> None:
     rank, engine = " raise train.zero_stage or train.ranks, lower", " raise rollout.tensor_parallel"
     assert [text.startswith(start) for text, start in zip(warned("cuda"), (rank, engine), strict=True)] == [True, True]
     assert warned("cpu") == [" raise it"]
+    several = {"rollout": {"engines": 4, "engines_per_gpu": 4}, "cluster": {"device": "cuda"}}
+    (warning,) = make_plan(config(tmp_path, QWEN_1_5B, **several), gpu_gib=12).warnings[-1:]
+    assert warning.endswith("cannot hold one row beside the weights: lower rollout.engines_per_gpu")
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,16 @@ def told(error: BaseException, at: Where) -> GrpoError:
         ),
         (OutOfMemoryError(CUDA), where("rollout", "receive_weights"), r"^weight sync: engine 1 is out of memory"),
         (OutOfMemoryError(CUDA), where("rollout", "start"), r"^start: .*memory_utilization.*rollout.tensor_parallel$"),
+        (
+            OutOfMemoryError(CUDA),
+            where("rollout", "start", rollout={"engines_per_gpu": 3}),
+            r"memory_utilization \(now 0.9\) or model.max_length .*, or lower rollout.engines_per_gpu \(now 3\)$",
+        ),
+        (
+            ValueError(KV),
+            where("rollout", "start", rollout={"engines_per_gpu": 3}),
+            r"; raise rollout.memory_utilization .*, or lower model.max_length .*, or lower rollout.engines_per_gpu",
+        ),
         (ValueError(KV), where("rollout", "start"), r"4.0 GiB KV.*1.5 GiB.* 768\..*; raise rollout.memory_utilization"),
         (
             ValueError(KV),
