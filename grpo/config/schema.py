@@ -153,6 +153,12 @@ class Rollout(Section):
         """Share of a GPU's memory of one engine."""
         return self.memory_utilization / self.engines_per_gpu
 
+    @property
+    def sharing(self) -> int:
+        """Engines on one GPU, at most."""
+        share = self.gpus_per_engine or 1.0
+        return self.engines_per_gpu if share >= 1 else max(1, min(self.engines, int(1.0001 / share)))
+
     @model_validator(mode="after")
     def _check_shared(self) -> "Rollout":
         other = "tensor_parallel" if self.tensor_parallel > 1 else "gpus_per_engine"

@@ -81,7 +81,7 @@ def pod_table(made: Plan, config: Config) -> Table:
         out.add_column(name, justify="right")
     pods = [made.pods[role] for role in ("controller", "rollout", "trainer")]
     on_gpu = made.device != "cpu"
-    gpus = [f"{gpus_of(config, role):g}" if on_gpu else "0" for role in ("rollout", "trainer")]
+    gpus = [f"{math.ceil(gpus_of(config, role))}" if on_gpu else "0" for role in ("rollout", "trainer")]
     out.add_row("pods", "1", str(config.rollout.engines), str(config.train.ranks))
     out.add_row("GPUs", "0", *gpus)
     out.add_row("/dev/shm", *(gib(pod.shm) for pod in pods))

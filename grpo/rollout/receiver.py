@@ -28,6 +28,8 @@ class Receiver:
     vllm_config: Any
     transport: Transport | None = None
     shadow: Shadow | None = None
+    sharing = 1
+    """Engines that share the GPU, at most."""
 
     def ping(self) -> None:
         """Does nothing: its answer shows that the worker still takes calls between two steps."""
@@ -42,7 +44,7 @@ class Receiver:
         `config` is the run's, as JSON.
         """
         parsed = Config.model_validate_json(config)
-        self.shadow = None
+        self.shadow, self.sharing = None, parsed.rollout.sharing
         if self.transport is not None:
             self.transport.close()
             self.transport = None
@@ -73,7 +75,7 @@ class Receiver:
         """Begins to take what the trainer sends into a copy beside the model; `received_ahead` tells of its end."""
         assert self.transport is not None, "receive_ahead before join_transfer"
         assert self.shadow is None or self.shadow.ended, "one version is received at a time"
-        self.shadow = Shadow(version, self.transport, expected, self.device)
+        self.shadow = Shadow(version, self.transport, expected, self.device, self.sharing)
 
     def received_ahead(self) -> tuple[list[PlainRecord], list[str]] | None:
         """What `receive_tensors` returns, of the copy; None as long as something is to come. Raises what broke it."""

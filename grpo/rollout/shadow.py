@@ -11,7 +11,8 @@ from grpo.weights import Transport
 from grpo.weights.digest import records, sums
 
 SPARE = 2.0
-"""A GPU takes the copy if it has so many times its size free; else pinned host memory does."""
+"""A GPU takes the copy if it has so many times its size free beside those of engines that share it; else pinned host
+memory does."""
 
 TOGETHER, TOGETHER_BYTES = 32, 256 << 20
 """Tensors that are looked at once more with one wait for the GPU; so many bytes at most that must be brought there."""
@@ -41,16 +42,22 @@ class Announced:
 
 
 class Shadow:
-    """One version, read from a transfer by a thread of its own; `take` hands its tensors over, once."""
+    """One version, read from a transfer by a thread of its own; `take` hands its tensors over, once.
 
-    def __init__(self, version: int, transport: Transport, expected: Expected, device: torch.device) -> None:
+    `sharing` engines at most are on its GPU, which all take a copy at the same time.
+    """
+
+    def __init__(
+        self, version: int, transport: Transport, expected: Expected, device: torch.device, sharing: int = 1
+    ) -> None:
         self.version, self.transport, self.device = version, transport, device
         self.announced = Announced(expected)
         self.problems: list[str] = []
         self.error: BaseException | None = None
         self._tensors: list[tuple[TensorRecord, torch.Tensor]] = []
         size = sum(TensorRecord(name, tuple(shape), dtype).nbytes for name, shape, dtype in expected)
-        self.on_device = device.type != "cuda" or torch.cuda.mem_get_info(device)[0] > SPARE * size
+        needed = (SPARE + sharing - 1) * size
+        self.on_device = device.type != "cuda" or torch.cuda.mem_get_info(device)[0] > needed
         self._thread = threading.Thread(target=self._read, name="receive-ahead", daemon=True)
         self._thread.start()
 
