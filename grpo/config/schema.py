@@ -401,11 +401,6 @@ class Config(Section):
                 f"each rank needs a row of each minibatch: rollout.prompts_per_step x samples_per_prompt = {rows}, "
                 f"train.minibatches x train.ranks = {shares}; lower train.minibatches"
             )
-        if self.sft.rows_per_step < self.train.ranks:
-            raise ValueError(
-                f"each rank needs a row of each step: sft.rows_per_step = {self.sft.rows_per_step} is below "
-                f"train.ranks = {self.train.ranks}; raise sft.rows_per_step"
-            )
         by_name: dict[str, RewardFunction] = {}
         for reward in self.all_rewards:
             first = by_name.setdefault(reward.name, reward)

@@ -4,6 +4,7 @@ import math
 from fractions import Fraction
 
 from grpo.config.schema import Algorithm, Config, Rollout, Sync
+from grpo.errors import ConfigError
 
 FOLDER = "sft"
 """Below run.dir and checkpoint.dir, so that the warm-up and the run have folders of their own."""
@@ -13,9 +14,14 @@ LONGEST_NAME = 47
 def supervised(config: Config) -> Config:
     """The same model, rows, trainer and machines; a run of its own, whose knobs are those of `sft`.
 
-    What has no meaning for it is left at its default, so that it may change between two starts.
+    What has no meaning for it is left at its default, so that it may change between two starts. Raises ConfigError.
     """
     run, train, sft, bucket = config.run, config.train, config.sft, config.checkpoint.dir
+    if sft.rows_per_step < train.ranks:  # found here: a run without a warm-up may have any number of ranks
+        raise ConfigError(
+            f"each rank needs a row of each step: sft.rows_per_step = {sft.rows_per_step} is below train.ranks = "
+            f"{train.ranks}; raise sft.rows_per_step"
+        )
     name = f"{run.name[: LONGEST_NAME - len(FOLDER) - 1].rstrip('-')}-{FOLDER}"
     rate = {"learning_rate": sft.learning_rate, "schedule": sft.schedule, "warmup_steps": 0}
     sections = {

@@ -61,5 +61,10 @@ def test_a_warm_up_goes_on_with_its_own_knobs_and_a_run_does_not_look_at_them() 
 def test_bad_values_are_refused(sft: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         configure(sft=sft)
-    with pytest.raises(ValidationError, match="each rank needs a row of each step"):
-        configure(sft={"rows_per_step": 1}, train={"ranks": 2})
+
+
+@pytest.mark.parametrize("sections", [{"sft": {"rows_per_step": 1}, "train": {"ranks": 2}}, {"train": {"ranks": 64}}])
+def test_each_rank_of_a_warm_up_needs_a_row_but_not_of_a_run_without_one(sections: dict[str, object]) -> None:
+    config = configure(**sections)
+    with pytest.raises(ConfigError, match="each rank needs a row of each step: sft.rows_per_step .* raise"):
+        supervised(config)
