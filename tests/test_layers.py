@@ -16,7 +16,7 @@ FLOORS = (
     {"checkpoint", "rewards", "weights"},
     {"algorithm", "data", "interfaces"},
     {"controller", "observe", "plan", "rollout", "trainer"},
-    {"cluster"},
+    {"cluster", "kubernetes"},
     {"cli"},
     {"__main__"},
 )

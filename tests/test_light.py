@@ -14,7 +14,16 @@ def loaded(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-MODULES = ["controller", "cli", "data.prompts", "plan.memory", "observe.metrics", "algorithm.advantages"]
+MODULES = [
+    "controller",
+    "cli",
+    "kubernetes.results",
+    "kubernetes.values",
+    "data.prompts",
+    "plan.memory",
+    "observe.metrics",
+    "algorithm.advantages",
+]
 
 
 @pytest.mark.parametrize("module", MODULES)

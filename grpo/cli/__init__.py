@@ -9,6 +9,7 @@ import typer
 import grpo
 from grpo.cli import folders, planning, pods, runs, settings
 from grpo.cli.edge import Edge, failed
+from grpo.cli.k8s import k8s_app
 from grpo.errors import GrpoError
 from grpo.run import screen, shell
 
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show what a configuration may hold or resolves to.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(k8s_app, name="k8s")
 
 
 def _version(show: bool) -> None:

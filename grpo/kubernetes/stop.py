@@ -1,0 +1,106 @@
+"""`grpo k8s stop`: the run commits its last step, then its pods go; it can go on later.
+
+KubeRay takes a suspended RayJob's pods away at once. Their preStop hook is `grpo drain`: beside the driver it is
+SIGTERM and the wait for its commit, in the pods of workers it keeps them until the driver has let them go.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from grpo.config.text import clean
+from grpo.errors import ClusterError, ConfigError, DeadlineExceeded
+from grpo.kubernetes.logs import Say, lines_of, opened
+from grpo.kubernetes.release import HEAD_CONTAINER, Release
+from grpo.kubernetes.status import queued, resume_command
+from grpo.kubernetes.tools import Object
+
+LOOK_SECONDS = 1.0
+GRACE_SECONDS = 30
+"""A pod's, where its template says nothing."""
+MORE_SECONDS = 90.0
+"""What KubeRay and kubelets need around the grace period."""
+
+
+def stop(release: Release, say: Say, seconds: float | None = None) -> None:
+    """Suspends the RayJob, says what the driver says until the last pod is gone, and how the run goes on.
+
+    Raises ConfigError for a run that is over or cannot be suspended, DeadlineExceeded for pods that stay.
+    """
+    if release.over:
+        raise ConfigError(f"stop is for a run that goes on, but {release}; `grpo k8s status` says what there is to do")
+    if not release.spec.get("shutdownAfterJobFinishes"):
+        raise ConfigError(
+            f"KubeRay suspends only a job whose cluster it may delete, but {release} has job.deletionStrategy; "
+            f"`helm{release.cluster.told()} uninstall {release.name}` ends it, with a commit, and keeps its runs"
+        )
+    limit = seconds or grace(release) + MORE_SECONDS
+    head = None if release.suspended else release.head()
+    with ExitStack() as stack:
+        lines: Iterator[str | None] = iter(())
+        if head and head.started:
+            follow = ("logs", head.name, "-c", HEAD_CONTAINER, "-f", "--tail=1")
+            errors = stack.enter_context(tempfile.TemporaryFile())
+            child = stack.enter_context(opened(release.cluster.command("kubectl", *follow), errors))
+            lines = lines_of(child)
+        suspend(release)
+        _until_gone(release, lines, say, limit)
+    say(f"run {release.run} is stopped and its pods are gone. To go on: {resume_command(release)}")
+
+
+def grace(release: Release) -> float:
+    """Seconds between SIGTERM and SIGKILL, of the pods that have most."""
+    cluster = release.spec.get("rayClusterSpec") or {}
+    groups = [cluster.get("headGroupSpec") or {}, *(cluster.get("workerGroupSpecs") or [])]
+    pods = [((group.get("template") or {}).get("spec") or {}) for group in groups]
+    return float(max(int(pod.get("terminationGracePeriodSeconds") or GRACE_SECONDS) for pod in pods))
+
+
+def suspend(release: Release) -> None:
+    """By Kueue where that decides when the job runs, else by the RayJob itself."""
+    cluster = release.cluster
+    if not queued(release):
+        _patch(release, "rayjobs.ray.io", release.job_name, {"spec": {"suspend": True}})
+        return
+    uid = release.job["metadata"].get("uid")
+    workloads = cluster.objects("workloads.kueue.x-k8s.io")
+    for workload in workloads:
+        owners = workload["metadata"].get("ownerReferences") or []
+        if any(owner.get("uid") == uid for owner in owners):
+            _patch(release, "workloads.kueue.x-k8s.io", str(workload["metadata"]["name"]), {"spec": {"active": False}})
+            return
+    raise ClusterError(f"Kueue must have a workload of {release}, but has none yet; try again")
+
+
+def _patch(release: Release, kind: str, name: str, patch: Object) -> None:
+    release.cluster.kubectl("patch", kind, name, "--type", "merge", "-p", json.dumps(patch))
+
+
+def _until_gone(release: Release, lines: Iterator[str | None], say: Say, seconds: float) -> None:
+    end, looked = time.monotonic() + seconds, 0.0
+    while True:
+        for line in lines:
+            if line is not None:
+                say(clean(line))
+            if time.monotonic() > looked + LOOK_SECONDS:
+                break
+        else:
+            time.sleep(LOOK_SECONDS)
+        looked = time.monotonic()
+        left = release.leaving()
+        now = release.again()
+        if now.over:
+            raise ConfigError(f"stop is for a run that goes on, but it came to its end meanwhile: {now}")
+        if now.deployment == "Suspended" and not left:
+            for line in lines:
+                if line is None:
+                    break
+                say(clean(line))
+            return
+        if looked > end:
+            raise DeadlineExceeded(
+                f"the run must end within {seconds:g} s, but {now}, with {len(left)} pods left ({', '.join(left)}); "
+                "it still ends: look at `grpo k8s status`, or wait longer with --seconds"
+            )
