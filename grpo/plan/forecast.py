@@ -75,6 +75,8 @@ def forecast(
     note = "" if all_splits else f"{gpus} GPUs cannot be filled by engines and ranks of this run"
     if any(share < 1 for share in (config.rollout.gpus_per_engine or 1, config.train.gpus_per_rank or 1)):
         note = "engines and ranks that share a GPU slow each other down, which is not in these figures"
+    elif all_splits and found and known and known.rollout.sharing > 1:
+        note = "the rates are those of engines that share a GPU; those of the splits have one each, and are faster"
     return Forecast(memory, work, source, own, gpus, all_splits[:BEST], seconds, note)
 
 

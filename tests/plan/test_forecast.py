@@ -165,3 +165,5 @@ def test_what_the_figures_do_not_know_of_shared_gpus_is_noted(
     run = run_of(tmp_path, rollout={"engines": 2, "memory_utilization": 0.4} | shared)
     note = forecast(run, Question("H200"), None).note
     assert ("share a GPU slow each other down" in note) == noted
+    note = forecast(run, Question("H200", source="runs/x"), run, *made()).note
+    assert ("the rates are those of engines that share a GPU" in note) == (not noted)
