@@ -195,6 +195,21 @@ def test_only_what_would_come_again_is_a_broken_import(
     assert module.broken_imports(os.environ | {"PYTHONPATH": str(tmp_path)}) == told
 
 
+def test_a_stop_while_imports_are_tried_is_heard(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "daemon.py").write_text(
+        "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(50)"
+    )
+    quick.setattr(module.ray_private, "DAEMONS", ("daemon",))
+    quick.setattr(module.ray, "init", BusyRay(99).init)
+    quick.setattr(module.PrivateFolder, "modules", str(tmp_path), raising=False)
+    with StopRequest(30) as stop:
+        local = LocalRay(make_config(tmp_path / "run"), stop, lambda _: None)
+        with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+            local.start()
+        local.end(failed=False)
+    assert not [process for process in processes_below_us() if "import daemon" in process.cmdline()]
+
+
 def test_no_room_for_a_process_is_no_broken_import(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
