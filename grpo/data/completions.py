@@ -25,6 +25,7 @@ NOTES = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
 FINAL = re.compile(r"^[ \t]*####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 """GSM8K's last line."""
 
+MARK = "e5b1c0de-an-answer-0b5e7a11"
 EMPTY = Problem("", "is empty without its calculator notes; fill it in or remove the row")
 
 
@@ -76,12 +77,13 @@ class Completions:
             return [both if both[1].strip() else EMPTY for both in plain]
         prompts = template.render([chat for chat, _ in chats])
         wholes = template.render([[*chat, answer] for chat, answer in chats], generation=False)
+        tails = self._tails(chats, prompts, wholes)
         texts: list[tuple[str, str] | Problem] = []
-        for (_, answer), prompt, whole in zip(chats, prompts, wholes, strict=True):
+        for (_, answer), prompt, whole, tail in zip(chats, prompts, wholes, tails, strict=True):
             if not answer["content"].strip():
                 texts.append(EMPTY)
             elif isinstance(prompt, str) and isinstance(whole, str):
-                texts.append((prompt, self._behind(prompt, whole, str(answer["content"]))))
+                texts.append((prompt, self._behind(prompt, whole, str(answer["content"]), tail)))
             else:
                 error = whole if isinstance(whole, Exception) else prompt
                 refused = f"refuses a conversation that ends with an answer ({said(error)})"  # type: ignore[arg-type]
@@ -89,15 +91,31 @@ class Completions:
                 texts.append(Problem("", f"the chat template {refused}; correct the row", cause))
         return texts
 
-    def _behind(self, prompt: str, whole: str, content: str) -> str:
+    def _tails(
+        self,
+        chats: Sequence[tuple[Chat, Message]],
+        prompts: Sequence[str | Exception],
+        wholes: Sequence[str | Exception],
+    ) -> list[str]:
+        """What the template writes behind each answer that it begins otherwise than a prompt ends; else "".
+
+        By an answer that nothing else spells: one of few letters may stand in the name of an end token too.
+        """
+        odd = [not str(whole).startswith(str(prompt)) for prompt, whole in zip(prompts, wholes, strict=True)]
+        marked = [
+            [*chat, {**answer, "content": MARK}] for (chat, answer), other in zip(chats, odd, strict=True) if other
+        ]
+        assert self.rendering.template
+        made = iter(self.rendering.template.render(marked, generation=False) if marked else [])
+        return [(str(next(made)) if other else MARK).partition(MARK)[2] for other in odd]
+
+    def _behind(self, prompt: str, whole: str, content: str, tail: str) -> str:
         """What the template writes behind the prompt; where it begins an answer otherwise, the answer and its end."""
-        before, found, tail = whole.rpartition(content.strip())
-        if whole.startswith(prompt):
-            text = whole[len(prompt) :]
-        else:
-            text = content + tail if found and before.strip() else content
+        if not whole.startswith(prompt):
             self._note("the chat template writes an answer otherwise than it begins one: it stands behind the prompt")
-        return text[: -len(tail)] if tail and not tail.strip() and text.endswith(tail) else text
+            return content + tail.rstrip()
+        text, blank = whole[len(prompt) :], whole.rpartition(content.strip())[2]
+        return text[: -len(blank)] if blank and not blank.strip() else text
 
     def _ids(self, row: Row, texts: tuple[str, str], prompt: Ids) -> Ids | Problem:
         """The completion's ids, up to its end token."""

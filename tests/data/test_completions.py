@@ -79,6 +79,20 @@ def test_the_mask_is_exact(name, tmp_path):
     assert bool(told) == (name in ("no end", "an end that no engine knows", "begun otherwise"))
 
 
+@pytest.mark.parametrize("answer", ["i", "end", "|", "user", "think", "\n d \n"])
+def test_an_answer_of_few_letters_is_not_looked_for_in_the_end_token(answer, tmp_path):
+    row = {"question": "a, d or i?", "answer": "1", "worked": answer}
+    _, rendering, train = load(tmp_path, chat_tokenizer(OTHERWISE), row, sft={"completion": "worked"})
+    assert rendering.decode(train.prompts[0].completion_ids) == f"{answer}<|im_end|>"
+
+
+def test_a_template_that_leaves_the_answer_out_ends_it_all_the_same(tmp_path):
+    template = OTHERWISE.replace("{{ m.content }}", "{{ m.content if m.role == 'user' else 'left out' }}")
+    row = {"question": "q?", "answer": "1", "worked": "one"}
+    _, rendering, train = load(tmp_path, chat_tokenizer(template), row, sft={"completion": "worked"})
+    assert rendering.decode(train.prompts[0].completion_ids) == "one<|im_end|>"
+
+
 @given(text=st.text(st.characters(blacklist_categories=["Cs", "Cc", "Co"]), min_size=1, max_size=60).filter(str.strip))
 def test_any_text_comes_back(text, tmp_path_factory):
     tokenizer = chat_tokenizer(CHATML)
