@@ -77,6 +77,7 @@ def write_both(rank: int, world_size: int, port: int, configs: list[Config], roo
             if rank == 0:
                 with trainer.published.sending(first) as tensors:
                     assert {name: digest(tensor) for name, tensor in tensors} == copied
+        torch.distributed.barrier()  # rank 0's thread may still write
         trainer.load_state(root / f"{number}-1-later", SAVED)
         answers.append((len(places), weights(trainer) == copied, spoil(trainer)))
     trainer.close()
