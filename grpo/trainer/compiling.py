@@ -126,8 +126,6 @@ def made_up_rows(config: Config, policy: Policy, tokens: int) -> list[Sample]:
             output = tuple(rng.randrange(vocabulary) for _ in range(count))
             left -= count - 1
             rows.append(Sample("trial", 0, prompt, output, (0.0,) * count, ((0, 0),), "stop", "", advantage=1.0))
-            if count == 1:
-                break
     return rows
 
 

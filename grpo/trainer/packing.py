@@ -4,6 +4,7 @@ Everything here is a pure function of its arguments. Every rank computes the who
 one, so nothing is sent between ranks to agree on it. Masks come from lengths, never from pad or end-of-text ids.
 """
 
+import math
 import random
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -49,11 +50,13 @@ def plan_minibatches(
     token_budget: int,
     seed: str,
     skip: Collection[int] = (),
+    laid_out: float = math.inf,
 ) -> tuple[Minibatch, ...]:
     """One pass over the batch: every row is in exactly one minibatch and, unless skipped, in one of its micro-batches.
 
-    `token_budget` is that of a micro-batch. `seed` names the shuffle: "7/step 3/epoch 0". A minibatch's rows with the
-    same prompt stay together as far as that leaves the ranks even. Raises ValueError if a row exceeds the budget.
+    `token_budget` is that of a micro-batch, `laid_out` the most tokens of its rows as attention sees them, each whole
+    with its prompt; a row alone may have more. `seed` names the shuffle: "7/step 3/epoch 0". A minibatch's rows with
+    the same prompt stay together as far as that leaves the ranks even. Raises ValueError if a row exceeds the budget.
     """
     for row, (_, prompt_tokens, own_tokens) in enumerate(row_tokens_B):
         if prompt_tokens + own_tokens > token_budget:
@@ -69,20 +72,22 @@ def plan_minibatches(
     return tuple(
         Minibatch(
             rows=tuple(part),
-            micro_batches=_micro_batches([r for r in part if r not in skipped], row_tokens_B, ranks, token_budget),
+            micro_batches=_micro_batches(
+                [r for r in part if r not in skipped], row_tokens_B, ranks, token_budget, laid_out
+            ),
         )
         for part in parts
     )
 
 
 def _micro_batches(
-    rows: Sequence[int], row_tokens_B: Sequence[RowTokens], ranks: int, token_budget: int
+    rows: Sequence[int], row_tokens_B: Sequence[RowTokens], ranks: int, token_budget: int, laid_out: float
 ) -> tuple[tuple[Rows, ...], ...]:
     """Deals prompt groups to ranks, packs each rank's, and evens the numbers of micro-batches with empty ones."""
-    prompt_groups = _prompt_groups(rows, row_tokens_B, token_budget)
+    prompt_groups = _prompt_groups(rows, row_tokens_B, token_budget, laid_out)
     if ranks > 1:
         share = sum(_cost(prompt_group, row_tokens_B) for prompt_group in prompt_groups) // ranks
-        prompt_groups = _prompt_groups(rows, row_tokens_B, min(token_budget, share // 4))
+        prompt_groups = _prompt_groups(rows, row_tokens_B, min(token_budget, share // 4), laid_out)
     dealt: list[list[Rows]] = [[] for _ in range(ranks)]
     tokens = [0] * ranks
     for prompt_group in sorted(
@@ -91,18 +96,19 @@ def _micro_batches(
         rank = tokens.index(min(tokens))
         dealt[rank].append(prompt_group)
         tokens[rank] += _cost(prompt_group, row_tokens_B)
-    packed = [_fill(mine, row_tokens_B, token_budget) for mine in dealt]
+    packed = [_fill(mine, row_tokens_B, token_budget, laid_out) for mine in dealt]
     count = max(len(micro_batches) for micro_batches in packed)
     return tuple(tuple(micro_batches + [()] * (count - len(micro_batches))) for micro_batches in packed)
 
 
-def _prompt_groups(rows: Sequence[int], row_tokens_B: Sequence[RowTokens], limit: int) -> list[Rows]:
+def _prompt_groups(rows: Sequence[int], row_tokens_B: Sequence[RowTokens], limit: int, laid_out: float) -> list[Rows]:
     """Rows with the same prompt, in groups of at most `limit` tokens (but at least one row), longest row first."""
     prompt_groups: list[list[int]] = []
     latest: dict[Hashable, list[int]] = {}
     for row in sorted(rows, key=lambda row: (-sum(row_tokens_B[row][1:]), row)):
         prompt_group = latest.get(row_tokens_B[row].prompt, [])
-        if not prompt_group or _cost([*prompt_group, row], row_tokens_B) > limit:
+        more = [*prompt_group, row]
+        if not prompt_group or _cost(more, row_tokens_B) > limit or _laid_out(more, row_tokens_B) > laid_out:
             prompt_group = []
             prompt_groups.append(prompt_group)
             latest[row_tokens_B[row].prompt] = prompt_group
@@ -115,19 +121,26 @@ def _cost(prompt_group: Sequence[int], row_tokens_B: Sequence[RowTokens]) -> int
     return row_tokens_B[prompt_group[0]].prompt_tokens + sum(row_tokens_B[row].own_tokens for row in prompt_group)
 
 
-def _fill(prompt_groups: Sequence[Rows], row_tokens_B: Sequence[RowTokens], token_budget: int) -> list[Rows]:
+def _laid_out(rows: Sequence[int], row_tokens_B: Sequence[RowTokens]) -> int:
+    """Tokens of whole rows."""
+    return sum(sum(row_tokens_B[row][1:]) for row in rows)
+
+
+def _fill(
+    prompt_groups: Sequence[Rows], row_tokens_B: Sequence[RowTokens], token_budget: int, laid_out: float
+) -> list[Rows]:
     """Fills one micro-batch after the other, longest rows first: neighbours are alike, attention pads little."""
     micro_batches: list[Rows] = []
-    room = 0
+    room, space = 0, 0.0
     for prompt_group in sorted(
         prompt_groups, key=lambda prompt_group: (-sum(row_tokens_B[prompt_group[0]][1:]), prompt_group)
     ):
-        cost = _cost(prompt_group, row_tokens_B)
-        if not micro_batches or cost > room:
+        cost, size = _cost(prompt_group, row_tokens_B), _laid_out(prompt_group, row_tokens_B)
+        if not micro_batches or cost > room or size > space:
             micro_batches.append(())
-            room = token_budget
+            room, space = token_budget, laid_out
         micro_batches[-1] += prompt_group
-        room -= cost
+        room, space = room - cost, space - size
     return micro_batches
 
 

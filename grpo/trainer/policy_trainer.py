@@ -39,7 +39,7 @@ from grpo.trainer.row_logprobs import RowLogprobs
 from grpo.trainer.saving import prepare_saving
 from grpo.trainer.snapshot import StateSnapshot
 from grpo.trainer.statistics import reduce_outputs, summarise
-from grpo.trainer.token_budget import choose_tokens
+from grpo.trainer.token_budget import choose_tokens, most_laid_out
 from grpo.trainer.validation import SkipBudget, check_mismatch, check_samples
 from grpo.trainer.weights import LiveWeights
 from grpo.types import Sample, Stats
@@ -184,6 +184,7 @@ class PolicyTrainer(Kept):
             token_budget=self.token_budget,
             seed=f"{self.config.run.seed}/step {step}/epoch {epoch}",
             skip=[row for row, sample in enumerate(batch) if not self._teaches(sample)],
+            laid_out=most_laid_out(self.config, self.token_budget, self.device),
         )
 
     def _teaches(self, sample: Sample) -> bool:

@@ -1,9 +1,12 @@
 """`train.tokens_per_micro_batch: auto`: as many tokens as a GPU takes at once, found out before the first step.
 
 Micro-batches of growing size are run through the engine, forward and backward, and thrown away. Their rows are the
-longest that there may be, so what a step runs needs no more. All ranks take what the one with the least room takes.
+longest that there may be. Shorter completions of a prompt that rows share leave room for more of it, which attention
+sees in each row: a step's micro-batches have no more of that (`most_laid_out`), so they need no more memory. All ranks
+take what the one with the least room takes.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -117,6 +120,15 @@ def fitting_tokens(room: Callable[[int], float], first: int) -> int:
             return wanted // GRAIN * GRAIN if wanted > GRAIN else wanted
         tokens = wanted
     return tokens // GRAIN * GRAIN
+
+
+def most_laid_out(config: Config, tokens: int, device: torch.device) -> float:
+    """Tokens of whole rows in a micro-batch of so many, if that was tried: as many as the trial's rows had."""
+    if config.train.tokens_per_micro_batch != "auto" or device.type != "cuda":
+        return math.inf
+    completion, count = config.rollout.max_tokens, config.rollout.samples_per_prompt
+    prompt = max(1, config.model.max_length - completion)
+    return max(tokens * count * (prompt + completion - 1) / (prompt + count * (completion - 1)), tokens)
 
 
 def tokens_before(config: Config, header: Mapping[str, object]) -> object:

@@ -30,7 +30,10 @@ def forwarded(rows: tuple[int, ...], batch: list[RowTokens]) -> int:
 )
 def test_every_row_exactly_once_and_ranks_in_lockstep(batch, ranks, minibatches, budget, data):
     skip = data.draw(st.sets(st.sampled_from(range(len(batch)))))
-    parts = plan_minibatches(batch, ranks=ranks, minibatches=minibatches, token_budget=budget, seed="s", skip=skip)
+    most = data.draw(st.sampled_from([math.inf, 40.0, 90.0]))
+    parts = plan_minibatches(
+        batch, ranks=ranks, minibatches=minibatches, token_budget=budget, seed="s", skip=skip, laid_out=most
+    )
     assert sorted(row for part in parts for row in part.rows) == list(range(len(batch)))
     assert {len(part.rows) for part in parts} <= {len(batch) // minibatches, math.ceil(len(batch) / minibatches)}
     for part in parts:
@@ -40,6 +43,7 @@ def test_every_row_exactly_once_and_ranks_in_lockstep(batch, ranks, minibatches,
         assert len({len(micro_batches) for micro_batches in part.micro_batches}) == 1
         for micro_batches in part.micro_batches:
             assert all(forwarded(rows, batch) <= budget for rows in micro_batches)
+            assert all(sum(sum(batch[row][1:]) for row in rows) <= most for rows in micro_batches)
 
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60), ranks=st.integers(1, 5))

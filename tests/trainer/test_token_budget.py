@@ -1,7 +1,9 @@
 """Tokens of a micro-batch by trial: never more than fit, nearly all that fit, the same on all ranks, kept by a run."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.config import Config
+from grpo.trainer.compiling import made_up_rows
+from grpo.trainer.packing import RowTokens, plan_minibatches
 from grpo.trainer.token_budget import (
     FIRST,
     GRAIN,
@@ -18,6 +22,7 @@ from grpo.trainer.token_budget import (
     fitting_tokens,
     kept_tokens,
     measure_tokens,
+    most_laid_out,
     tokens_before,
 )
 from tests.models import random_samples, tiny_folder
@@ -52,6 +57,10 @@ def test_the_most_that_fits_is_found_without_trying_more(first, fixed, token, ro
     assert found >= first // GRAIN * GRAIN
     more = max(found * 1.2 + GRAIN, first * 1.2)
     assert more > MOST or needs(int(more)) > room
+
+
+class Vocabulary:
+    vocab_size = 100
 
 
 class Fake:
@@ -140,6 +149,32 @@ def test_a_run_of_a_time_before_had_the_number_that_auto_is_on_a_cpu(header, all
     train = {"tokens_per_micro_batch": "auto"}
     config = settings(Path("/model"), train=train, run={"allow_drift": allowed})
     assert tokens_before(config, header) == expected
+
+
+@given(
+    prompt=st.integers(8, 300), longest=st.integers(1, 300), count=st.integers(2, 16), tokens=st.integers(1024, 9000),
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=200), ranks=st.integers(1, 3),
+)  # fmt: skip
+def test_no_micro_batch_of_short_completions_is_larger_in_attention_than_the_trial(
+    prompt, longest, count, tokens, lengths, ranks
+):
+    rollout = {"samples_per_prompt": count, "max_tokens": longest}
+    model = {"max_length": prompt + longest}
+    config = settings(Path("/model"), model=model, rollout=rollout, train={"tokens_per_micro_batch": "auto"})
+    most = most_laid_out(config, tokens, torch.device("cuda"))
+    policy: Any = SimpleNamespace(causal_lm=SimpleNamespace(config=SimpleNamespace(get_text_config=Vocabulary)))
+    trial = sum(len(row.prompt_ids) + len(row.output_ids) - 1 for row in made_up_rows(config, policy, tokens))
+    assert trial == pytest.approx(most, abs=count * prompt + longest)  # the last group is not whole
+    batch = [RowTokens(row // count, prompt, min(length, longest) - 1) for row, length in enumerate(lengths)]
+    (part,) = plan_minibatches(batch, ranks=ranks, minibatches=1, token_budget=tokens, seed="s", laid_out=most)
+    for rows in (rows for mine in part.micro_batches for rows in mine):
+        assert sum(sum(batch[row][1:]) for row in rows) <= most
+
+
+def test_a_number_and_a_cpu_lay_out_as_many_as_there_are():
+    for tokens, device in (("auto", "cpu"), (8192, "cuda")):
+        config = settings(Path("/model"), train={"tokens_per_micro_batch": tokens})
+        assert most_laid_out(config, 8192, torch.device(device)) == math.inf
 
 
 @pytest.mark.parametrize(("length", "expected"), [(24, 8192), (10_000, 10_000)])
