@@ -181,14 +181,18 @@ def _modules(top: Path, names: set[str] | None) -> Iterator[Path]:
 def _outside(config: Config, made: Inputs) -> None:
     """Services and buckets that the pods call, and what they want to know."""
     urls = list(dict.fromkeys(reward.url for reward in _rewards(config) if reward.url is not None))
-    for url in urls:
-        parts = urlsplit(url)
-        made.ports.append(parts.port or (HTTPS if parts.scheme == "https" else 80))
+    made.ports += [_port(url) for url in urls]
     if urls:
         made.needed.append(f"the head reaches {', '.join(urls)}; tokens in head.env from a Secret")
     if any(str(place or "").startswith("s3://") for place in (config.checkpoint.dir, config.run.results)):
         made.ports.append(HTTPS)
         made.needed.append("the bucket, and secrets.s3 or a cloud identity (serviceAccount.annotations)")
+    if config.metrics.wandb_project is not None:
+        made.ports.append(HTTPS)
+        made.needed.append("a controller's image with wandb, and its key in a Secret that secrets.wandb names")
+    if config.metrics.mlflow_uri is not None and "://" in config.metrics.mlflow_uri:
+        made.ports.append(_port(config.metrics.mlflow_uri))
+        made.needed.append(f"a controller's image with mlflow-skinny, whose head reaches {config.metrics.mlflow_uri}")
     files = {"data.chat_template": config.data.chat_template, "reward_http.ca_file": config.reward_http.ca_file}
     for key, path in files.items():
         if path is not None and os.path.isfile(path) and not in_pods(path):
@@ -196,3 +200,11 @@ def _outside(config: Config, made: Inputs) -> None:
                 f"{key} = {path} is a file of this machine: mount it in the head, and name it as it is there"
             )
     made.ports = sorted(set(made.ports))
+
+
+def _port(url: str) -> int:
+    try:
+        parts = urlsplit(url)
+        return parts.port or (80 if parts.scheme == "http" else HTTPS)
+    except ValueError:
+        return HTTPS

@@ -20,6 +20,8 @@ LOOK_SECONDS = 3.0
 """Between two looks at the RayJob."""
 MOST_SECONDS = 120.0
 """For a whole log."""
+SILENT_SECONDS = 300.0
+"""Of a log, which is then opened again: the connection may be gone without a sign."""
 PAUSE_SECONDS = 1.0
 QUIET_SECONDS = 0.5
 END_SECONDS = 5.0
@@ -179,14 +181,15 @@ def _stream(release: Release, head: Pod, seen: Seen, say: Say) -> None:
     """Says what comes until kubectl ends, the pod is another one, or the run is over. Raises what kubectl's end is."""
     command = release.cluster.command("kubectl", "logs", head.name, "-c", HEAD_CONTAINER, "-f", *seen.options())
     with tempfile.TemporaryFile() as errors, opened(command, errors) as child:
-        looked = time.monotonic()
+        looked = heard = time.monotonic()
         for raw in lines_of(child):
             if raw is not None:
+                heard = time.monotonic()
                 for line in seen.take(raw):
                     say(line)
             if raw is None and time.monotonic() > looked + LOOK_SECONDS:  # quiet, so nothing is cut off
                 looked = time.monotonic()
-                if _moved_on(release, head):
+                if _moved_on(release, head) or looked > heard + SILENT_SECONDS:
                     return
         code = child.wait(END_SECONDS)
         errors.seek(0)

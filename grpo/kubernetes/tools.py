@@ -30,7 +30,7 @@ NO_CONTEXT = re.compile(
     re.IGNORECASE,
 )
 REFUSED = re.compile("forbidden|unauthorized|must be logged in|provide credentials|certificate", re.IGNORECASE)
-NOT_FOUND = re.compile("NotFound|not found")
+NO_RELEASE = re.compile("release: not found")
 NO_KUBERAY = re.compile("doesn't have a resource type|could not find the requested resource|no matches for kind")
 
 Object = dict[str, Any]
@@ -125,8 +125,8 @@ def failure(command: Sequence[str], said: str, code: int) -> GrpoError:
         rule = f"{rule} {told(command)}"
     elif UNREACHABLE.search(said):
         return ClusterError(f"the cluster must answer, but: {line}; try again, or look at `kubectl cluster-info`")
-    elif NOT_FOUND.search(said):
-        rule, way = f"{told(command)} must find it", "look for its name and namespace with `helm list -A`"
+    elif NO_RELEASE.search(said):
+        rule, way = f"{told(command)} must know the release", "look for it with `helm list -A`"
     else:
         return ClusterError(f"{told(command)} must succeed, but: {line}; try it by hand")
     return ConfigError(f"{rule}, but: {line}; {way}")

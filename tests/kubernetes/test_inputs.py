@@ -115,3 +115,9 @@ def test_models() -> None:
 def test_services_open_their_ports() -> None:
     found = made(rewards=[{"url": "http://judge.example:8000/x"}, {"url": "https://r.example/y"}])
     assert found.ports == [443, 8000] and "tokens in head.env from a Secret" in found.needed[0]
+
+
+def test_trackers_open_theirs() -> None:
+    found = made(metrics={"wandb_project": "p", "mlflow_uri": "http://mlflow.example:5000"})
+    assert found.ports == [443, 5000] and "secrets.wandb" in found.needed[0] and "mlflow-skinny" in found.needed[1]
+    rendered(found)

@@ -70,7 +70,7 @@ def test_a_run_is_followed_over_a_lost_connection_and_a_new_head_to_its_end(prog
         "logs head-1",
         {"out": f"{T}1Z {RAY[0]}\n{T}1.5Z {RAY[1]}\n{T}2.25Z step 1/3\n"},
         {"out": f"{T}2.25Z step 1/3\n{T}2.5Z step 2/3\n"},
-        {"then": "moved"},
+        {"err": 'Error from server (NotFound): pods "head-1" not found', "code": 1, "then": "moved"},
     )
     programs.answer(
         "logs head-2",

@@ -25,7 +25,7 @@ SAID = {
     'Error from server (Forbidden): rayjobs.ray.io is forbidden: User "a" cannot list resource': (2, "be allowed to"),
     "error: You must be logged in to the server (Unauthorized)": (2, "log in"),
     "Error: release: not found": (2, "helm list -A"),
-    'Error from server (NotFound): pods "x" not found': (2, "find it"),
+    'Error from server (NotFound): pods "x" not found': (10, "must succeed"),
     "W0101 memcache.go: a warning\nError from server (BadRequest): container is waiting to start": (
         10,
         "waiting to start",

@@ -22,7 +22,7 @@ EXAMPLES = {
     "quickstart.yaml": None,
     "gsm8k.yaml": QWEN_1_5B,
     "gsm8k-one-gpu.yaml": SMOLLM2,
-    "gsm8k-sft.yaml": None,
+    "gsm8k-sft.yaml": SMOLLM2,
     "gsm8k-smollm2.yaml": SMOLLM2,
 }
 
@@ -48,7 +48,7 @@ def example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *overrid
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "cpu"])
-@pytest.mark.parametrize("name", ["quickstart.yaml", "gsm8k.yaml", "gsm8k-one-gpu.yaml"])
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_the_chart_takes_the_examples(name: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = example(name, tmp_path, monkeypatch, f"cluster.device={device}")
     text, _ = values_file(config, make_plan(config, 80.0), "H100", None, 8)
@@ -69,7 +69,7 @@ def test_the_chart_takes_the_examples(name: str, device: str, tmp_path: Path, mo
     assert inside["run"]["dir"].startswith("/runs/") and inside["cluster"]["address"] == "auto"
     given_keys = config.model_dump(mode="json", exclude_unset=True)
     for section in ("rollout", "train", "algorithm", "rewards", "eval"):
-        assert inside[section] == given_keys[section]
+        assert inside.get(section) == given_keys.get(section)
 
 
 def test_a_file_says_what_is_needed_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,11 +111,15 @@ def test_the_file_of_a_run_names_its_release(programs: Programs, in_tmp: Path) -
 def test_a_log_whose_reader_has_gone_is_not_followed(programs: Programs, tmp_path: Path) -> None:
     programs.items("get rayjobs", [job("mine", **RUNNING)])
     programs.items("get pods", [pod("head")])
-    lines = "".join(f"2026-01-01T00:00:0{n}Z step {n}/9\n" for n in range(9))
-    programs.answer("logs", {"out": f"2026-01-01T00:00:00Z {BANNER}\n{lines}"})
+    lines = [{"out": f"2026-01-01T00:00:0{n}Z step {n}/9\n"} for n in range(1, 9)]
+    first = f"2026-01-01T00:00:00Z {BANNER}\n2026-01-01T00:00:00Z step 0/9\n"
+    programs.answer("logs", {"out": first}, *lines)
     code = "import sys; from grpo.cli import main; main()"
     command = [sys.executable, "-c", code, "k8s", "logs", "-f"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path) as child:
-        assert child.stdout and child.stdout.readline() == b"step 0/9\n"
-        child.stdout.close()
-        assert child.wait(timeout=60) == 0
+        try:
+            assert child.stdout and child.stdout.readline() == b"step 0/9\n"
+            child.stdout.close()
+            assert child.wait(timeout=60) == 0
+        finally:
+            child.kill()
