@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
 from grpo.config.text import clean
-from grpo.errors import ClusterError, ConfigError, DeadlineExceeded
+from grpo.errors import ClusterError, ConfigError, DeadlineExceeded, GrpoError
 from grpo.kubernetes.release import HEAD_CONTAINER, Pod, Release
 from grpo.kubernetes.tools import failure
 from grpo.run.layout import LOGS
@@ -54,7 +54,17 @@ def driver_lines(lines: Iterable[str]) -> Iterator[str]:
 def head_log(release: Release, head: Pod, *options: str) -> list[str]:
     """Lines of the head's log as they are now."""
     text = release.cluster.kubectl("logs", head.name, "-c", HEAD_CONTAINER, *options, seconds=MOST_SECONDS)
-    return [clean(line) for line in text.splitlines()]
+    return [shown(line) for line in lines_in(text)]
+
+
+def lines_in(text: str) -> list[str]:
+    """As kubelets count them: a line that rewrites itself (a bar of progress) is one."""
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def shown(line: str) -> str:
+    """A line as it can stand on a terminal; of one that rewrites itself what is there in the end."""
+    return clean(line.rstrip("\r").rpartition("\r")[2])
 
 
 def show(release: Release, say: Say) -> None:
@@ -87,34 +97,37 @@ def follow(release: Release, say: Say, seconds: float) -> None:
 
     Raises ClusterError for a run that failed, DeadlineExceeded if for so long there is no head, or no answer.
     """
-    seen, waiting, until = Seen(""), "", time.monotonic() + seconds
+    seen, waiting, since = Seen(""), "", None
     while True:
-        answered, head = False, None
-        with _patience(until):
+        before, found = seen.stamp, ""
+        try:
             release = release.again()
-            head, answered = release.head(), True
-        if not answered:
-            continue
-        if release.over:
+            head = release.head()
+            if release.over:
+                break
+            if release.suspended or release.debugged:
+                raise no_log(release, head)
             if head and head.started:
-                _rest(release, head, seen, say)
-            return conclude(release)
-        if release.suspended or release.debugged:
-            raise no_log(release, head)
-        if head and head.started:
-            seen, before = seen if seen.pod == head.name else Seen(head.name), seen.stamp
-            with _patience(until):
+                seen = seen if seen.pod == head.name else Seen(head.name)
                 _stream(release, head, seen, say)
+                since = None
                 time.sleep(PAUSE_SECONDS)  # a log that ends at once is not hammered at
-            until = time.monotonic() + seconds if seen.stamp != before else until
-        elif time.monotonic() > until:
-            raise DeadlineExceeded(f"{no_log(release, head)} (nothing within --wait {seconds:g})")
-        else:
+                continue
+            problem: GrpoError = no_log(release, head)
             found = head.state if head else "no pod yet"
-            if found != waiting:
-                say(f"waiting for the head: {found}")
+        except ClusterError as error:  # a cluster that does not answer for a moment ends nothing
+            problem = error
+        now = time.monotonic()
+        since = now if since is None or seen.stamp != before else since
+        if now - since > seconds:
+            raise DeadlineExceeded(f"{problem} (waited --wait {seconds:g} s)")
+        if found and found != waiting:
+            say(f"waiting for the head: {found}")
             waiting = found
-            time.sleep(LOOK_SECONDS)
+        time.sleep(LOOK_SECONDS)
+    if head and head.started:
+        _rest(release, head, seen, say)
+    conclude(release)
 
 
 def conclude(release: Release) -> None:
@@ -173,8 +186,8 @@ def stamped(raw: str) -> tuple[str, str]:
     """The time of a line, of a length that compares, and its text; "" and all of it where there is no time."""
     match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)(?: (.*))?", raw, re.DOTALL)
     if match is None:
-        return "", clean(raw)
-    return f"{match[1]}.{(match[2] or '').ljust(9, '0')}{match[3]}", clean(match[4] or "")
+        return "", shown(raw)
+    return f"{match[1]}.{(match[2] or '').ljust(9, '0')}{match[3]}", shown(match[4] or "")
 
 
 def _stream(release: Release, head: Pod, seen: Seen, say: Say) -> None:
@@ -210,22 +223,11 @@ def _rest(release: Release, head: Pod, seen: Seen, say: Say) -> None:
     seen = seen if seen.pod == head.name else Seen(head.name)
     with contextlib.suppress(ClusterError):  # the pod has just gone
         text = release.cluster.kubectl("logs", head.name, "-c", HEAD_CONTAINER, *seen.options(), seconds=MOST_SECONDS)
-        for raw in text.splitlines():
+        for raw in lines_in(text):
             for line in seen.take(raw):
                 say(line)
     for line in seen.rest():
         say(line)
-
-
-@contextlib.contextmanager
-def _patience(until: float) -> Iterator[None]:
-    """A cluster that does not answer for a moment ends nothing."""
-    try:
-        yield
-    except ClusterError:
-        if time.monotonic() > until:
-            raise
-        time.sleep(LOOK_SECONDS)
 
 
 @contextlib.contextmanager
@@ -256,6 +258,6 @@ def lines_of(child: "subprocess.Popen[bytes]") -> Iterator[str | None]:
         if not block:
             break
         *whole, left = (left + block).split(b"\n")
-        yield from (line.decode(errors="replace").rstrip("\r") for line in whole)
+        yield from (line.decode(errors="replace") for line in whole)
     if left:
         yield left.decode(errors="replace")

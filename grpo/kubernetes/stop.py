@@ -10,9 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from grpo.config.text import clean
 from grpo.errors import ClusterError, ConfigError, DeadlineExceeded
-from grpo.kubernetes.logs import Say, lines_of, opened
+from grpo.kubernetes.logs import Say, lines_of, opened, shown
 from grpo.kubernetes.release import HEAD_CONTAINER, Release
 from grpo.kubernetes.status import queued, resume_command
 from grpo.kubernetes.tools import Object
@@ -83,7 +82,7 @@ def _until_gone(release: Release, lines: Iterator[str | None], say: Say, seconds
     while True:
         for line in lines:
             if line is not None:
-                say(clean(line))
+                say(shown(line))
             if time.monotonic() > looked + LOOK_SECONDS:
                 break
         else:
@@ -97,7 +96,7 @@ def _until_gone(release: Release, lines: Iterator[str | None], say: Say, seconds
             for line in lines:
                 if line is None:
                     break
-                say(clean(line))
+                say(shown(line))
             return
         if looked > end:
             raise DeadlineExceeded(

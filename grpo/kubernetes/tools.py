@@ -84,9 +84,7 @@ class Cluster:
 
     def _run(self, command: Sequence[str], seconds: float) -> str:
         try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=seconds
-            )
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds)
         except subprocess.TimeoutExpired:
             raise DeadlineExceeded(
                 f"{told(command)} must answer within {seconds:g} s, but did not; try again, or look at "
@@ -94,9 +92,10 @@ class Cluster:
             ) from None
         except OSError as error:
             raise ConfigError(f"{command[0]} must be a program, but cannot be run: {error}; install it anew") from error
+        out, said = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
         if done.returncode:
-            raise failure(command, done.stderr or done.stdout, done.returncode)
-        return done.stdout
+            raise failure(command, said or out, done.returncode)
+        return out
 
 
 def told(command: Sequence[str]) -> str:
