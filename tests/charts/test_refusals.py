@@ -66,7 +66,7 @@ def test_a_tensor_parallel_engine_needs_all_its_gpus_in_one_pod() -> None:
     assert "need 2 GPUs each (config.rollout.tensor_parallel, gpus_per_engine, engines_per_gpu)" in refusal(values)
 
 
-@pytest.mark.parametrize("several", [2, 3, 7, 16])
+@pytest.mark.parametrize("several", [3, 16])
 def test_engines_that_share_gpus_need_so_many_pods(several: int) -> None:
     values = on_gpus(several + 1, rollout={"replicas": 2, "resources": GPU})
     values["config"]["rollout"]["engines_per_gpu"] = several
