@@ -97,7 +97,13 @@ def test_scores_that_cannot_be_written_are_refused_before_they_are_found(
     run_file: Path, cluster: types.SimpleNamespace, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    for out, says in ((tmp_path, "is a folder"), (tmp_path / "file" / "scores.json", "its folder must be there")):
+    for out, says in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "file" / "scores.json", "must be written there, but: File exists"),
+        (tmp_path / ("x" * 253), "File name too long"),  # with what is written first
+        (tmp_path / ("x" * 300), "File name too long"),
+        (Path("/proc/scores.json"), "must be written there"),
+    ):
         result = runner.invoke(cli.app, ["eval", str(run_file), "eval.prompts=9", "--out", str(out)])
         assert (result.exit_code, cluster.configs) == (2, [])
         assert says in result.stderr and "give another file" in result.stderr

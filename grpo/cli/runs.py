@@ -111,14 +111,22 @@ def evaluate(
 
 
 def check_out(out: Path) -> None:
-    """Raises ConfigError where the scores cannot be written; before they are found, which takes long."""
+    """Raises ConfigError where the scores cannot be written; before they are found, which takes long. It is tried."""
+    if os.path.isdir(out):
+        raise ConfigError(f"--out {out}: must be a file for the scores, but is a folder; give another file")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        scratch_of(out).write_text("")
+        scratch_of(out).unlink()
     except OSError as error:
-        raise ConfigError(f"--out {out}: its folder must be there, but: {error}; give another file") from error
-    if out.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
-        found = "a folder" if out.is_dir() else f"in {out.parent}, where nothing can be written"
-        raise ConfigError(f"--out {out}: must be a file for the scores, but is {found}; give another file")
+        raise ConfigError(
+            f"--out {out}: the scores must be written there, but: {error.strerror}; give another file"
+        ) from error
+
+
+def scratch_of(out: Path) -> Path:
+    """What is written first, and renamed."""
+    return out.with_name(f"{out.name}.tmp")
 
 
 def write_scores(out: Path, config: Config, found: "Sequence[Evaluation]") -> None:
@@ -127,8 +135,7 @@ def write_scores(out: Path, config: Config, found: "Sequence[Evaluation]") -> No
 
     body = {"model": config.model.path, "seed": config.run.seed, "scores": [one._asdict() for one in found]}
     try:
-        scratch = out.with_name(f"{out.name}.tmp")
-        scratch.write_text(json.dumps(body, indent=1) + "\n")
-        replace(scratch, out)
+        scratch_of(out).write_text(json.dumps(body, indent=1) + "\n")
+        replace(scratch_of(out), out)
     except OSError as error:
         raise CheckpointError(f"--out: the scores must be written to {out}, but: {error}; give another file") from error
