@@ -1,7 +1,8 @@
 """`grpo k8s stop`: the run commits its last step, then its pods go; it can go on later.
 
-KubeRay takes a suspended RayJob's pods away at once. Their preStop hook is `grpo drain`: beside the driver it is
-SIGTERM and the wait for its commit, in the pods of workers it keeps them until the driver has let them go.
+KubeRay takes a suspended RayJob's pods away at once, engines and ranks beside the driver that has to commit. So the
+driver is told first, by `grpo drain` in its pod: SIGTERM and the wait for its commit. Then the job is suspended, before
+KubeRay takes its end for a failure and makes the next attempt.
 """
 
 import json
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from grpo.errors import ClusterError, ConfigError, DeadlineExceeded
+from grpo.errors import ClusterError, ConfigError, DeadlineExceeded, GrpoError
 from grpo.kubernetes.logs import Say, lines_of, opened, shown
 from grpo.kubernetes.release import HEAD_CONTAINER, Release
 from grpo.kubernetes.status import queued, resume_command
@@ -44,9 +45,18 @@ def stop(release: Release, say: Say, seconds: float | None = None) -> None:
             errors = stack.enter_context(tempfile.TemporaryFile())
             child = stack.enter_context(opened(release.cluster.command("kubectl", *follow), errors))
             lines = lines_of(child)
+            commit(release, head.name, say, limit)
         suspend(release)
         _until_gone(release, lines, say, limit)
     say(f"run {release.run} is stopped and its pods are gone. To go on: {resume_command(release)}")
+
+
+def commit(release: Release, head: str, say: Say, seconds: float) -> None:
+    """The driver commits and ends while its workers are there. If it cannot be told, its pod has a hook of its own."""
+    try:
+        release.cluster.kubectl("exec", head, "-c", HEAD_CONTAINER, "--", "grpo", "drain", seconds=seconds)
+    except GrpoError as error:
+        say(f"warning: the driver could not be told to commit before its pods go: {error}")
 
 
 def grace(release: Release) -> float:

@@ -16,6 +16,7 @@ def running(programs: Programs, one: Answer) -> None:
     programs.items("get rayjobs", [one], patched=[{**one, "status": SUSPENDED}])
     programs.items("get pods", [pod("head"), pod("trainer")], patched=[])
     programs.answer("patch", {})
+    programs.answer("exec", {"out": "attempt 1 was told to stop and has ended"})
     programs.answer("logs", {"out": "step 3/9\nstopped by SIGTERM; step 3 is committed\n"})
 
 
@@ -31,6 +32,18 @@ def test_the_job_is_suspended_and_the_driver_heard_until_the_pods_are_gone(progr
     assert json.loads(patch[-1]) == {"spec": {"suspend": True}}
     order = [words[3] for words in programs.calls()]
     assert order.index("patch") < len(order) - 1 and "logs" in order
+    (drained,) = programs.calls("exec")
+    assert drained[3:] == ["exec", "pod-head", "-c", "ray-head", "--", "grpo", "drain"]
+    assert order.index("exec") < order.index("patch"), "its workers go with the patch"
+
+
+def test_a_driver_that_cannot_be_told_is_stopped_by_its_pods_hook(programs: Programs) -> None:
+    running(programs, job("mine", **RUNNING))
+    programs.answer("exec", {"err": "Error from server (Forbidden): pods/exec", "code": 1})
+    said: list[str] = []
+    stop(find(Cluster("team"), None), said.append)
+    assert said[0].startswith("warning: the driver could not be told to commit before its pods go: ")
+    assert said[1:3] == ["step 3/9", "stopped by SIGTERM; step 3 is committed"] and programs.calls("patch")
 
 
 def test_kueue_is_asked_where_it_decides(programs: Programs) -> None:
