@@ -26,7 +26,7 @@ PAUSE_SECONDS = 1.0
 QUIET_SECONDS = 0.5
 END_SECONDS = 5.0
 BLOCK = 1 << 16
-BANNER = "Subprocesses exit with SIGTERM will be treated as graceful"
+BANNER = "Process exit logs will be saved to"
 """In the last line of what `ray start` prints before the driver says anything."""
 LONGEST_BANNER = 200
 SECONDS, NANOSECONDS = 19, 29

@@ -14,7 +14,10 @@ from grpo.kubernetes.tools import Cluster
 from tests.kubernetes.programs import BAD, DONE, RUNNING, SUSPENDED, Programs, job, pod
 
 T = "2026-01-01T00:00:0"
-RAY = ["Ray runtime started.", f"  Running subprocesses ... {BANNER}, thus NOT reported."]
+RAY = [
+    "Ray runtime started.",
+    f"2026-11-29 16:41:34,640\tINFO scripts.py:1274 -- {BANNER}: /tmp/ray/session_x/logs/ray_process_exit.log",
+]
 
 
 def release(programs: Programs, *statuses: dict[str, str], **more: object) -> Release:
