@@ -107,8 +107,8 @@ def test_one_that_does_not_start_is_waited_for_and_no_longer(programs: Programs)
     one = release(programs, {"jobDeploymentStatus": "Initializing"})
     programs.items("get pods", [], [pod("head", ready=False)])
     lines: list[str] = []
-    with pytest.raises(DeadlineExceeded, match="its head is Pending.*waited --wait 0.8"):
-        follow(one, lines.append, 0.8)
+    with pytest.raises(DeadlineExceeded, match="its head is Pending.*waited --wait 4"):
+        follow(one, lines.append, 4)
     assert lines == ["waiting for the head: no pod yet", "waiting for the head: Pending"]
 
 
