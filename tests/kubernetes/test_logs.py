@@ -163,9 +163,9 @@ def test_a_connection_that_fails_after_a_long_time_is_made_again_and_one_that_al
     programs.items("get rayjobs", [job("mine", **RUNNING)], over=[job("mine", **DONE)])
     programs.items("get pods", [pod("head")])
     lost = {"err": "error: unexpected EOF", "code": 1}
-    first = {"out": f"{T}1Z {BANNER}\n{T}2Z step 1/2\n", "seconds": 0.9, **lost}
+    first = {"out": f"{T}1Z {BANNER}\n{T}2Z step 1/2\n", "seconds": 3.0, **lost}
     programs.answer("logs", first, {"out": f"{T}3Z step 2/2\n", "then": "over"})
-    assert said(programs, find(Cluster(), None), seconds=0.6) == ["step 1/2", "step 2/2"]
+    assert said(programs, find(Cluster(), None), seconds=2.0) == ["step 1/2", "step 2/2"]
     (programs.folder / "over").unlink()
     programs.answer("logs", lost)
     with pytest.raises(
