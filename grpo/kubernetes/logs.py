@@ -231,11 +231,11 @@ def _rest(release: Release, head: Pod, seen: Seen, say: Say) -> None:
 
 
 @contextlib.contextmanager
-def opened(command: list[str], errors: IO[bytes] | int) -> Iterator["subprocess.Popen[bytes]"]:
+def opened(
+    command: list[str], errors: IO[bytes] | int, given: int = subprocess.DEVNULL
+) -> Iterator["subprocess.Popen[bytes]"]:
     """A program whose output is read as it comes; it is ended in the end, and Ctrl-C is ours to hear."""
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
-    ) as child:
+    with subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=errors, start_new_session=True) as child:
         try:
             yield child
         finally:

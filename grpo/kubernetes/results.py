@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from pydantic import ValidationError
 
@@ -20,7 +19,7 @@ from grpo.checkpoint.commit import MANIFEST, POLICY
 from grpo.checkpoint.results import Results
 from grpo.config.text import clean
 from grpo.errors import ClusterError, ConfigError, DeadlineExceeded, DiskError, GrpoError, ResultsError
-from grpo.kubernetes.logs import END_SECONDS, Say
+from grpo.kubernetes.logs import Say, opened
 from grpo.kubernetes.release import Release
 from grpo.kubernetes.tools import LONGEST, Cluster
 from grpo.run.layout import METRICS, REPORT
@@ -101,7 +100,7 @@ def bring(cluster: Cluster, place: Place, folder: Path, seconds: float) -> None:
     pod = f"{place.arguments[1]}-{uuid.uuid4().hex[:6]}"
     here = Cluster(place.namespace, cluster.context)
     command = here.command("kubectl", "run", pod, *place.arguments[2:])
-    with tempfile.TemporaryFile() as errors, _started(command, errors) as child:
+    with tempfile.TemporaryFile() as errors, opened(command, errors, subprocess.PIPE) as child:
         late = threading.Event()
         timer = threading.Timer(seconds, _kill, (child, late))
         timer.start()
@@ -170,21 +169,6 @@ def _unpack(child: "subprocess.Popen[bytes]", folder: Path) -> str:
 def _kill(child: "subprocess.Popen[bytes]", late: threading.Event) -> None:
     late.set()
     child.kill()
-
-
-@contextlib.contextmanager
-def _started(command: list[str], errors: IO[bytes]) -> Iterator["subprocess.Popen[bytes]"]:
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
-    ) as child:
-        try:
-            yield child
-        finally:
-            child.terminate()
-            try:
-                child.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                child.kill()
 
 
 @contextlib.contextmanager
