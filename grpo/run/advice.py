@@ -107,6 +107,12 @@ def _made(failure: Failure, where: Where, head: str, behind: str) -> GrpoError:
                 f"{head}: each trainer rank needs a GPU of its own: {text}{behind}; change train.ranks, "
                 "train.gpus_per_rank or rollout.gpus_per_engine"
             )
+        case Kind.MODEL if failure.error in ("ImportError", "ModuleNotFoundError"):
+            return ConfigError(
+                f"{head} must be able to import what it and model.path = {config.model.path!r} need, but: {text}"
+                f"{behind}; install the package where workers run (the image), or choose another model; a variable "
+                "that lets a library do without must be named in cluster.environment"
+            )
         case Kind.MODEL:
             return ConfigError(
                 f"{head}: model.path = {config.model.path!r} must be a model that can be loaded and saved, but: {text}"

@@ -144,7 +144,18 @@ def test_only_memory_that_others_hold_may_be_there_at_another_start() -> None:
         (OSError(errno.EROFS, "Read-only file system", "/opt"), where("trainer", "start"), DiskError, "'/opt'"),
         (OSError(errno.EMFILE, "Too many open files"), where("rollout", "generate"), ConfigError, "ulimit -n"),
         (ValueError("Unrecognized thing"), where("rollout", "start"), ConfigError, "model.path = '/model' must be"),
-        (ImportError("needs mamba-ssm"), where("trainer", "start"), ConfigError, "needs mamba-ssm"),
+        (
+            ImportError("needs mamba-ssm"),
+            where("trainer", "start"),
+            ConfigError,
+            "must be able to import what it and model.path = '/model' need, but: .*needs mamba-ssm.*; install the",
+        ),
+        (
+            ModuleNotFoundError("No module named 'flashinfer'"),
+            where("rollout", "start"),
+            ConfigError,
+            "^start: engine 1 must be able to import .*'flashinfer'.*cluster.environment$",
+        ),
         (
             ValueError("GenerationConfig is invalid: temperature\nFix these issues to save the configuration."),
             where("trainer", "save"),
