@@ -12,11 +12,12 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 # What was installed is known by content, not by date: a changed lock is a new stamp.
 STAMP := .venv/setup-$(shell cat requirements/cpu.lock requirements/uv.lock pyproject.toml | cksum | cut -d' ' -f1)
+BENCH_GPU_STAMP := .venv-bench-gpu/setup-$(shell cat requirements/bench-gpu.lock | cksum | cut -d' ' -f1)
 BENCH_STAMP := .venv-bench/setup-$(shell cat requirements/bench.lock | cksum | cut -d' ' -f1)
 SMOLLM2 := models/smollm2-135m-instruct
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
 
-.PHONY: help setup quickstart test lint typecheck audit lock sbom images generate schema manifests dashboards chart-docs bench kills chaos soak e2e clean
+.PHONY: help setup quickstart test lint typecheck audit lock sbom images generate schema manifests dashboards chart-docs bench bench-gpu kills chaos soak e2e clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*  ## /  \1\t/' | expand -t 14
@@ -48,6 +49,7 @@ lock: $(UV)  ## resolve the dependencies again into requirements/*.lock
 	$(COMPILE) pyproject.toml --extra cpu -c requirements/cpu.lock -o requirements/worker-cpu.lock
 	$(COMPILE) pyproject.toml --extra gpu -c requirements/gpu.lock -o requirements/worker-gpu.lock
 	$(COMPILE) requirements/bench.in -o requirements/bench.lock
+	$(COMPILE) pyproject.toml requirements/bench-gpu.in --extra gpu -c requirements/gpu.lock -o requirements/bench-gpu.lock
 	$(COMPILE) requirements/uv.in -c requirements/cpu.lock -o requirements/uv.lock
 
 sbom: setup  ## dist/*.cdx.json: what is in each image, CycloneDX from the locks
@@ -72,6 +74,9 @@ images:  ## container images with docker, podman or buildah: IMAGE_PREFIX=regist
 
 bench: setup $(BENCH_STAMP) $(SMOLLM2)  ## the same work side by side: TRL's GRPOTrainer and grpo (not part of the tests)
 	$(BIN)/python benchmarks/bench.py --trl-python .venv-bench/bin/python
+
+bench-gpu: $(BENCH_GPU_STAMP)  ## the same on the GPUs of this machine, an even number: grpo's three modes and both trainers of TRL. ARGS="--cases s1,trl"
+	.venv-bench-gpu/bin/python -m benchmarks.gpu $(ARGS)
 
 chaos: setup  ## some hundred kills and freezes of every role at every point, and slowed runs: is the run still the same? MODE=sync, between, flight or refill
 	$(BIN)/python -m tests.chaos --mode $(or $(MODE),sync)
@@ -105,6 +110,12 @@ $(BENCH_STAMP): | $(UV)
 	@echo "setup: .venv-bench, TRL's own environment"
 	@$(UV) venv --quiet --clear --python $(BIN)/python .venv-bench
 	@$(UV) pip install --python .venv-bench/bin/python --no-deps --require-hashes -r requirements/bench.lock
+	@touch $@
+
+$(BENCH_GPU_STAMP): | $(UV)
+	@echo "setup: .venv-bench-gpu, grpo's packages for GPUs, TRL and matplotlib"
+	@$(UV) venv --quiet --clear --python $(BIN)/python .venv-bench-gpu
+	@$(UV) pip install --python .venv-bench-gpu/bin/python --no-deps --require-hashes -r requirements/bench-gpu.lock
 	@touch $@
 
 $(SMOLLM2): | $(STAMP)
