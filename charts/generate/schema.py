@@ -172,6 +172,7 @@ KINDS: dict[str, Schema] = {
     "commonLabels": OWN_LABELS,
     "all.dnsConfig": _kubernetes(f"{CORE}PodDNSConfig"),
     **{f"{group}.{key}": kind for group in ("all", "head", "rollout", "trainer") for key, kind in GROUP.items()},
+    "rollout.replicas": COUNT | {"minimum": 0},
 }
 
 

@@ -37,7 +37,7 @@ def test_all_helms_render_the_same(profile: str) -> None:
 @pytest.mark.parametrize("values", [{}, {"podSecurity": "baseline"}, {"job": {"submissionMode": "K8sJobMode"}}])
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_object_passes_the_strictest_schema(profile: str, values: dict[str, Any]) -> None:
-    if profile == RDMA and "podSecurity" in values:
+    if profile in (RDMA, "two-hosts") and "podSecurity" in values:
         values = {"podSecurity": "privileged", "job": {"submissionMode": "HTTPMode"}}
     for item in template(values, profile=profile):
         charts.validate(item)
@@ -157,6 +157,15 @@ def test_actors_spread_evenly(actors: int, replicas: int, cpus: str) -> None:
         assert group["rayStartParams"]["num-cpus"] == cpus
         assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == replicas
         assert group["numOfHosts"] == 1
+
+
+def test_without_rollout_pods_engines_live_in_the_trainers() -> None:
+    values = {"config": {"rollout": {"engines": 4}, "train": {"ranks": 2}}, "rollout": {"replicas": 0}}
+    [group] = job(values)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["groupName"] == "trainer" and "labels" not in group, "a node of no role takes both"
+    assert group["rayStartParams"]["num-cpus"] == "6"
+    notes = helm("install", "--dry-run=client", "grpo", str(CHART), values=values).stdout
+    assert "1 x trainer with 4 engines and 2 ranks" in notes and "rollout with" not in notes
 
 
 def test_the_head_offers_nothing_and_groups_carry_their_role() -> None:

@@ -66,6 +66,27 @@ def test_a_tensor_parallel_engine_needs_all_its_gpus_in_one_pod() -> None:
     assert "need 2 GPUs each (config.rollout.tensor_parallel, gpus_per_engine, engines_per_gpu)" in refusal(values)
 
 
+def together(engines: int, ranks: int, gpus: int, replicas: int = 1, **rollout: Any) -> dict[str, Any]:
+    trainer = {"replicas": replicas, "resources": {"limits": {"nvidia.com/gpu": gpus}}}
+    values = on_gpus(engines, ranks, rollout={"replicas": 0}, trainer=trainer)
+    values["config"]["rollout"] |= rollout
+    return values
+
+
+def test_engines_and_ranks_of_one_pod_must_fit_it_together() -> None:
+    template(together(4, 4, 8))
+    template(together(12, 4, 8, engines_per_gpu=3))
+    template(together(2, 4, 8, tensor_parallel=2))
+    template(together(8, 8, 8, replicas=2))
+    shared = together(1, 1, 1, gpus_per_engine=0.4)
+    shared["config"]["train"]["gpus_per_rank"] = 0.5
+    template(shared)
+    assert "5 engines of 1 GPUs and 4 ranks of 1 share the trainer's pods, but 1 of 8" in refusal(together(5, 4, 8))
+    assert "share the trainer's pods" in refusal(together(13, 4, 8, engines_per_gpu=3))
+    assert "must find them in one" in refusal(together(4, 8, 8, replicas=2, tensor_parallel=2))
+    assert "there are 2 engines and ranks" in refusal(together(1, 1, 1, replicas=3))
+
+
 @pytest.mark.parametrize("several", [3, 16])
 def test_engines_that_share_gpus_need_so_many_pods(several: int) -> None:
     values = on_gpus(several + 1, rollout={"replicas": 2, "resources": GPU})
@@ -274,7 +295,8 @@ def test_helm_refuses_a_typo_at_any_depth(program: str) -> None:
         ({"config": {"train": {"betas": [0.9]}}}, "/config/train/betas"),
         ({"head": {"resources": {"limits": {"memroy": "1Gi"}}}}, "memroy"),
         ({"rollout": {"nodeSelector": {"pool": 1}}}, "/rollout/nodeSelector/pool"),
-        ({"rollout": {"replicas": 0}}, "/rollout/replicas"),
+        ({"rollout": {"replicas": -1}}, "/rollout/replicas"),
+        ({"trainer": {"replicas": 0}}, "/trainer/replicas"),
         ({"fullnameOverride": "a" * 39}, "/fullnameOverride"),
         ({"podSecurity": "strict"}, "/podSecurity"),
         ({"job": {"activeDeadlineSeconds": 0}}, "/job/activeDeadlineSeconds"),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,8 @@ def space() -> Iterator[Namespace]:
     yield from namespace("grpo-placement")
 
 
-def test_there_are_three_profiles() -> None:
-    assert PROFILES == ["cpu-smoke", "rdma-ondemand", "spot-kueue"]
+def test_there_are_five_profiles() -> None:
+    assert PROFILES == ["cpu-smoke", "one-host", "rdma-ondemand", "spot-kueue", "two-hosts"]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -52,6 +53,31 @@ def test_every_gpu_pod_lands_in_its_pool(space: Namespace) -> None:
     pools = {name: node["metadata"]["labels"].get("pool") for name, node in nodes().items()}
     placed = sorted((pod["metadata"]["labels"]["ray.io/group"], pools[pod["spec"]["nodeName"]]) for pod in space.pods())
     assert placed == [("headgroup", "system"), ("rollout", "rollout"), ("rollout", "rollout"), ("trainer", "trainer")]
+
+
+def test_engines_and_ranks_of_one_host_share_a_pod(space: Namespace) -> None:
+    wanted = {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "2Gi", "nvidia.com/gpu": 4}}
+    values = ["rollout.replicas=0", "config.rollout.engines=4", "config.rollout.engines_per_gpu=2", "job.debug=true"]
+    values += ["config.cluster.device=cuda", "config.train.ranks=2"]
+    install(
+        space,
+        f"--set-json=trainer.resources={json.dumps(wanted)}",
+        *(part for value in values for part in ("--set", value)),
+    )
+    look = (
+        "import json, ray; ray.init('auto', logging_level='ERROR', log_to_driver=False); print(json.dumps(ray.nodes()))"
+    )
+
+    def both() -> dict[str, Any]:
+        head = space.ready("headgroup")
+        told = space.execute(head, "python", "-c", look, check=False) if head and space.ready("trainer") else ""
+        found = json.loads(told.splitlines()[-1]) if told.strip().endswith("]") else []
+        return next((node for node in found if node["Alive"] and node["Resources"].get("GPU")), {})
+
+    node = eventually(both, "a node of Ray with GPUs", 180, space.describe)
+    assert len(space.pods("trainer")) == 1 and not space.pods("rollout")
+    assert node["Resources"]["GPU"] == 4 and node["Resources"]["CPU"] == 6
+    assert "grpo.dev/role" not in node["Labels"], "a node of no role takes both"
 
 
 def test_a_pool_that_is_too_small_leaves_nothing_half_placed(space: Namespace) -> None:

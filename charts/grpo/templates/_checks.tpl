@@ -11,7 +11,9 @@
 {{- include "grpo.checks.storage" . -}}
 {{- include "grpo.checks.monitoring" . -}}
 {{- range $role := list "head" "rollout" "trainer" }}{{ include "grpo.checks.group" (dict "root" $ "role" $role) }}{{ end -}}
+{{- if eq (include "grpo.together" .) "true" }}{{ include "grpo.checks.together" . }}{{ else -}}
 {{- range $role := list "rollout" "trainer" }}{{ include "grpo.checks.placement" (dict "root" $ "role" $role) }}{{ end -}}
+{{- end -}}
 {{- end }}
 
 {{/* What has no default. */}}
@@ -203,6 +205,29 @@
 {{- end -}}
 {{- if gt (mulf $each $per) (float64 $has) -}}
 {{- fail (printf "\n\n%d of the %d %s share a pod and need %v GPUs each (%s), but a pod of %s has %d. Raise %s.resources.limits or %s.replicas, or set config.cluster.device to cpu." $per $actors (index (get $keys $role) 1) $each (index (get $keys $role) 2) $role $has $role $role) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* Whether engines and ranks fit the trainer's pods, in which both live. */}}
+{{- define "grpo.checks.together" -}}
+{{- $group := .Values.trainer -}}
+{{- $engines := include "grpo.actors" (dict "root" . "role" "rollout") | int -}}
+{{- $ranks := include "grpo.actors" (dict "root" . "role" "trainer") | int -}}
+{{- if gt (int $group.replicas) (add $engines $ranks | int) -}}
+{{- fail (printf "\n\ntrainer.replicas is %d, but there are %d engines and ranks for these pods (rollout.replicas is 0). Lower replicas." (int $group.replicas) (add $engines $ranks)) -}}
+{{- end -}}
+{{- $device := include "grpo.config.get" (list . "cluster" "device" "auto") -}}
+{{- $has := include "grpo.gpusPerPod" $group | int -}}
+{{- if or (eq $device "cuda") (and (eq $device "auto") (gt $has 0)) -}}
+{{- $engine := include "grpo.gpusPerActor" (dict "root" . "role" "rollout") | float64 -}}
+{{- $rank := include "grpo.gpusPerActor" (dict "root" . "role" "trainer") | float64 -}}
+{{- $wanted := addf (mulf $engine $engines) (mulf $rank $ranks) -}}
+{{- if gt $wanted (addf 0.01 (mul $has (int $group.replicas))) -}}
+{{- fail (printf "\n\nrollout.replicas is 0, so %d engines of %v GPUs and %d ranks of %v share the trainer's pods, but %d of %d GPUs are too few. Raise trainer.resources.limits or trainer.replicas." $engines $engine $ranks $rank (int $group.replicas) $has) -}}
+{{- end -}}
+{{- if and (gt $engine 1.0) (gt (int $group.replicas) 1) -}}
+{{- fail (printf "\n\nrollout.replicas is 0, so ranks may leave a part of each of the %d pods, and an engine of %v GPUs (config.rollout.tensor_parallel) must find them in one. Give engines pods of their own (rollout.replicas), or use one pod." (int $group.replicas) $engine) -}}
 {{- end -}}
 {{- end -}}
 {{- end }}

@@ -58,11 +58,21 @@ fetch.yaml: |
 {{- end }}
 {{- end }}
 
+{{/* "true" if engines live in the trainer's pods: rollout.replicas is 0. */}}
+{{- define "grpo.together" -}}
+{{- eq (int .Values.rollout.replicas) 0 -}}
+{{- end }}
+
 {{/* Actors of each pod of a role; each reserves one CPU of Ray. (dict "root" $ "role" "rollout") */}}
 {{- define "grpo.actorsPerPod" -}}
 {{- $actors := include "grpo.actors" . | int -}}
 {{- $replicas := int (get .root.Values .role).replicas -}}
+{{- if eq (include "grpo.together" .root) "true" -}}
+{{- /* Ray may put more of one role into a pod: its GPUs are the limit. */ -}}
+{{- add $actors (include "grpo.actors" (dict "root" .root "role" "rollout") | int) -}}
+{{- else -}}
 {{- div (add $actors (sub $replicas 1)) $replicas -}}
+{{- end -}}
 {{- end }}
 
 {{- define "grpo.actors" -}}

@@ -31,8 +31,10 @@ replicas: {{ int .group.replicas }}
 minReplicas: {{ int .group.replicas }}
 maxReplicas: {{ int .group.replicas }}
 numOfHosts: 1
+{{- if ne (include "grpo.together" .root) "true" }}
 labels:
   {{ include "grpo.roleLabel" .root }}: {{ .role }}
+{{- end }}
 rayStartParams:
   num-cpus: {{ include "grpo.actorsPerPod" . | quote }}
   {{- with .group.gpus }}
@@ -81,7 +83,7 @@ rayClusterSpec:
     template:
       {{- include "grpo.pod" (dict "root" $ "role" "head" "group" (include "grpo.role" (dict "root" . "role" "head") | fromJson)) | nindent 6 }}
   workerGroupSpecs:
-    {{- range $role := list "rollout" "trainer" }}
+    {{- range $role := eq (include "grpo.together" .) "true" | ternary (list "trainer") (list "rollout" "trainer") }}
     - {{ include "grpo.group" (dict "root" $ "role" $role "group" (include "grpo.role" (dict "root" $ "role" $role) | fromJson)) | nindent 6 | trim }}
     {{- end }}
 {{- end }}
