@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         save(result, setting.out)
         for _ in range(options.repeats):
             for case in options.cases:
-                for tokens in groups_of(options.tokens, options.apart or not case.ours):
+                for tokens in groups_of(options.tokens, options.apart):
                     measure(case, tokens, setting, result, watch, ends, options)
         print(f"\n{render(result)}\nfiles: {setting.out}")
         return 1 if result["failures"] else 0

@@ -36,7 +36,7 @@ class Case:
 
     @property
     def ours(self) -> bool:
-        return self.name not in PEERS
+        return self.name.partition("+")[0] not in PEERS
 
     @property
     def ahead(self) -> int:
@@ -52,14 +52,14 @@ class Case:
 
 def case_named(name: str) -> Case:
     """Raises ValueError for a name that means nothing."""
-    if name in PEERS:
-        return Case(name)
     mode, *levers = name.split("+")
+    if mode in PEERS and all("=" in lever for lever in levers):
+        return Case(name, tuple(levers))
     unknown = [lever for lever in levers if lever not in LEVERS and "=" not in lever]
     if mode not in MODES or unknown:
         raise ValueError(
-            f"a case is one of {', '.join([*MODES, *PEERS])}, ours with +lever or +key=value (levers: "
-            f"{', '.join(LEVERS)}), but {(unknown or [name])[0]!r} is none"
+            f"a case is one of {', '.join([*MODES, *PEERS])} and +key=value of its configuration, ours also +lever "
+            f"({', '.join(LEVERS)}), but {(unknown or [name])[0]!r} is none"
         )
     settings = [*MODES[mode], *(one for lever in levers for one in LEVERS.get(lever, (lever,)))]
     return Case(name, tuple(settings))

@@ -67,7 +67,7 @@ class Lengths:
 
 def force(module: ModuleType, lengths: Lengths) -> None:
     """Lets each request that a rule is for end at its length, and nowhere else."""
-    request: Any = module.Request  # type: ignore[attr-defined]
+    request: Any = module.Request
     original = request.__init__
 
     def begin(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -65,7 +65,7 @@ def run_ours(
     rules.write_text(json.dumps({"samples": setting.work.samples, "rules": {longest: steps}}))
     # The working folder is the repository: reward code is found there.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [setting.python, "-m", "grpo", "train", YAML, *settings_of(case, tokens, setting, run)]
+    command: list[str | Path] = [setting.python, "-m", "grpo", "train", YAML, *settings_of(case, tokens, setting, run)]
     command.append(f"run.steps={phases[-1].end + MARGIN}")
     began = time.time()
     program = Program(command, folder / "grpo.log", environment | {VARIABLE: str(rules)}, ROOT)

@@ -58,6 +58,16 @@ class Program:
                 raise Failed(f"{self.name} was not ready after {time.monotonic() - self.began:.0f} s")
             time.sleep(LOOK_SECONDS)
 
+    def end(self) -> None:
+        """Kills it and all that it has started."""
+        children = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        self.process.kill()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        self.process.wait()
+        psutil.wait_procs(children, timeout=END_SECONDS)
+
     def wait_for_end(self, until: float) -> None:
         """Raises Failed unless it ends by itself, and well."""
         self.wait(lambda: self.process.poll() == 0, until)

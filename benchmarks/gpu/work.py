@@ -36,6 +36,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Sizes of Qwen2 models; 1.5b is that of Qwen2-1.5B: 1.544 billion parameters."""
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 SPECIAL = (PAD, EOS, UNKNOWN)
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""What is said and nothing else: one of the systems takes messages alone."""
 LETTERS = string.ascii_letters + string.digits
 PROMPT_TOKENS = 118
 SPREAD = 0.3
@@ -133,7 +135,9 @@ def write_tokenizer(folder: Path, size: int) -> None:
     from transformers import Qwen2Tokenizer
 
     vocabulary = {word: at for at, word in enumerate(vocabulary_of(size))}
-    Qwen2Tokenizer(vocab=vocabulary, merges=[], pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN).save_pretrained(folder)
+    made = Qwen2Tokenizer(vocab=vocabulary, merges=[], pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN)
+    made.chat_template = TEMPLATE
+    made.save_pretrained(folder)
 
 
 def make_model(folder: Path, shape: str, device: str) -> None:
@@ -146,14 +150,15 @@ def make_model(folder: Path, shape: str, device: str) -> None:
         **SHAPES[shape],
         tie_word_embeddings=True,
         max_position_embeddings=32768,
-        rope_theta=1e6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         eos_token_id=SPECIAL.index(EOS),
         pad_token_id=SPECIAL.index(PAD),
         bos_token_id=None,
     )
     partial = folder.with_name(f"{folder.name}.partial")
     with torch.device(device):
-        model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+        model = Qwen2ForCausalLM(config)
+    model.bfloat16()
     model.generation_config = GenerationConfig(eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id)
     model.save_pretrained(partial)
     write_tokenizer(partial, config.vocab_size)

@@ -18,10 +18,15 @@ def test_a_case_is_a_mode_with_levers() -> None:
     assert found[0].setting("rollout.engines_per_gpu", 3) == 3
 
 
-@pytest.mark.parametrize("name", ["s9", "s1+fast", "trl+e1", "s1++e1"])
+@pytest.mark.parametrize("name", ["s9", "s1+fast", "trl+e1", "s1++e1", "trl-sync"])
 def test_a_name_that_means_nothing_is_refused_with_those_that_do(name: str) -> None:
     with pytest.raises(ValueError, match="a case is one of s0, s1, s2, trl, trl-async"):
         cases_named(name)
+
+
+def test_settings_of_a_peer_are_its_own() -> None:
+    (case,) = cases_named("trl-async+max_staleness=1")
+    assert (case.ours, case.settings, case.ahead) == (False, ("max_staleness=1",), 0)
 
 
 def test_lengths_are_numbers_and_the_tail() -> None:

@@ -28,6 +28,8 @@ def test_prompts_are_text_of_those_very_ids_and_nothing_is_added(tmp_path: Path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
     assert [tokenizer(row["question"])["input_ids"] for row in rows] == work.prompts
+    chats = [[{"role": "user", "content": row["question"]}] for row in rows]
+    assert [tokenizer.apply_chat_template(chat, return_dict=False) for chat in chats] == work.prompts
     assert len(tokenizer) == 2048 and tokenizer.eos_token_id == SPECIAL.index("<eos>")
     assert tokenizer.decode([100, 2047]) == f" {100:x} {2047:x}"
 
