@@ -8,7 +8,7 @@ re-tokenised: the trainer sees the ids and the logprobs that the engine returned
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
@@ -170,6 +170,8 @@ class Manifest:
 
     version: int
     records: tuple[TensorRecord, ...]
+    seconds: "Stats" = field(default_factory=dict, compare=False)
+    """What it took there, by part."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+from vllm.v1.core import kv_cache_utils
+
 from grpo.rollout import receiver
 from grpo.rollout.receiver import Receiver
 from grpo.rollout.vllm_private import finish_reload, layerwise
+
+EXTRA_KEYS = kv_cache_utils.generate_block_hash_extra_keys
 
 
 class Silent:
@@ -24,15 +28,20 @@ def finish_without_head(model: Any, model_config: Any, _: Any) -> None:
 
 
 class AttackedReceiver(Receiver):
-    def attack(self, fault: str) -> None:
+    def attack(self, fault: str) -> Any:
         transport: Any = self.transport
+        if fault == "places":
+            return (len(self.places.views) if self.places else 0), self.placeless
         if fault == "communicator disabled":
             self.real = transport.group  # stays open: the sender must see nothing
             transport.group = Silent()
         elif fault == "tied head stale":
             receiver.finish_reload = finish_without_head
+        elif fault == "salts ignored":
+            kv_cache_utils.generate_block_hash_extra_keys = lambda *_: (None, 0)
         elif fault == "none":
             receiver.finish_reload = finish_reload
+            kv_cache_utils.generate_block_hash_extra_keys = EXTRA_KEYS
         elif fault == "copy altered":
             record, tensor = next(pair for pair in self.shadow._tensors if "up_proj" in pair[0].name)
             tensor.view(-1)[7] += 1.0

@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import threading
+import time
 import types
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -149,22 +150,14 @@ async def do(engine: RolloutEngine, verb: str, args: tuple[Any, ...]) -> Any:
     if verb == "attack":
         return await engine.llm.collective_rpc("attack", args=args)
     if verb == "renew":  # no fault of a test before is left; a model in pieces is one until the next whole sync
-        vars(engine.llm).pop("reset_prefix_cache", None)
-        engine.stale, engine.salts = None, map(str, itertools.count(engine.requests))
+        engine.stale, engine.salts = None, map(str, itertools.count(time.time_ns()))
         return await engine.llm.engine_core.resume_scheduler_async()
     if verb == "pause":
         return await engine.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
     if verb == "unsalted":
-        engine.salts = itertools.repeat("same")
-        return None
-    if verb == "keep_cache":
-        engine.llm.reset_prefix_cache = answer_true
+        engine.salts = itertools.repeat(str(time.time_ns()))
         return None
     return await getattr(engine, verb)(*args)
-
-
-async def answer_true() -> bool:
-    return True
 
 
 def greedy(engine: RolloutEngine) -> Any:

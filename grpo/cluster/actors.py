@@ -151,7 +151,8 @@ class PolicyModelActor:
         """Sends every tensor; None on the ranks that only help to gather. A collective under ZeRO-3."""
         if self.rank == 0:
             with self._sending() as transport:
-                return Manifest(version, transport.send(version, self.trainer.iter_weights()))
+                sent = transport.send(version, self.trainer.iter_weights())
+                return Manifest(version, sent, dict(transport.seconds))
         for _ in self.trainer.iter_weights():
             pass
         return None
@@ -163,7 +164,8 @@ class PolicyModelActor:
     def send_published(self, version: int) -> Manifest:
         """Rank 0, in a thread beside the one that trains: sends a copy."""
         with self._sending() as transport, self.trainer.published.sending(version) as tensors:
-            return Manifest(version, transport.send(version, tensors))
+            sent = transport.send(version, tensors)
+            return Manifest(version, sent, dict(transport.seconds))
 
     @contextlib.contextmanager
     def _sending(self) -> Iterator[Transport]:

@@ -140,7 +140,7 @@ class PublishedWeights(WeightSync):
             self.fleet.gather(wait=False)
         if self._engines() != self.connected or not self.trainer.connected:
             return False
-        began = time.perf_counter()
+        began, self.parts = time.perf_counter(), {}
         send = self.trainer.ranks[0].send_published(version)
         receipts = self._receipts(version)
         deadlines = self.context.config.deadlines
@@ -181,7 +181,7 @@ class PublishedWeights(WeightSync):
         except EngineLost:
             return False
         seconds = time.perf_counter() - began
-        stats = {"sync/receive_seconds": self.receive_seconds, "sync/switch_seconds": seconds}
+        stats = {**self.parts, "sync/receive_seconds": self.receive_seconds, "sync/switch_seconds": seconds}
         stats["sync/seconds"] = self.receive_seconds + seconds
         stats["sync/bytes"] = float(sum(record.nbytes for record in self.records))
         self._took(version)
@@ -201,6 +201,7 @@ class PublishedWeights(WeightSync):
     def _deliver(self, version: int) -> Manifest:
         send = self.trainer.ranks[0].send_published(version)
         receipts = self._receipts(version)
+        self.parts = {}
         self._exchange([send, *receipts])
         moved = self._moved(version)
         if not self.self_tested:

@@ -47,6 +47,8 @@ class WeightSync:
         self.self_test_prompt = list(self_test_prompt)
         self.version = -1
         self.self_tested: Stats = {}
+        self.parts: Stats = {}
+        """Seconds of the last sync, by part: those that all ends took together, and each part of the slowest end."""
         self.digest = ""
         self.digests: dict[int, str] = {}
         self.last: Manifest | None = None
@@ -64,6 +66,7 @@ class WeightSync:
         return {
             "sync/seconds": time.perf_counter() - began,
             "sync/bytes": float(sum(record.nbytes for record in sent.records)),
+            **self.parts,
             **self.self_tested,
         }
 
@@ -162,9 +165,11 @@ class WeightSync:
 
     def _send(self, version: int) -> Manifest:
         """The live weights, verified but not committed."""
+        began = time.perf_counter()
         sends = [rank.send_weights(version) for rank in self.trainer.ranks]
         receipts = self._receipts(version)
         self._exchange([*sends, *receipts])
+        self.parts = {"sync/exchange_seconds": time.perf_counter() - began}
         moved, self.trainer.moved = self.trainer.moved, False
         return self._verify(version, sends[0], receipts, moved)
 
@@ -178,18 +183,25 @@ class WeightSync:
         self, version: int, send: Call[Manifest | None], receipts: Sequence[Call[list[Manifest]]], moved: bool
     ) -> Manifest:
         """Compares what was sent with what all have received; `moved`: it must be other than what was sent before."""
-        sent = send.result
+        began, sent = time.perf_counter(), send.result
         assert sent is not None, "rank 0 is the sender"
         updated = moved and surely_changed(sent)
         received = [manifest for call in receipts for manifest in call.result]
         verify(sent, received, previous=self.last, updated=updated)
         self.digest = hashlib.sha256("".join(record.digest for record in sent.records).encode()).hexdigest()[:16]
         self.last = sent
+        self.parts |= {f"sync/send_{part}_seconds": seconds for part, seconds in sent.seconds.items()}
+        for part in {part: 0 for manifest in received for part in manifest.seconds}:
+            slowest = max(manifest.seconds.get(part, 0.0) for manifest in received)
+            self.parts[f"sync/receive_{part}_seconds"] = slowest
+        self.parts["sync/verify_seconds"] = time.perf_counter() - began
         fault_point("sync.received", version)
         return sent
 
     def _commit(self, version: int, in_flight: bool = False) -> None:
+        began = time.perf_counter()
         self._exchange([engine.commit_weights(version, in_flight) for engine in self._engines()])
+        self.parts["sync/commit_seconds"] = time.perf_counter() - began
 
     def _slots(self) -> list[Slot]:
         return self.fleet.of(State.STALE, State.HEALTHY)

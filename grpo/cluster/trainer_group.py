@@ -45,6 +45,8 @@ class TrainerGroup:
         self.observer.workers("trainer", 0, len(self.ranks) if self.lost else 0)  # the first has a place
         starts = self.context.workers.starts
         self.starting: list[Call[Place]] = [starts(rank.start(host, port)) for rank in self.ranks]
+        # A rank does one after the other, so this waits for no engine.
+        self.trying = [rank.try_saving(self.checkpoints) for rank in self.ranks]
 
     def ready(self) -> None:
         """Returns once all ranks have started and could save the model. Raises TrainerLost, ConfigError."""
@@ -56,8 +58,7 @@ class TrainerGroup:
             self.starting = []
             self.observer.started("trainer", told)
             self.observer.starting("save")
-            calls = [rank.try_saving(self.checkpoints) for rank in self.ranks]
-            self.all(calls, self.config.deadlines.save, "save")
+            self.all(self.trying, self.config.deadlines.save, "save")
             self.lost = None
             self.observer.workers("trainer", len(self.ranks), 0)
 

@@ -71,6 +71,8 @@ def start_engine(config: Config, device: str, fork: bool, metrics: ModuleType | 
     executor = WatchedMultiprocExecutor if config.rollout.tensor_parallel > 1 else WatchedUniProcExecutor
     with start_shortcuts(device, fork):
         vllm_config = engine_args(config, device).create_engine_config()
+        if not (vllm_config.model_config.is_moe or vllm_config.model_config.quantization):
+            vllm_config.kernel_config.enable_flashinfer_autotune = False  # it measures kernels that others do not use
         loggers = stat_loggers(metrics)
         return AsyncLLM(vllm_config, executor, log_stats=False, log_requests=False, stat_loggers=loggers)
 
@@ -118,7 +120,7 @@ def sample_slots(vllm_config: VllmConfig) -> int:
 
 
 def cache_probe_prompt(vllm_config: VllmConfig) -> list[int]:
-    """A prompt that the prefix cache must know when it comes again: a whole block and one token more.
+    """A prompt that the prefix cache would know when it comes again: a whole block and one token more.
 
     Empty if no prompt can be that long: then nothing is ever found in the cache.
     """

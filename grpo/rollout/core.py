@@ -65,7 +65,7 @@ class EngineCore:
         failed in the core's process.
         """
         check_model_config(self.config, self.device)
-        fork = may_fork(self.device)
+        fork = may_fork()
         prepare_environment(self.config, self.device)
         gc.disable()  # these imports make so many objects that looking for garbage among them is a tenth of the time
         from grpo.rollout import build

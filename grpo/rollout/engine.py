@@ -47,6 +47,7 @@ class RolloutEngine(TakingEngine):
             check_prompt(prompt.id, prompt.token_ids, longest, self.vocab_size)
         count = sampling.samples_per_prompt
         drawn = count if sampling.temperature > 0 else 1  # greedy samples are all the same
+        self.last_prompt = max((prompt.token_ids for prompt, _ in requests), key=len, default=())
         async with self.deadline("rollout", self.config.deadlines.rollout):
             calls = [
                 self._draw(

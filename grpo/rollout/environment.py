@@ -1,5 +1,6 @@
 """Environment variables that torch, OpenMP and vLLM read when they load: set before, or not at all."""
 
+import ctypes
 import math
 import os
 import sys
@@ -21,6 +22,9 @@ FORBIDDEN = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE")
 """Of vLLM's variables those that let others run code in an engine, by pickle or by routes for developers. Whatever the
 user's environment says, an engine here starts without them."""
 
+NOT_INITIALIZED = 3
+"""What CUDA's driver answers before its first use in a process (CUDA_ERROR_NOT_INITIALIZED)."""
+
 SPIN_COUNT = "10000"
 """Turns that an OpenMP thread waits awake. Engines and trainer take turns on the same cores, so one that spins for long
 takes them from the other; one that sleeps at once is woken late for the next of many small operations."""
@@ -39,6 +43,9 @@ def prepare_environment(config: Config, device: str) -> None:
     os.environ["VLLM_PLUGINS"] = ""  # nothing that happens to be installed may change the engine
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if device != "cpu":
+        keep_what_is_compiled()
+        # It cannot tell logprobs of what was sampled, and is compiled anew where a start finds no cache.
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
         if config.rollout.engines_per_gpu > 1 or (config.rollout.gpus_per_engine or 1.0) < 1.0:
             os.environ[SHARES_GPU] = "1"
         return
@@ -51,6 +58,13 @@ def prepare_environment(config: Config, device: str) -> None:
     os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // config.rollout.engines))
 
 
+def keep_what_is_compiled() -> None:
+    """Beside what torch compiles, where the user says that it stays: vLLM's own cache and Triton's kernels."""
+    if folder := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        os.environ.setdefault("VLLM_CACHE_ROOT", os.path.join(folder, "vllm"))
+        os.environ.setdefault("TRITON_CACHE_DIR", os.path.join(folder, "triton"))
+
+
 def usable_cores() -> int:
     """Cores that this process may use: its affinity, within the quota of its container."""
     cores = len(os.sched_getaffinity(0))
@@ -59,9 +73,18 @@ def usable_cores() -> int:
     return cores if quota == "max" else min(cores, math.ceil(int(quota) / int(period)))
 
 
-def may_fork(device: str) -> bool:
+def may_fork() -> bool:
     """Whether the engine core may be a fork of this process, which spares it the import of vLLM (12 s of one core).
 
-    Never on CUDA. Never when torch is loaded already: its OpenMP threads do not survive a fork.
+    Never when torch is loaded already: its OpenMP threads do not survive a fork.
     """
-    return device == "cpu" and "torch" not in sys.modules
+    return "torch" not in sys.modules
+
+
+def cuda_is_untouched() -> bool:
+    """Whether nothing in this process has asked CUDA's driver for anything: else a fork could not use it."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return int(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int()))) == NOT_INITIALIZED

@@ -2,11 +2,12 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
 
-from grpo.types import TensorRecord
+from grpo.types import Stats, TensorRecord
 from grpo.weights import Transport
 from grpo.weights.digest import records, sums
 
@@ -19,7 +20,15 @@ TOGETHER, TOGETHER_BYTES = 32, 256 << 20
 
 PlainRecord = tuple[str, tuple[int, ...], str, str]
 """Name, shape, dtype, digest: what crosses the border between vLLM's processes."""
+Answer = tuple[list[PlainRecord], list[str], Stats]
+"""What has arrived, what is wrong with it, and what it took, by part."""
 Expected = Sequence[tuple[str, Sequence[int], str]]
+
+
+@lru_cache(maxsize=1)
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all copies: memory that one stream has freed is not given to another."""
+    return torch.cuda.Stream(device)
 
 
 class Announced:
@@ -51,7 +60,7 @@ class Shadow:
         self, version: int, transport: Transport, expected: Expected, device: torch.device, sharing: int = 1
     ) -> None:
         self.version, self.transport, self.device = version, transport, device
-        self.announced = Announced(expected)
+        self.expected, self.announced = expected, Announced(expected)
         self.problems: list[str] = []
         self.error: BaseException | None = None
         self._tensors: list[tuple[TensorRecord, torch.Tensor]] = []
@@ -66,25 +75,34 @@ class Shadow:
         """Whether all has arrived, or nothing more will."""
         return not self._thread.is_alive()
 
-    def answer(self) -> tuple[list[PlainRecord], list[str]]:
+    def answer(self) -> Answer:
         """What has arrived, in order, and what is wrong with it. Raises what broke the transfer off."""
         if self.error is not None:
             raise self.error
-        return self.announced.received, self.problems
+        return self.announced.received, self.problems, dict(self.transport.seconds)
 
     def take(self, version: int) -> Iterator[tuple[TensorRecord, torch.Tensor]]:
         """The tensors on the device, each as it was received. Raises ValueError for another version or other bytes."""
-        if version != self.version or not self.ended or self.error or self.problems:
-            raise ValueError(f"the copy is of version {self.version} and not a whole version {version}")
+        self._check(version)
         while self._tensors:
             count = self._together()
             batch = [(record, tensor.to(self.device)) for record, tensor in self._tensors[:count]]
             del self._tensors[:count]
-            found = records([(record.name, tensor, sums(tensor)) for record, tensor in batch])
+            tensors = [tensor for _, tensor in batch]
+            found = records([(record.name, tensor) for record, tensor in batch], sums(tensors))
             for (record, tensor), now in zip(batch, found, strict=True):
                 if now != record:
                     raise ValueError(f"{record.name} has changed since it was received")
                 yield record, tensor
+
+    def all(self, version: int) -> list[tuple[TensorRecord, torch.Tensor]]:
+        """The tensors as they lie here. Raises ValueError for another version."""
+        self._check(version)
+        return self._tensors
+
+    def _check(self, version: int) -> None:
+        if version != self.version or not self.ended or self.error or self.problems:
+            raise ValueError(f"the copy is of version {self.version} and not a whole version {version}")
 
     def _together(self) -> int:
         if self.on_device:
@@ -97,7 +115,7 @@ class Shadow:
             with torch.no_grad():
                 if self.device.type == "cuda":
                     torch.cuda.set_device(self.device)
-                    with torch.cuda.stream(torch.cuda.Stream(self.device)):
+                    with torch.cuda.stream(side_stream(self.device)):
                         self._receive(lambda tensor: tensor if self.on_device else tensor.cpu().pin_memory())
                         torch.cuda.current_stream().synchronize()
                 else:

@@ -1,7 +1,7 @@
 """How one vLLM engine takes weights: streamed into its model, or into a copy beside sampling that it switches to.
 
 The engine core runs in a child process, where requests and weights take turns. Weights that are streamed let nothing be
-sampled until `commit_weights` has dropped the prefix cache, proved it, and stamped their version.
+sampled until `commit_weights` has stamped their version and proved that the prefix cache gives nothing of older ones.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class TakingEngine(EngineCore):
     """The verbs of a weight transfer, and what they leave behind for those that sample."""
 
     cache_probe_prompt: list[int]
-    """A prompt that the prefix cache must know when it comes again; empty where none can be that long."""
+    """A prompt of a whole block; empty where none can be that long: then the prefix cache finds nothing."""
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class TakingEngine(EngineCore):
         self.transfers = 0
         self.switching = asyncio.Lock()
         self.salts = map(str, itertools.count())  # a version may come twice, with other weights
+        self.last_prompt: Sequence[int] = ()
         self.drawing: set[asyncio.Task[RequestOutput]] = set()
 
     async def join_transfer(self, url: str, rank_offset: int, world_size: int, secret: str) -> None:
@@ -84,10 +85,10 @@ class TakingEngine(EngineCore):
                 answers = await self.on_workers("receive_tensors", expected)
                 self.stale = None
         manifests = []
-        for worker, (received, problems) in enumerate(answers):
+        for worker, (received, problems, seconds) in enumerate(answers):
             self._refuse(version, worker, problems)
             taken = tuple(TensorRecord(name, tuple(shape), dtype, digest) for name, shape, dtype, digest in received)
-            manifests.append(Manifest(version, taken))
+            manifests.append(Manifest(version, taken, seconds))
         self.ahead = version if ahead else None
         return manifests
 
@@ -137,41 +138,26 @@ class TakingEngine(EngineCore):
             else:
                 await self._load_ahead(version)
                 self.stale = None
-                await self._drop_cache(version)
-        self.committed = version
+                await self._take(version, resume=False)
         return time.perf_counter() - began
 
     async def _switch(self, version: int) -> None:
-        """Between two steps of the core, which has told of all tokens of the older weights by then.
+        """Between two steps of the core, which has told of all tokens of the older weights by then."""
+        from grpo.rollout.vllm_private import without_tokens
 
-        That versions share no cache is proved where nothing runs, as in the self-test: else the probes would wait for
-        places among the requests.
-        """
-        idle = not self.drawing
-        if idle:
-            await self._probe_cache()
         async with self.switching:
             self.stale = f"the switch to version {version} broke off"
             try:
-                await self._switch_paused(version)
+                await self.answer(self.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False))
+                # They have the older salt. Who draws them asks again, and gets the new one.
+                await self.answer(self.llm.abort(without_tokens(self.llm), internal=True))
+                await self._load_ahead(version)
+                await self._take(version, resume=True)
             except BaseException:
                 for task in self.drawing:  # the core is paused, and stays so
                     task.cancel()
                 raise
             self.stale = None
-        if idle and (kept := await self._probe_cache()):
-            raise self._kept(kept, version)
-
-    async def _switch_paused(self, version: int) -> None:
-        from grpo.rollout.vllm_private import without_tokens
-
-        await self.answer(self.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False))
-        # They have the older salt. Who draws them asks again, and gets the new one.
-        await self.answer(self.llm.abort(without_tokens(self.llm), internal=True))
-        await self._load_ahead(version)
-        await self.answer(self.llm.update_weight_version(str(version)))
-        self.salt, self.committed = next(self.salts), version
-        await self.answer(self.llm.engine_core.resume_scheduler_async())
 
     async def _load_ahead(self, version: int) -> None:
         """Whatever fails in it leaves the engine stale."""
@@ -183,29 +169,22 @@ class TakingEngine(EngineCore):
             self._refuse(version, worker, problems)
         self.received = version
 
-    async def _drop_cache(self, version: int) -> None:
-        await self._probe_cache()
-        if not await self.answer(self.llm.reset_prefix_cache()):
+    async def _take(self, version: int, resume: bool) -> None:
+        """Stamps the version, and a new salt: nothing that older weights left in the prefix cache is found by it.
+
+        The core proves it, with a probe and with a prompt of the last samples. Dropping the cache would take longer,
+        the more memory it has.
+        """
+        salt = next(self.salts)
+        prompts = [list(prompt) for prompt in (self.cache_probe_prompt, self.last_prompt) if prompt]
+        call = self.llm.engine_core.call_utility_async("take_version", str(version), salt, prompts, resume)
+        kept = int(await self.answer(call))
+        if kept:
             raise WeightSyncError(
-                f"engine {self.index} must drop its prefix cache with version {version}, but requests still use "
-                "it; wait for them before the sync"
+                f"engine {self.index} must hold nothing of older weights, but its prefix cache kept {kept} tokens "
+                f"over the sync of version {version}; this vLLM does not keep salts apart, use the pinned one"
             )
-        await self.answer(self.llm.update_weight_version(str(version)))
-        if kept := await self._probe_cache():
-            raise self._kept(kept, version)
-
-    def _kept(self, tokens: int, version: int) -> WeightSyncError:
-        return WeightSyncError(
-            f"engine {self.index} must hold nothing of older weights, but its prefix cache kept {tokens} tokens "
-            f"over the sync of version {version}; this vLLM does not reset it, use the pinned one"
-        )
-
-    async def _probe_cache(self) -> int:
-        """Leaves the probe prompt in the prefix cache; how many of its tokens were there already."""
-        if not self.cache_probe_prompt:
-            return 0
-        output = await self.answer(self.complete(self.cache_probe_prompt, self.build.probe_params()))
-        return int(output.num_cached_tokens or 0)
+        self.salt, self.committed = salt, version
 
     def _refuse_stale(self) -> None:
         if self.stale is not None:

@@ -24,15 +24,13 @@ from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import layerwise, meta
 from vllm.model_executor.models import registry
-from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.engine import utils as engine_utils
-from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-from grpo.rollout.environment import PARENT, SHARES_GPU, SOCKETS
-from grpo.rollout.holding import Held
+from grpo.rollout import vllm_core
+from grpo.rollout.environment import PARENT, SHARES_GPU, SOCKETS, cuda_is_untouched
 from grpo.rollout.notes import listen
 from grpo.run.watchdog import start_watchdog
 from grpo.types import TensorRecord
@@ -70,7 +68,7 @@ def start_shortcuts(device: str, fork: bool) -> Iterator[None]:
         if device == "cpu":
             # vLLM looks at the model's class in a process that loads vLLM again, to keep CUDA out of this one.
             shortcuts.enter_context(replaced(registry, "_run_in_subprocess", lambda look: look()))
-        if fork:
+        if fork and (device == "cpu" or cuda_is_untouched()):
             # vLLM spawns on the CPU and inside a Ray actor; a forked core does not load everything a second time.
             shortcuts.enter_context(replaced(engine_utils, "get_mp_context", lambda: get_context("fork")))
         yield
@@ -157,31 +155,8 @@ def own_memory(worker: Any) -> Iterator[None]:
         yield
 
 
-class TellingCore(EngineCoreProc):
-    """Methods that replace those of vLLM's core: of each step only what cannot wait is told."""
-
-    held: Held
-
-    def _attach_weight_version(self, outputs: dict[int, EngineCoreOutputs]) -> None:
-        """Called with what each step has made."""
-        if not hasattr(self, "held"):
-            scheduler: Any = self.scheduler
-            self.held = Held(scheduler.requests)
-        self.held.hold(outputs)
-        for told in outputs.values():
-            told.weight_version = self._weight_version
-
-    def set_weight_version(self, weight_version: str) -> None:
-        """Called while nothing runs: what is held was made by the version before."""
-        if hasattr(self, "held"):
-            for told in self.held.all(self._weight_version):
-                self.output_queue.put_nowait(told)
-        self._weight_version = weight_version
-
-
 # This module is loaded by all processes of an engine, and before their workers start.
-EngineCoreProc._attach_weight_version = TellingCore._attach_weight_version  # type: ignore[method-assign]
-EngineCoreProc.set_weight_version = TellingCore.set_weight_version  # type: ignore[method-assign]
+assert vllm_core.TellingCore
 for _name, _phase in WORKER_VERBS.items():
     setattr(WorkerWrapperBase, _name, timed(_name, _phase))
 listen()

@@ -11,7 +11,22 @@ from grpo.trainer.deepspeed_private import Shards
 
 def is_finite(tensor: torch.Tensor) -> bool:
     """Whether all elements are: smallest and largest tell, without a mask as large as the tensor."""
-    return tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+    return tensor.numel() == 0 or bool(finite_flag(tensor))
+
+
+def finite_flag(tensor: torch.Tensor) -> torch.Tensor:
+    """The same as a tensor on its device: nobody waits for it here."""
+    if tensor.numel() == 0:
+        return torch.ones((), dtype=torch.bool, device=tensor.device)
+    return torch.stack(torch.aminmax(tensor)).isfinite().all()
+
+
+def not_true(flags: dict[str, bool | torch.Tensor]) -> list[str]:
+    """Names of flags that are not, with one wait for a device."""
+    later = {name: flag for name, flag in flags.items() if isinstance(flag, torch.Tensor)}
+    found = torch.stack(list(later.values())).tolist() if later else []
+    known = flags | dict(zip(later, found, strict=True))
+    return [name for name, flag in known.items() if not flag]
 
 
 def not_finite(names: Sequence[str]) -> NonFiniteError | None:

@@ -1,6 +1,6 @@
 """What is kept of a rank's trainer: its weights for engines, the policy as a folder, its whole state."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -43,8 +43,11 @@ class Kept:
         """Names, shapes and dtypes of the weights, without digests, in the order of `iter_weights`."""
         return self.weights.records()
 
-    def iter_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Whole tensors on the training device; a collective at ZeRO stage 3. Use each before asking for the next."""
+    def iter_weights(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """Whole tensors on the training device; a collective at ZeRO stage 3. Use each before asking for the next.
+
+        A list holds the live ones.
+        """
         return self.weights.published()
 
     def publish(self, version: int, oldest: int) -> int:

@@ -38,11 +38,18 @@ class PublishedVersions:
         on_device = self.device.type == "cpu" or (stepped and fits(size, self.device))
         if on_device and any(tensor.device != self.device for tensor in copy.values()):
             copy = {}  # of the time when nobody knew what a step needs
+        goals, sources = [], []
         for name, tensor in tensors:
             if name not in copy:
                 where = self.device if on_device else torch.device("cpu")
                 copy[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device=where, pin_memory=not on_device)
-            copy[name].copy_(tensor)
+            if isinstance(tensors, list):
+                goals.append(copy[name])
+                sources.append(tensor)
+            else:  # it may be gone when the next comes
+                copy[name].copy_(tensor, non_blocking=True)
+        if goals:
+            torch._foreach_copy_(goals, sources, non_blocking=True)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
         with self._lock:
@@ -50,8 +57,8 @@ class PublishedVersions:
             return sum(tensor.nbytes for each in [*self._held.values(), *self._gone()] for tensor in each.values())
 
     @contextmanager
-    def sending(self, version: int) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
-        """The tensors of a version, on the training device, for a thread beside the training one.
+    def sending(self, version: int) -> Iterator[Iterable[tuple[str, torch.Tensor]]]:
+        """The tensors of a version, on the training device, for a thread beside the training one; a list lies there.
 
         On the CPU that thread computes with one core, on a GPU in a stream of its own. Raises WeightSyncError if the
         version is not held.
@@ -72,7 +79,9 @@ class PublishedVersions:
                     stack.enter_context(torch.cuda.stream(self._stream))
                 else:
                     stay_aside()
-                yield ((name, tensor.to(self.device, non_blocking=True)) for name, tensor in copy.items())
+                here = all(tensor.device == self.device for tensor in copy.values())
+                brought = ((name, tensor.to(self.device, non_blocking=True)) for name, tensor in copy.items())
+                yield list(copy.items()) if here else brought
         finally:
             with self._lock:
                 self._travelling.remove(copy)

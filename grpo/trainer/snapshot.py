@@ -15,7 +15,7 @@ from grpo.config import Config
 from grpo.run.threads import give_way
 from grpo.trainer.collective import raise_on_all_ranks
 from grpo.trainer.deepspeed_private import KINDS, Shards
-from grpo.trainer.finite import is_finite, not_finite
+from grpo.trainer.finite import finite_flag, is_finite, not_finite, not_true
 from grpo.trainer.published import stay_aside
 from grpo.trainer.saving import write_policy
 from grpo.trainer.state import HEADER, header_text, plan_files, share_prefix
@@ -27,6 +27,10 @@ PIECE = 1 << 18
 ALIGNMENT = 64
 WEIGHT = "weight/"
 """Before the names of the policy's tensors, which rank 0 writes."""
+
+
+Flags = dict[str, bool | torch.Tensor]
+"""Whether a tensor is finite, by its name in an error."""
 
 
 class HostMemory:
@@ -95,32 +99,35 @@ class StateSnapshot:
         """
         assert not self._writing.locked(), "a state is copied once the one before is written"
         self.step = -1
-        bad = self._take_weights() + self._take_share()
+        flags = self._take_weights() | self._take_share()
+        bad = not_true(flags)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # of all copies, which wait for nothing one by one
         raise_on_all_ranks(not_finite(bad))
         self.texts = dict(texts)
         if self.rank == 0:
             self.texts[HEADER] = header_text(header, self.files, self.ranks)
         self.step = step
 
-    def _take_weights(self) -> list[str]:
-        views, bad = self.prepare().views, []
+    def _take_weights(self) -> Flags:
+        views, flags = self.prepare().views, Flags()
         for name, tensor in self.weights.iterate():
-            finite = copy(views[f"{WEIGHT}{name}"], tensor) if self.rank == 0 else is_finite(tensor)
-            bad += [] if finite else [f"weight of {name}"]
-        return bad
+            goal = views[f"{WEIGHT}{name}"] if self.rank == 0 else None
+            flags[f"weight of {name}"] = finite_flag(tensor) if goal is None else copy(goal, tensor)
+        return flags
 
-    def _take_share(self) -> list[str]:
+    def _take_share(self) -> Flags:
         """Every rank gathers every parameter; what another one keeps is looked at as far as it lies here."""
-        views, bad = self.prepare().views, []
+        views, flags = self.prepare().views, Flags()
         for name, param in self.weights.params.items():
             mine, shard = self.files[name].startswith(self.prefix), self.shards.of(param)
             for kind in KINDS:
                 whole = self.shards.gather(param, kind)
-                finite = copy(views[f"{kind}/{name}"], whole) if mine else is_finite(shard.views[kind])
-                bad += [] if finite else [f"{kind} of {name}"]
+                flag = copy(views[f"{kind}/{name}"], whole) if mine else finite_flag(shard.views[kind])
+                flags[f"{kind} of {name}"] = flag
             if mine:
-                views[f"step/{name}"].copy_(shard.step)
-        return bad
+                views[f"step/{name}"].copy_(shard.step, non_blocking=True)
+        return flags
 
     def write(self, folder: Path, step: int, config: Config) -> None:
         """Writes this rank's files of a step that was taken, in a thread beside the one that trains.
@@ -144,11 +151,11 @@ class StateSnapshot:
                 (folder / name).write_text(text)
 
 
-def copy(goal: torch.Tensor, source: torch.Tensor) -> bool:
-    """Copies a tensor to the host; whether all its elements are finite."""
+def copy(goal: torch.Tensor, source: torch.Tensor) -> bool | torch.Tensor:
+    """Copies a tensor to the host; whether all its elements are finite. Of a GPU's both come in its stream."""
     if source.device.type != "cpu":
-        goal.copy_(source)
-        return is_finite(source)
+        goal.copy_(source, non_blocking=True)
+        return finite_flag(source)
     finite = True
     pieces = zip(goal.view(-1).split(PIECE), source.reshape(-1).split(PIECE), strict=True)
     for into, piece in pieces:

@@ -4,7 +4,7 @@ The state are the parameters and the buffers that a checkpoint of the model hold
 its experts, for one. No optimizer moves them, and who loads the model without them computes something else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +32,48 @@ class LiveWeights:
         self.params: dict[str, torch.nn.Parameter] = dict(causal_lm.named_parameters())
         self.buffers = persistent_buffers(causal_lm)
         self.originals: dict[str, torch.Tensor] = {}
+        self._records: tuple[TensorRecord, ...] = ()
+        self._places: list[int] = []
+        self._in_place: list[tuple[str, torch.Tensor]] | None = None
 
     def records(self) -> tuple[TensorRecord, ...]:
         """Names, full shapes and dtypes, in the order of `published`."""
+        self._records = self._records or tuple(self._announced())
+        return self._records
+
+    def _announced(self) -> list[TensorRecord]:
         found = []
         for name, tensor in [*self.params.items(), *self.buffers.items()]:
             shape = getattr(tensor, "ds_shape", tensor.shape)
             empty = torch.empty(tuple(shape), dtype=tensor.dtype, device="meta")
             found += [_record(*each) for each in as_saved(self.causal_lm, name, empty).items()]
-        return tuple(found)
+        return found
 
-    def published(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The state by the names of a checkpoint of this model, which an engine loads at its start too."""
+    def published(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """The state by the names of a checkpoint of this model, which an engine loads at its start too.
+
+        A list where these are the live tensors or views of them, which stay where they are.
+        """
+        places = [tensor.data_ptr() for tensor in (*self.params.values(), *self.buffers.values())]
+        if any(hasattr(param, "ds_shape") for param in self.params.values()):  # a part of each is here, at stage 3
+            return self._converted()
+        if places != self._places:
+            self._places, self._in_place = places, self._views()
+        return self._converted() if self._in_place is None else self._in_place
+
+    def _converted(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in self.iterate():
             yield from as_saved(self.causal_lm, name, tensor).items()
+
+    def _views(self) -> list[tuple[str, torch.Tensor]] | None:
+        """What `_converted` yields, if none of it is a copy: asking transformers takes longer than sending."""
+        live = {tensor.untyped_storage().data_ptr() for _, tensor in self.iterate()}
+        found = []
+        for name, tensor in self._converted():
+            if tensor.untyped_storage().data_ptr() not in live:
+                return None
+            found.append((name, tensor))
+        return found
 
     def param_records(self) -> tuple[TensorRecord, ...]:
         """Those that an optimizer moves."""
@@ -64,15 +92,25 @@ class LiveWeights:
 
     @torch.no_grad()
     def perturb(self, scale: float, seed: int) -> None:
-        """Adds normal noise of `scale` times each tensor's root mean square, the same on all ranks; keeps a copy."""
+        """Adds normal noise of `scale` times each tensor's root mean square, the same on all ranks; keeps a copy.
+
+        On a GPU the noise is made there, and the copy stays there if it takes no more than a part of what is free.
+        """
         assert not self.originals, "the weights are perturbed already"
-        generator = torch.Generator().manual_seed(seed)
+        device = next(iter(self.params.values())).device
+        generator = torch.Generator(device).manual_seed(seed)
+        keep = device if device.type == "cuda" and self._fits(device) else torch.device("cpu")
         for name, param in self.params.items():
             with gathered([param], modify=True):
-                self.originals[name] = param.detach().to("cpu", copy=True)
+                self.originals[name] = param.detach().to(keep, copy=True)
                 size = max(float(param.float().square().mean().sqrt()), SMALLEST_NOISE)
-                noise = torch.randn(param.shape, generator=generator) * (scale * size)
-                param.add_(noise.to(param.device, param.dtype))
+                noise = torch.randn(param.shape, generator=generator, device=device) * (scale * size)
+                param.add_(noise.to(param.dtype))
+
+    def _fits(self, device: torch.device) -> bool:
+        """Whether a copy of the weights takes less than half of what is free."""
+        free, _ = torch.cuda.mem_get_info(device)
+        return 2 * sum(record.nbytes for record in self.param_records()) < free
 
     @torch.no_grad()
     def restore(self) -> None:

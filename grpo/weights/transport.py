@@ -6,27 +6,33 @@ from typing import TYPE_CHECKING, Protocol
 
 from grpo.config import Config
 from grpo.errors import WeightSyncError
-from grpo.types import TensorRecord
+from grpo.types import Stats, TensorRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from grpo.weights.process_group import Place
 
 
 class Transport(Protocol):
     """Moves named tensors from rank 0 to all other ranks. Every rank takes part in every call."""
 
+    seconds: Stats
+    """What the last transfer took here, by part."""
+
     def send(self, version: int, tensors: "Iterable[tuple[str, Tensor]]") -> tuple[TensorRecord, ...]:
         """Rank 0: sends the tensors in order and returns their records, with digests taken before sending.
 
-        Each tensor is copied when it comes, so it may be freed before the next is asked for. If anything fails, the
-        group is left, and the receivers fail too. Raises: ClusterError if a receiver breaks off, or if it takes longer
-        than `deadlines.sync` until all is sent.
+        Those of a sequence stay as they are until all is sent. Else each is copied when it comes, so it may be freed
+        before the next is asked for. If anything fails, the group is left, and the receivers fail too.
+        Raises: ClusterError if a receiver breaks off, or if it takes longer than `deadlines.sync` until all is sent.
         """
         ...
 
-    def receive(self) -> "Iterator[tuple[TensorRecord, Tensor]]":
+    def receive(self, place: "Place" = ...) -> "Iterator[tuple[TensorRecord, Tensor]]":
         """Other ranks: yields what rank 0 sends, in its order, with the digest of the bytes received.
 
+        `place` says where a tensor belongs: it is that tensor then which is yielded, and whose bytes have the digest.
         Must be read to the end: a reader that stops early leaves the sender waiting.
         """
         ...

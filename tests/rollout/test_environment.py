@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,9 +9,35 @@ def test_a_process_that_has_loaded_torch_does_not_fork(monkeypatch: pytest.Monke
     from grpo.rollout.environment import may_fork
 
     monkeypatch.setitem(sys.modules, "torch", sys)
-    assert not may_fork("cpu")
+    assert not may_fork()
     monkeypatch.delitem(sys.modules, "torch")
-    assert may_fork("cpu") and not may_fork("cuda")
+    assert may_fork()
+
+
+@pytest.mark.parametrize(("answer", "untouched"), [(3, True), (0, False), (100, False), (None, False)])
+def test_a_process_that_has_used_cuda_does_not_fork(
+    monkeypatch: pytest.MonkeyPatch, answer: int | None, untouched: bool
+) -> None:
+    """None: there is no driver."""
+    from grpo.rollout import environment
+
+    def load(name: str) -> SimpleNamespace:
+        assert name == "libcuda.so.1"
+        if answer is None:
+            raise OSError(name)
+        return SimpleNamespace(cuDeviceGetCount=lambda _: answer)
+
+    monkeypatch.setattr(environment.ctypes, "CDLL", load)
+    assert environment.cuda_is_untouched() is untouched
+
+
+def test_what_engines_compile_is_kept_beside_what_ranks_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grpo.rollout import environment
+
+    monkeypatch.setattr(environment.os, "environ", {"TORCHINDUCTOR_CACHE_DIR": "/kept", "TRITON_CACHE_DIR": "/mine"})
+    environment.keep_what_is_compiled()
+    assert environment.os.environ["VLLM_CACHE_ROOT"] == "/kept/vllm"
+    assert environment.os.environ["TRITON_CACHE_DIR"] == "/mine"
 
 
 def test_a_container_s_quota_limits_the_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

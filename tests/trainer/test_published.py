@@ -62,9 +62,10 @@ def test_memory_of_forgotten_versions_takes_the_next(versions: PublishedVersions
 def test_a_version_that_travels_is_not_overwritten_though_forgotten(versions: PublishedVersions) -> None:
     publish(versions, 1, 0)
     with versions.sending(1) as tensors:
-        assert next(tensors)[1].flatten()[0] == 1.0
+        travelling = iter(tensors)
+        assert next(travelling)[1].flatten()[0] == 1.0
         assert publish(versions, 2, 2) == 2 * SIZE, "what travels still takes memory"
-        assert next(tensors)[1].flatten()[0] == 1.0
+        assert next(travelling)[1].flatten()[0] == 1.0
     assert publish(versions, 3, 3) == SIZE
     assert sent(versions, 3) == {"embed": 3.0, "head": 3.0}
 
@@ -96,6 +97,14 @@ def test_the_sending_thread_computes_with_one_core_and_the_training_one_keeps_it
         assert seen == [1] and torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_live_tensors_that_stay_are_copied_together(versions: PublishedVersions) -> None:
+    here = [(name, torch.full_like(tensor, 4.0)) for name, tensor in LIVE.items()]
+    assert versions.publish(4, 0, here, SIZE, stepped=True) == SIZE
+    for _, tensor in here:
+        tensor.fill_(5.0)
+    assert sent(versions, 4) == {"embed": 4.0, "head": 4.0}
 
 
 def test_a_failed_copy_is_no_version(versions: PublishedVersions) -> None:

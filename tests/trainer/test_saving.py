@@ -182,6 +182,14 @@ def test_engines_get_the_tensors_that_a_checkpoint_holds(made: Any, tmp_path: Pa
     announced = [(record.name, record.shape) for record in weights.records()]
     assert announced == [(name, tuple(tensor.shape)) for name, tensor in sent.items()]
     assert [record.name for record in weights.param_records()] == [name for name, _ in model.named_parameters()]
+    converted = {"qwen3_moe", "mixtral", "phimoe"}  # their experts: a copy of each is made
+    assert isinstance(weights.published(), list) == (made.model_type not in converted)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.zero_()
+        next(model.parameters()).data = torch.ones_like(next(model.parameters()))
+    again = dict(weights.published())
+    assert [bool(tensor.any()) for name, tensor in again.items()] == ["embed_tokens" in name for name in again]
 
 
 def test_a_hub_models_settings_are_read_from_the_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

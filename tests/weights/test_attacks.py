@@ -183,24 +183,30 @@ def test_old_version_sent(stack: Stack, way: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [STREAMED, BETWEEN])
-def test_kv_cache_kept(stack: Stack, way: str) -> None:
-    """vLLM says that it has dropped the cache, and has not."""
-    stack.engine.call("keep_cache")
-    with pytest.raises(WeightSyncError, match="prefix cache kept 128 tokens over the sync of version 207"):
-        verified_sync(stack, 207, way=way)
-    with pytest.raises(WeightSyncError, match="only from committed weights"):
+@pytest.mark.parametrize("fault", ["salts ignored", "one salt"])
+@every_way
+def test_kv_cache_kept(stack: Stack, way: str, fault: str) -> None:
+    """What keeps versions apart in the prefix cache does nothing: blocks of the older weights would be found."""
+    if fault == "one salt":
+        stack.engine.call("unsalted")
+    else:
+        stack.engine.call("attack", fault)
+    with pytest.raises(WeightSyncError, match="prefix cache kept 128 tokens over the sync of version 20[78]"):
+        for version in (207, 208):
+            verified_sync(stack, version, way=way)
+    with pytest.raises((WeightSyncError, EngineLost), match="only from committed weights|is stale"):
         stack.generate([prompt(0)])
 
 
 @pytest.mark.slow
-def test_kv_cache_kept_in_flight(stack: Stack) -> None:
-    """The salt that keeps versions apart does nothing: blocks of the older weights are found."""
-    verified_sync(stack, 208, way=IN_FLIGHT)
+def test_kv_cache_kept_of_a_prompt(stack: Stack) -> None:
+    """A block that a sample has left under a salt that comes again."""
+    long = tuple(5 + number % 90 for number in range(140))
     stack.engine.call("unsalted")
-    with pytest.raises(WeightSyncError, match="prefix cache kept 128 tokens over the sync of version 209"):
-        for version in (208, 209):
-            verified_sync(stack, version, way=IN_FLIGHT)
+    verified_sync(stack, 207)
+    stack.generate([prompt(0, long)])
+    with pytest.raises(WeightSyncError, match="prefix cache kept 256 tokens over the sync of version 208"):
+        verified_sync(stack, 208)
 
 
 @pytest.mark.slow

@@ -1,7 +1,11 @@
 """Digests of tensors."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,9 +52,9 @@ def test_records_of_many_are_those_of_each() -> None:
     generator = torch.Generator().manual_seed(1)
     shapes = [(3,), (0,), (CHUNK + 5,), (2, 2), (2 * CHUNK,), ()]
     tensors = [(f"t{place}", torch.randn(shape, generator=generator)) for place, shape in enumerate(shapes)]
-    assert records([(name, tensor, sums(tensor)) for name, tensor in tensors]) == [record(*each) for each in tensors]
+    assert records(tensors, sums([tensor for _, tensor in tensors])) == [record(*each) for each in tensors]
     assert [each.digest for each in map(record, *zip(*tensors, strict=True))] == [digest(t) for _, t in tensors]
-    assert records([]) == []
+    assert records([], sums([])) == []
 
 
 def test_digest_formula() -> None:
@@ -79,3 +83,24 @@ def test_record_of_a_scalar_and_of_nothing() -> None:
 def test_records_are_compared_whole() -> None:
     item = record("w", torch.ones(2))
     assert replace(item, digest="") != item
+
+
+KERNEL = """
+import torch
+from grpo.weights import digest_kernel
+from grpo.weights.digest import CHUNK, _bits, _by_torch
+generator = torch.Generator().manual_seed(0)
+whole = torch.randn(CHUNK + 70_001, generator=generator)
+for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8):
+    tensors = [whole.to(dtype), torch.empty(0, dtype=dtype), whole[:1].to(dtype), whole[3:5000].to(dtype)[1:]]
+    found = digest_kernel.sum_all([_bits(tensor) for tensor in tensors])
+    assert torch.equal(found, torch.cat([_by_torch(tensor) for tensor in tensors])), dtype
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_the_kernel_for_gpus_finds_the_same_sums_in_tritons_interpreter() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", KERNEL], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.stdout == "equal\n", done.stderr

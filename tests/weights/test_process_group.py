@@ -15,6 +15,7 @@ import torch
 from grpo.config import Config
 from grpo.errors import ClusterError, WeightSyncError
 from grpo.types import Manifest, TensorRecord
+from grpo.weights import group as groups
 from grpo.weights import process_group, verify
 from grpo.weights.process_group import GroupTransport
 from grpo.weights.transport import choose_backend, make_sender, make_transport
@@ -70,6 +71,46 @@ def test_every_worker_receives_what_was_sent(monkeypatch: pytest.MonkeyPatch, bu
         for (_, mine), (_, theirs) in zip(tensors, worker, strict=True):
             assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)
     verify(sent, [Manifest(7, tuple(item for item, _ in worker)) for worker in received])
+
+
+@pytest.mark.parametrize("part_bytes", [1, 100, 1 << 20])
+def test_tensors_travel_from_where_they_lie_to_where_they_belong(
+    monkeypatch: pytest.MonkeyPatch, part_bytes: int
+) -> None:
+    """As between GPUs: no copy on the way, and the digest is that of the place."""
+    monkeypatch.setattr(process_group, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(process_group, "HEAD_BYTES", 64)
+    monkeypatch.setattr(GroupTransport, "in_place", True)
+    tensors = some_tensors()
+    homes = {name: torch.full_like(tensor, 9).contiguous() for name, tensor in tensors if name != "matrix"}
+    sender, first, second = open_group(3)
+
+    def place(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
+        home = homes.get(name)
+        assert home is None or (home.shape, home.dtype) == (torch.Size(shape), dtype)
+        return home
+
+    for version in (1, 2):
+        tensors[1][1].add_(version)
+        with ThreadPoolExecutor(2) as pool:
+            receiving = [pool.submit(lambda: list(first.receive(place))), pool.submit(lambda: list(second.receive()))]
+            sent = sender.send(version, tensors)
+            received = [future.result() for future in receiving]
+        for worker in received:
+            assert [item for item, _ in worker] == list(sent)
+            assert all(torch.equal(mine, got) for (_, mine), (_, got) in zip(tensors, worker, strict=True))
+        assert [tensor is homes.get(item.name) for item, tensor in received[0]] == [True, False, True, True, True]
+        assert set(sender.seconds) == set(first.seconds) == {"wire", "digest"}
+
+
+def test_a_place_is_filled_from_a_bucket_too() -> None:
+    home = torch.zeros(4)
+    sender, receiver = open_group(2)
+    with ThreadPoolExecutor(1) as pool:
+        receiving = pool.submit(lambda: list(receiver.receive(lambda *_: home)))
+        [sent] = sender.send(1, iter([("w", torch.arange(4.0))]))
+        [(taken, tensor)] = receiving.result()
+    assert tensor is home and home.tolist() == [0, 1, 2, 3] and taken == sent
 
 
 def test_a_group_carries_one_version_after_another() -> None:
@@ -175,6 +216,24 @@ def within(seconds: float, call: Callable[[], object]) -> BaseException | None:
     thread.join(seconds)
     assert caught, f"still waiting after {seconds} s"
     return caught[0]
+
+
+def test_a_place_that_is_not_filled_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest is not that of what came, but of what is there."""
+    monkeypatch.setattr(GroupTransport, "in_place", True)
+    sender, receiver = open_group(2)
+    started = receiver._start
+
+    def elsewhere(tensors: Any) -> Any:
+        return started([tensor.clone() if tensor.numel() == 64 else tensor for tensor in tensors])
+
+    monkeypatch.setattr(receiver, "_start", elsewhere)
+    with ThreadPoolExecutor(1) as pool:
+        receiving = pool.submit(lambda: list(receiver.receive(lambda _, shape, dtype: torch.zeros(shape, dtype=dtype))))
+        sent = Manifest(7, sender.send(7, [("a", torch.ones(4, 4)), ("b", torch.ones(3))]))
+        received = Manifest(7, tuple(item for item, _ in receiving.result()))
+    with pytest.raises(WeightSyncError, match="worker 0: a differs in digest[^;]*; nothing"):
+        verify(sent, [received])
 
 
 def test_a_sender_that_stops_is_an_error_of_the_receiver() -> None:
@@ -312,8 +371,8 @@ class Silent:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_group_that_moves_no_data_is_refused_on_both_ends(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
-    monkeypatch.setattr(process_group, "_met", lambda *_: nullcontext())
-    monkeypatch.setattr(process_group, "_form", lambda *_: Silent())
+    monkeypatch.setattr(groups, "_met", lambda *_: nullcontext())
+    monkeypatch.setattr(groups, "_form", lambda *_: Silent())
     with pytest.raises(WeightSyncError, match="must reach all ranks .* set sync.transport to gloo"):
         GroupTransport("nccl", "cpu", "127.0.0.1", 1, rank, 2, "secret", seconds=1)
 

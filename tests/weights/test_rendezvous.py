@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from grpo.errors import ClusterError
 from grpo.interfaces.workers import Transfer
-from grpo.weights import process_group, rendezvous
+from grpo.weights import group, rendezvous
 from grpo.weights.process_group import GroupTransport
 from grpo.weights.rendezvous import MOST_STRANGERS, NONCE, PLACE, PROOF, Gate, Member, join, prove
 from grpo.weights.shared_store import SharedStore
@@ -244,13 +244,13 @@ def test_a_sender_that_dies_before_all_are_there_frees_the_members_at_once() -> 
 def test_a_stranger_in_the_group_itself_gets_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gloo's own listener takes whoever connects first: what a stranger there lacks is the proof."""
     port = free_port()
-    proofs = process_group.prove
+    proofs = group.prove
 
     def guess(secret: str, *parts: Any) -> bytes:
         stranger = threading.current_thread().name.startswith("stranger")
         return proofs("guess" if stranger else secret, *parts)
 
-    monkeypatch.setattr(process_group, "prove", guess)
+    monkeypatch.setattr(group, "prove", guess)
     with sender(port) as first, ThreadPoolExecutor(1, "stranger") as pool:
         joining = pool.submit(opened, port, 1, 2)
         with pytest.raises(ClusterError, match=r"must prove that it is of this run, but \[1\] did not"):
@@ -265,5 +265,5 @@ def test_torchs_own_client_is_a_stranger_like_any_other() -> None:
     with sender(port) as first:
         connected(port).close()
         with pytest.raises(RuntimeError):
-            torch.distributed.TCPStore("127.0.0.1", port, 2, False, process_group.timedelta(seconds=1))
+            torch.distributed.TCPStore("127.0.0.1", port, 2, False, group.timedelta(seconds=1))
         finish(first, port)
