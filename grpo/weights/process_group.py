@@ -73,9 +73,10 @@ class GroupTransport(Group):
         sent: list[TensorRecord] = []
         for bucket in self._buckets(tensors):
             payload = torch.cat([data for _, data in bucket])
-            for group in groups:
-                group._send_header([each for each, _ in bucket], direct=False, last=False)
-                group._broadcast(payload)
+            with self._timed("wire"):
+                for group in groups:
+                    group._send_header([each for each, _ in bucket], direct=False, last=False)
+                    group._broadcast(payload)
             if not sent:
                 fault_point("sync.tensor", step=version)
             sent += [each for each, _ in bucket]
