@@ -15,7 +15,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from types import ModuleType
 from typing import Any
 
@@ -68,10 +70,18 @@ def start_shortcuts(device: str, fork: bool) -> Iterator[None]:
         if device == "cpu":
             # vLLM looks at the model's class in a process that loads vLLM again, to keep CUDA out of this one.
             shortcuts.enter_context(replaced(registry, "_run_in_subprocess", lambda look: look()))
-        if fork and (device == "cpu" or cuda_is_untouched()):
+        if fork:
             # vLLM spawns on the CPU and inside a Ray actor; a forked core does not load everything a second time.
-            shortcuts.enter_context(replaced(engine_utils, "get_mp_context", lambda: get_context("fork")))
+            # Asked when the core is about to start: by then the configuration has been looked at.
+            spawned = engine_utils.get_mp_context
+            safe = (lambda: True) if device == "cpu" else cuda_is_untouched
+            chosen = partial(_context, safe, spawned)
+            shortcuts.enter_context(replaced(engine_utils, "get_mp_context", chosen))
         yield
+
+
+def _context(may_fork: Callable[[], bool], otherwise: Callable[[], BaseContext]) -> BaseContext:
+    return get_context("fork") if may_fork() else otherwise()
 
 
 @contextlib.contextmanager

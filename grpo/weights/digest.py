@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
 
+import numpy as np
 import torch
 
 from grpo.types import TensorRecord
 
 CHUNK = 1 << 20
-MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 TRIED = 3 * CHUNK // 2
@@ -23,13 +23,11 @@ def record(name: str, tensor: torch.Tensor) -> TensorRecord:
 
 def records(tensors: Sequence[tuple[str, torch.Tensor]], found: torch.Tensor) -> list[TensorRecord]:
     """Of (name, tensor) each, by their `sums`. One wait for the device: each may cost a thread its turn."""
-    lists, place, made = found.tolist(), 0, []
-    for name, tensor in tensors:
-        chunks = -(-tensor.numel() // CHUNK)
-        text = _digest(lists[place : place + chunks])
-        made.append(TensorRecord(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), text))
-        place += chunks
-    return made
+    texts = _digests([tensor.numel() for _, tensor in tensors], found)
+    return [
+        TensorRecord(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), text)
+        for (name, tensor), text in zip(tensors, texts, strict=True)
+    ]
 
 
 def digest(tensor: torch.Tensor) -> str:
@@ -38,7 +36,7 @@ def digest(tensor: torch.Tensor) -> str:
     Integer sums do not depend on the order of reduction, so CPU and GPU agree. The weights are odd and irregular:
     values that are zeroed, swapped or permuted give another sum. It guards against mistakes, not against forgery.
     """
-    return _digest(sums([tensor]).tolist())
+    return _digests([tensor.numel()], sums([tensor]))[0]
 
 
 @torch.no_grad()
@@ -89,12 +87,20 @@ def has_kernel(device: torch.device) -> bool:
     return same
 
 
-def _digest(chunks: Sequence[Sequence[int]]) -> str:
-    plain = weighted = 0
-    for number, (chunk_plain, chunk_weighted) in enumerate(chunks):
-        plain += chunk_plain
-        weighted += (2 * number + 1) * GOLDEN * chunk_weighted
-    return f"{plain & MASK:016x}{weighted & MASK:016x}" if chunks else ""
+def _digests(sizes: Sequence[int], found: torch.Tensor) -> list[str]:
+    """Of tensors with so many elements: chunk n's weighted sum counts 2n + 1 times, so that none may change places."""
+    counts = [-(-size // CHUNK) for size in sizes]
+    parts = found.cpu().numpy().view(np.uint64)
+    numbers = np.concatenate([np.arange(count, dtype=np.uint64) for count in counts] or [np.zeros(0, np.uint64)])
+    parts = np.stack((parts[:, 0], parts[:, 1] * ((2 * numbers + 1) * np.uint64(GOLDEN))))
+    starts = np.cumsum([0, *counts])[:-1]
+    filled = [place for place, count in enumerate(counts) if count]
+    texts = [""] * len(sizes)
+    if filled:
+        whole = np.add.reduceat(parts, starts[filled], axis=1)  # modulo 2^64
+        for place, plain, weighted in zip(filled, *whole.tolist(), strict=True):
+            texts[place] = f"{plain:016x}{weighted:016x}"
+    return texts
 
 
 @lru_cache(maxsize=4)

@@ -56,3 +56,29 @@ def test_compiled_code_and_graphs_are_counted_apart(monkeypatch: pytest.MonkeyPa
     assert wrapper.compile_or_warm_up_model() == 5
     seconds = {"device": 1.0, "weights": 2.0, "memory": 4.5, "compile": 30.0, "graphs": 20.0, "warm_up": 8.0}
     assert seconds == vllm_private.START_SECONDS and sum(seconds.values()) == clock[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("device", "fork", "untouched", "method"),
+    [
+        ("cuda", True, True, "fork"),
+        ("cuda", True, False, "theirs"),
+        ("cuda", False, True, "theirs"),
+        ("cpu", True, False, "fork"),
+    ],
+)
+def test_a_core_is_a_fork_where_nothing_forbids_it(
+    device: str, fork: bool, untouched: bool, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked when the core starts, and not before: reading the configuration may use CUDA."""
+    from grpo.rollout import vllm_private
+
+    theirs = SimpleNamespace(get_start_method=lambda: "theirs")
+    monkeypatch.setattr(vllm_private.engine_utils, "get_mp_context", lambda: theirs)
+    asked = [True]
+    monkeypatch.setattr(vllm_private, "cuda_is_untouched", lambda: asked[0])
+    with vllm_private.start_shortcuts(device, fork):
+        asked[0] = untouched
+        assert vllm_private.engine_utils.get_mp_context().get_start_method() == method
+    assert vllm_private.engine_utils.get_mp_context() is theirs
