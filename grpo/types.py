@@ -13,6 +13,8 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length"]
 
+EngineEvent = Literal["joined", "left", "failed"]
+"""What becomes of an engine where they come and go; failed: it could not join."""
 Lane = Literal["rollout", "trainer"]
 """A pool of devices, in pictures of what they do when: the engines, the ranks of the trainer."""
 

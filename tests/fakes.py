@@ -223,6 +223,8 @@ class FakeRecorder:
     open: list[str] = field(default_factory=list)
     starts: list[str] = field(default_factory=list)
     """Phases of the start."""
+    pool: tuple[int, int, int] = (0, 0, 0)
+    """Engines wanted, healthy and joining."""
     actors: dict[str, Stats] = field(default_factory=dict)
     """What the start of each took."""
 
@@ -278,6 +280,12 @@ class FakeRecorder:
 
     def workers(self, role: str, ready: int, lost: int) -> None:
         self.events.append(f"workers {role}: {ready} ready, {lost} lost")
+
+    def engines(self, wanted: int, healthy: int, joining: int) -> None:
+        self.pool = (wanted, healthy, joining)
+
+    def engine(self, event: str, name: str) -> None:
+        self.events.append(f"{name} {event}")
 
     def policy_version(self, role: str, version: int, digest: str = "") -> None:
         self.events.append(f"{role} has {version}")

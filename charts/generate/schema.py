@@ -173,6 +173,8 @@ KINDS: dict[str, Schema] = {
     "all.dnsConfig": _kubernetes(f"{CORE}PodDNSConfig"),
     **{f"{group}.{key}": kind for group in ("all", "head", "rollout", "trainer") for key, kind in GROUP.items()},
     "rollout.replicas": COUNT | {"minimum": 0},
+    "rollout.maxReplicas": _or_null(COUNT),
+    "rollout.autoscaling.idleTimeoutSeconds": SECONDS,
 }
 
 

@@ -141,13 +141,13 @@ def _train(config: Config, makers: Makers, run_dir: Path, stop: StopRequest, lea
                 record.say(f"reward code: {config.reward_code.revision}")
             if rewards.isolation:
                 record.say(f"warning: reward code runs without these fences: {', '.join(rewards.isolation)}")
-            roles = f"{config.rollout.engines} x vLLM and {config.train.ranks} x DeepSpeed"
+            roles = f"{config.rollout.engines_in_words} x vLLM and {config.train.ranks} x DeepSpeed"
             record.starting("ray")
             with session(config, stop, record.say) as cluster:
                 record.starting("actors")
                 record.say(f"starting {roles} on {cluster.device}")
                 context = RunContext(config, cluster.workers, RecoveryBudget(config.run.max_recoveries), record)
-                fleet = Fleet(context, partial(made, cluster, config, makers.engine))
+                fleet = Fleet(context, partial(made, cluster, config, makers.engine), cluster.most_engines)
                 trainer = TrainerGroup(context, partial(made, cluster, config, makers.rank))
                 shared = (context, fleet, trainer, loaded.prompts[0].token_ids)
                 ahead = config.rollout.max_staleness > 0
@@ -238,7 +238,7 @@ def evaluate(config: Config, full: bool = False) -> list[Evaluation]:
         with session(config, stop, roles=["rollout"]) as cluster:
             recoveries = RecoveryBudget(config.run.max_recoveries)
             context = RunContext(config, cluster.workers, recoveries, ConsoleObserver())
-            fleet = Fleet(context, partial(made, cluster, config, Makers().engine))
+            fleet = Fleet(context, partial(made, cluster, config, Makers().engine), cluster.most_engines)
             rollouts = FleetRollouts(context, fleet, partial(serve_as_loaded, context, fleet))
             scored = {name: sampled(rollouts, rewards, held_out, sampling) for name, sampling in passes.items()}
     votes = answers_of(config.rewards), answers_by_source(config)
@@ -279,6 +279,12 @@ class ConsoleObserver:
 
     def workers(self, role: str, ready: int, lost: int) -> None:
         pass
+
+    def engines(self, wanted: int, healthy: int, joining: int) -> None:
+        pass
+
+    def engine(self, event: str, name: str) -> None:
+        print(f"{name}: {event}")
 
     def policy_version(self, role: str, version: int, digest: str = "") -> None:
         pass

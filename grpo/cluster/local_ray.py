@@ -92,7 +92,7 @@ class LocalRay:
 
     def _try_to_start(self, environment: dict[str, str]) -> BaseException | None:
         """Why Ray did not come up; on a busy machine it gives up with a plain Exception, at SIGTERM it exits."""
-        actors = self.config.rollout.engines + self.config.train.ranks
+        actors = self.config.rollout.most_engines + self.config.train.ranks
         try:
             with ray_private.daemons(environment):
                 ray.init(

@@ -18,12 +18,13 @@ CONNECT_SECONDS = 3.0
 
 def has_place(actor: ActorHandle[Any]) -> bool:
     """Whether Ray has found a node for an actor, now or before it died."""
-    return bool(ray_private.actor_entry(actor)["StartTime"])
+    return bool(ray_private.actor_entry(actor).get("StartTime"))  # nothing is known of one that was just asked for
 
 
 def node_is_lost(actor: ActorHandle[Any]) -> bool:
     """Whether the node that Ray chose for an actor is gone."""
-    return ray_private.actor_entry(actor)["Address"]["NodeID"] not in {node["NodeID"] for node in living_nodes()}
+    node_id = ray_private.actor_entry(actor).get("Address", {}).get("NodeID")
+    return node_id not in {node["NodeID"] for node in living_nodes()}
 
 
 def is_reachable(node_id: str, seconds: float) -> bool:

@@ -41,7 +41,7 @@ def preflight(config: Config) -> list[Check]:
     """All checks, in the order in which they are told. Raises nothing for what they find."""
     if config.cluster.address is None:
         driver = look(config)
-        cores = float(max(config.rollout.engines + config.train.ranks, os.cpu_count() or 1))
+        cores = float(max(config.rollout.most_engines + config.train.ranks, os.cpu_count() or 1))
         here = Node(HERE, platform.node(), "127.0.0.1", None, cores, float(len(driver.gpus)))
         return [_shell(config), *_checks(config, driver, [here], LocalProbe())]
     return _on_cluster(config, look(config, weights=False))

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from grpo.cluster.context import RunContext
 from grpo.cluster.fleet import Fleet, State
@@ -44,27 +45,39 @@ class FleetRollouts:
     def _share_out(
         self, places: Sequence[int], requests: Sequence[tuple[Prompt, int]], sampling: Sampling, step: int
     ) -> dict[int, Group]:
-        """The groups of those places whose engine has answered."""
+        """The groups of all places; without those of engines that were lost when no other was there.
+
+        What a lost one has not answered the others get at once, beside their own.
+        """
         groups: dict[int, Group] = {}
-        lost: dict[Engine, ClusterError] = {}
-        with self.fleet.gate.sampling():
+        shares: dict[Future[list[Group]], tuple[Engine, Sequence[int]]] = {}
+        calls: list[Call[list[Group]]] = []
+
+        def ask(wanted: Sequence[int]) -> None:
             engines = [slot.engine for slot in self.fleet.of(State.HEALTHY)]
-            shares = [places[index :: len(engines)] for index in range(len(engines))]
-            calls = [
-                engine.generate([requests[place] for place in share], sampling)
-                for engine, share in zip(engines, shares, strict=True)
-            ]
+            for index, engine in enumerate(engines):
+                if share := wanted[index :: len(engines)]:
+                    calls.append(engine.generate([requests[place] for place in share], sampling))
+                    shares[calls[-1].future] = (engine, share)
+
+        with self.fleet.gate.sampling():
+            ask(places)
             fault_point("generate.dispatched", step)
-            seconds = self.context.config.deadlines.rollout
-            results = self.context.workers.outcomes(calls, seconds, "rollout", ask=engine_lives)
-        for engine, share, result in zip(engines, shares, results, strict=True):
-            if isinstance(result, ClusterError):
-                lost[engine] = result
-            elif isinstance(result, GrpoError):
-                raise result
-            else:
-                groups |= zip(share, result, strict=True)
-        self.fleet.failed(lost)
+            seconds, workers = self.context.config.deadlines.rollout, self.context.workers
+            for ended in workers.as_ended(calls, seconds, "rollout", engine_lives, leaving=self.fleet.leaving):
+                lost: dict[Engine, ClusterError] = {}
+                missing: list[int] = []
+                for future, result in ended.items():
+                    if isinstance(result, ClusterError):
+                        engine, share = shares[future]
+                        lost[engine] = result
+                        missing += share
+                    elif isinstance(result, GrpoError):
+                        raise result
+                    else:
+                        groups |= zip(shares[future][1], result, strict=True)
+                self.fleet.failed(lost)
+                ask(missing)
         return groups
 
     def abandon(self) -> None:

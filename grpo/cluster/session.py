@@ -21,7 +21,18 @@ from grpo.cluster.sharing import SharedGpus
 from grpo.cluster.workers import Workers
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, Interrupted
-from grpo.plan.placement import CPUS, OTHER_ROLE, ROLES, Role, crowded, place, refusal
+from grpo.plan.placement import (
+    CPUS,
+    OTHER_ROLE,
+    ROLES,
+    Group,
+    Role,
+    crowded,
+    place,
+    refusal,
+    room_for_engines,
+    with_engines,
+)
 from grpo.run.faults import publish_pids
 from grpo.run.stopping import SIGNALS, StopRequest
 
@@ -42,6 +53,7 @@ class Session:
         self.device = "cpu"
         self.head: HeadHeartbeat | None = None
         self.local: LocalRay | None = None
+        self.most_engines = config.rollout.most_engines
 
     @property
     def _own(self) -> list[psutil.Process]:
@@ -78,8 +90,22 @@ class Session:
             else crowded(self.config, self.device)
         ):
             raise ConfigError(reason)
-        groups = place(self.config, self.device, nodes, self.roles).groups if self.device == "cuda" else []
-        self.shared = SharedGpus(groups, self.config.cluster.role_label)
+        rollout = self.config.rollout
+        if self.local:  # where no node comes
+            self.most_engines = room_for_engines(self.config, self.device, nodes, self.roles)
+        groups: list[Group] = []
+        if self.device == "cuda":
+            layout = with_engines(self.config, self.most_engines) if rollout.elastic else self.config
+            groups = place(layout, self.device, nodes, self.roles).groups
+        self.shared = SharedGpus(groups, self.selector)
+
+    def selector(self, role: Role, index: int) -> dict[str, str]:
+        """Labels of the nodes where an actor may be: all but those of the other role.
+
+        Engines that are not needed take nodes of their role alone, so that they never have the place of a rank.
+        """
+        spare = role == "rollout" and index >= self.config.rollout.fewest_engines and not self.local
+        return {self.config.cluster.role_label: f"in({role})" if spare else f"!in({OTHER_ROLE[role]})"}
 
     def _connect(self, address: str) -> None:
         try:
@@ -115,7 +141,7 @@ class Session:
         if strategy:
             options["scheduling_strategy"] = strategy
         else:
-            options["label_selector"] = {self.config.cluster.role_label: f"!in({OTHER_ROLE[role]})"}
+            options["label_selector"] = self.selector(role, index)
         make: Any = ray.remote
         if role == "trainer":
             make = make(concurrency_groups=BESIDE_TRAINING)

@@ -1,6 +1,6 @@
 """GPUs that several actors share: Ray is told which, as it would put two ranks on one where both find room."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
@@ -12,10 +12,11 @@ from grpo.plan.placement import CPUS, OTHER_ROLE, Group, Role
 class SharedGpus:
     """A placement group of Ray for each shared GPU, made when its first actor comes."""
 
-    def __init__(self, groups: Sequence[Group], role_label: str) -> None:
+    def __init__(self, groups: Sequence[Group], selector: Callable[[Role, int], dict[str, str]]) -> None:
+        """`selector` says which nodes an actor may be on."""
         shared = [group for group in groups if group.gpus == 1]
         self.groups = {member: group for group in shared for member in group.members}
-        self.role_label = role_label
+        self.selector = selector
         self._made: dict[Group, PlacementGroup] = {}
 
     def strategy(self, role: Role, index: int, draining: frozenset[str]) -> PlacementGroupSchedulingStrategy | None:
@@ -35,9 +36,16 @@ class SharedGpus:
     def _make(self, group: Group) -> PlacementGroup:
         """A whole GPU, so that no other group gets a part of it."""
         bundle = {"CPU": CPUS * len(group.members), "GPU": group.gpus}
-        barred = ",".join(sorted({OTHER_ROLE[role] for role, _ in group.members}))
-        made: PlacementGroup = placement_group([bundle], bundle_label_selector=[{self.role_label: f"!in({barred})"}])
+        made: PlacementGroup = placement_group([bundle], bundle_label_selector=[self._selector(group)])
         return made
+
+    def _selector(self, group: Group) -> dict[str, str]:
+        """That of the members; nodes without a role where it is of both."""
+        selectors = [self.selector(*member) for member in group.members]
+        if len({member[0] for member in group.members}) == 1:
+            return selectors[0]
+        barred = ",".join(sorted(OTHER_ROLE[role] for role in {role for role, _ in group.members}))
+        return dict.fromkeys(selectors[0], f"!in({barred})")
 
 
 def node_of(made: PlacementGroup) -> str | None:

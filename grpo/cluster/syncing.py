@@ -8,10 +8,10 @@ from typing import Any
 
 from grpo.cluster.context import RunContext
 from grpo.cluster.fleet import Fleet, Slot, State
+from grpo.cluster.heartbeat import process_lives
 from grpo.cluster.rollouts import engine_lives
 from grpo.cluster.trainer_group import TrainerGroup
-from grpo.cluster.waiting import process_lives
-from grpo.errors import ClusterError, EngineLost, GrpoError, TrainerLost
+from grpo.errors import ClusterError, EngineLost, GrpoError, Interrupted, TrainerLost
 from grpo.interfaces import Call, Engine, Transfer
 from grpo.run.faults import fault_point
 from grpo.types import Manifest, Stats
@@ -53,6 +53,7 @@ class WeightSync:
         self.digests: dict[int, str] = {}
         self.last: Manifest | None = None
         self.connected: list[Engine] = []  # engines of the transfer
+        self.among: list[Slot] | None = None  # the only ones that a sync is with
 
     def begin(self, version: int) -> Stats:
         """At the start and after a loss of the trainer."""
@@ -78,8 +79,10 @@ class WeightSync:
         self.self_tested = {}
         while True:
             self.fleet.gather(wait=not self._slots())
-            if not self._slots():  # all that were there had to leave their nodes
+            self._drop_dead()
+            if not self._slots():  # all that were there are dead, or had to leave their nodes
                 continue
+            self._try_joining()
             try:
                 if self._engines() != self.connected or not self.trainer.connected:
                     self.self_tested = self._connect()
@@ -90,6 +93,30 @@ class WeightSync:
                 continue
         self._taken(version)
         return sent
+
+    def _drop_dead(self) -> None:
+        """Engines that died while nobody asked them anything: in the sync they would take the others along."""
+        engines, seconds = self._engines(), self.context.config.deadlines.health
+        calls = [engine.ping(seconds) for engine in engines]
+        results = self.context.workers.outcomes(calls, seconds, "weight sync", ask=None, finish_first=True)
+        found = zip(engines, results, strict=True)
+        self.fleet.failed({engine: result for engine, result in found if isinstance(result, ClusterError)})
+
+    def _try_joining(self) -> None:
+        """Engines that are not needed pass the whole test by themselves first: what they fail in harms no other."""
+        if not (joining := self.fleet.joining):
+            return
+        self.trainer.connected = False
+        self.among = joining
+        try:
+            self._connect()
+        except GrpoError as error:
+            if isinstance(error, TrainerLost | Interrupted) or self.context.workers.headless:
+                raise
+            self.fleet.refuse(joining, error)
+        finally:
+            self.among = None
+            self.self_tested = {}
 
     def _taken(self, version: int) -> None:
         """All engines sample from a version that was verified."""
@@ -143,8 +170,9 @@ class WeightSync:
         self._exchange([rank.perturb(PERTURBATION, self.context.config.run.seed) for rank in ranks])
         try:
             perturbed = self._compare()
-        except EngineLost:
-            self._exchange([rank.restore() for rank in ranks])
+        except GrpoError as error:
+            if not isinstance(error, TrainerLost | Interrupted) and not self.context.workers.headless:
+                self._exchange([rank.restore() for rank in ranks])
             raise
         self._exchange([rank.restore() for rank in ranks])
         true = self._compare()
@@ -204,7 +232,8 @@ class WeightSync:
         self.parts["sync/commit_seconds"] = time.perf_counter() - began
 
     def _slots(self) -> list[Slot]:
-        return self.fleet.of(State.STALE, State.HEALTHY)
+        serving = self.fleet.serving
+        return serving if self.among is None else [slot for slot in serving if slot in self.among]
 
     def _engines(self) -> list[Engine]:
         return [slot.engine for slot in self._slots()]

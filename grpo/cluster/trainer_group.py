@@ -9,7 +9,7 @@ from grpo.checkpoint import Commit
 from grpo.checkpoint.commit import checkpoints_url
 from grpo.cluster.context import RunContext
 from grpo.cluster.handles import SharedBatch
-from grpo.cluster.waiting import Ask, process_lives
+from grpo.cluster.heartbeat import Ask, process_lives
 from grpo.errors import ClusterError, NoNode, OutOfMemory, StoreLost, TrainerLost
 from grpo.interfaces import Call, Place, TrainerRank, Worker
 from grpo.run.faults import fault_point

@@ -7,17 +7,18 @@ lost like one that has died: its stacks are written down and it is killed. So is
 import contextlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ray.exceptions import ActorDiedError, RayError, RaySystemError, RayTaskError, UnserializableException
 
 from grpo.cluster import processes
 from grpo.cluster.border import traceback_file
 from grpo.cluster.head import Head
+from grpo.cluster.heartbeat import SLICE_SECONDS, Ask, Heartbeat, process_lives
 from grpo.cluster.nodes import CONNECT_SECONDS, describe_nodes, is_reachable, log_folder
 from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, GrpoError, NoNode, TrainerLost
@@ -27,54 +28,10 @@ from grpo.run.background import Background
 from grpo.run.failures import Failure, Kind, look
 from grpo.run.stopping import StopRequest
 
-SLICE_SECONDS = 0.25  # between two looks at signals, the head and the workers
 OTHERS_SECONDS = 2.0  # for the others to say why a connection between them broke
 FOREIGN = (RayTaskError, UnserializableException, RaySystemError)
 """What an actor that lives answers."""
 R = TypeVar("R")
-Ask = Callable[[Any, float], Call[object]]
-"""(worker, seconds) -> a call that is a sign of life."""
-
-
-def process_lives(worker: Worker, seconds: float) -> Call[object]:
-    """Asks the worker's process alone, whatever it is busy with."""
-    return worker.ping(seconds)
-
-
-class Heartbeat:
-    """How long the workers of one wait have given no sign of life. Without `ask` they are asked nothing.
-
-    Only time that this process has watched counts: if it was frozen itself, or busy with another worker, the workers
-    are asked before they are blamed.
-    """
-
-    def __init__(self, workers: Sequence[Worker], ask: Ask | None, seconds: float) -> None:
-        self.ask, self.seconds = ask, seconds
-        self.seconds_since_heartbeat = {worker: 0.0 for worker in workers if ask}
-        self.looked = time.monotonic()
-        self.asked: dict[Future[object], Worker] = {}
-
-    def frozen(self, waiting: set[Worker]) -> list[Worker]:
-        """Workers in `waiting` that have been silent for too long; asks again those that have answered."""
-        now = time.monotonic()
-        watched, self.looked = min(now - self.looked, 2 * SLICE_SECONDS), now
-        self.seconds_since_heartbeat = {
-            worker: seconds + watched for worker, seconds in self.seconds_since_heartbeat.items()
-        }
-        for future in [future for future in self.asked if future.done()]:
-            worker, error = self.asked.pop(future), future.exception()
-            if error is None:
-                self.seconds_since_heartbeat[worker] = 0.0
-            elif isinstance(error, EngineLost):  # its process lives, but the engine core does not answer
-                self.seconds_since_heartbeat[worker] = self.seconds
-        for worker in set(self.seconds_since_heartbeat) - set(self.asked.values()):
-            if self.ask and self.seconds_since_heartbeat[worker] > self.seconds / 4:
-                self.asked[self.ask(worker, self.seconds / 2).future] = worker
-        return [
-            worker
-            for worker, seconds in self.seconds_since_heartbeat.items()
-            if worker in waiting and seconds >= self.seconds
-        ]
 
 
 class Waiting:
@@ -111,32 +68,70 @@ class Waiting:
         somebody else watches for it; in a thread that works ahead it raises Cancelled once that was told to end. Raises
         ClusterError if Ray itself is lost.
         """
-        deadline = time.monotonic() + seconds
-        pending = {call.future: call for call in calls}
         results: dict[Future[R], R | GrpoError] = {}
-        beat = Heartbeat([call.worker for call in calls], ask, self.config.deadlines.health)
         failed_at = 0.0
-        while pending:
-            if stoppable:
-                self.look(finish_first)
-            self.head.check()
-            done = wait(pending, SLICE_SECONDS, FIRST_COMPLETED).done
-            for future in [future for future in pending if future in done]:  # in the order of the calls
-                results[future] = self._result(pending.pop(future), what)
-            late = time.monotonic() > deadline
-            waiting = {call.worker for call in pending.values()}
-            for worker in waiting if late else beat.frozen(waiting):
-                error = self._too_late(worker, seconds, what) if late else self._frozen(worker, what)
-                self.discard(worker, error, True)
-                lost = [call for call in pending.values() if call.worker is worker]
-                results |= {pending.pop(call.future).future: error for call in lost}
+        for ended in self.as_ended(list(calls), seconds, what, ask, finish_first, stoppable):
+            results |= ended
             failed = [result for result in results.values() if isinstance(result, GrpoError)]
             if fail_fast and failed:
                 failed_at = failed_at or time.monotonic()
                 worst = min(failed, key=consequence)
-                if not pending or consequence(worst) < 2 or time.monotonic() - failed_at > OTHERS_SECONDS:
+                done = len(results) == len(calls)
+                if done or consequence(worst) < 2 or time.monotonic() - failed_at > OTHERS_SECONDS:
                     raise worst
         return [results[call.future] for call in calls]
+
+    def as_ended(
+        self,
+        calls: list[Call[R]],
+        seconds: float,
+        what: str,
+        ask: Ask | None = process_lives,
+        finish_first: bool = False,
+        stoppable: bool = True,
+        leaving: Callable[[], Sequence[Worker]] = tuple,
+    ) -> Iterator[Mapping[Future[R], R | GrpoError]]:
+        """What has ended since the last look, which may be nothing, until all have; see `outcomes`.
+
+        Calls that are appended to `calls` meanwhile are waited for too, each `seconds` long. Who is `leaving` is not
+        waited for.
+        """
+        beat = Heartbeat([call.worker for call in calls], ask, self.config.deadlines.health)
+        pending: dict[Future[R], tuple[Call[R], float]] = {}
+        known = 0
+        while pending or known < len(calls):
+            now = time.monotonic()
+            pending |= {call.future: (call, now + seconds) for call in calls[known:]}
+            known = len(calls)
+            if stoppable:
+                self.look(finish_first)
+            self.head.check()
+            done = wait(pending, SLICE_SECONDS, FIRST_COMPLETED).done
+            ended: dict[Future[R], R | GrpoError] = {}
+            for future in [future for future in pending if future in done]:  # in the order of the calls
+                ended[future] = self._result(pending.pop(future)[0], what)
+            waiting = {call.worker for call, _ in pending.values()}
+            late = {call.worker for call, end in pending.values() if time.monotonic() > end}
+            frozen = beat.frozen(waiting)
+            going = set(leaving()) & waiting
+            for worker in late.union(frozen, going):
+                if worker in going:
+                    error: GrpoError = EngineLost(f"{worker} leaves: its node is about to go away", counts=False)
+                else:
+                    error = self.too_late(worker, seconds, what) if worker in late else self._frozen(worker, what)
+                self.discard(worker, error, worker not in going)
+                lost = [future for future, (call, _) in pending.items() if call.worker is worker]
+                ended |= {pending.pop(future)[0].future: error for future in lost}
+            yield ended
+
+    def first(self, calls: Sequence[Call[R]], seconds: float) -> None:
+        """Returns once one of the calls has ended, or that time has passed. Raises as `outcomes` does."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.look()
+            self.head.check()
+            if wait([call.future for call in calls], SLICE_SECONDS, FIRST_COMPLETED).done:
+                return
 
     def get(
         self,
@@ -229,7 +224,8 @@ class Waiting:
         said = f"{what}: {worker} is frozen: no sign of life for deadlines.health = {limit:g} s"
         return LOST[worker.role](said, self._counts(worker))
 
-    def _too_late(self, worker: Worker, seconds: float, what: str) -> GrpoError:
+    def too_late(self, worker: Worker, seconds: float, what: str) -> GrpoError:
+        """Of a worker that has not answered in time."""
         if not worker.pids and (wanted := worker.wanted_node()):
             nodes = describe_nodes(self.config.cluster.role_label, self.head.draining)
             return NoNode(

@@ -103,7 +103,8 @@ class Workers(Waiting):
         """Asks every worker to close, and ends those that do not."""
         living = [worker for worker in self._all if not worker.lost]
         with contextlib.suppress(RayError):
-            wait([worker.close().future for worker in living], timeout=GRACE_SECONDS)
+            there = [worker for worker in living if worker.pids or not worker.wanted_node()]
+            wait([worker.close().future for worker in there], timeout=GRACE_SECONDS)
         for worker in living:
             worker.end()
         self._all = []

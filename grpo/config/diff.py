@@ -18,6 +18,7 @@ FREE = {
     "run.grace_seconds",
     "run.max_recoveries",
     "reward_code.workers",
+    "rollout.engines",
     "reward_code.isolation",
 }
 FREE_SECTIONS = {"metrics", "deadlines", "cluster", "checkpoint", "sft"}

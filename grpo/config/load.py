@@ -210,8 +210,8 @@ def _model(path: Path_) -> type[BaseModel] | None:
 def _section_of(field: FieldInfo | None) -> type[BaseModel] | None:
     """The class of the section, or of the list's sections, that a key holds; None if it holds a value."""
     kind = field.annotation if field else None
-    kind = get_args(kind)[0] if get_origin(kind) is tuple else kind
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    kinds = get_args(kind)[:1] if get_origin(kind) is tuple else get_args(kind) or (kind,)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _field(path: Path_) -> FieldInfo | None:

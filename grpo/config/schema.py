@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from grpo.config.data import Data
+from grpo.config.engines import EnginesOrRange, bounds
 from grpo.config.fields import (
     Actors,
     BoolOrAuto,
@@ -109,8 +110,8 @@ class RewardCode(Section):
 class Rollout(Section):
     """How completions are sampled, and what the engines may use for it."""
 
-    engines: Actors = 1
-    """Number of vLLM engines; each step's prompts are shared evenly."""
+    engines: EnginesOrRange = 1
+    """Number of vLLM engines, or {min, max}: they come and go with nodes. Each step's prompts are shared evenly."""
     prompts_per_step: int = Field(32, ge=1, le=MOST_ROWS)
     """Prompts of a step (P)."""
     samples_per_prompt: int = Field(8, ge=2, le=MOST_ROWS)
@@ -149,6 +150,26 @@ class Rollout(Section):
     """Run vLLM without CUDA graphs and compilation: starts sooner, samples slower."""
 
     @property
+    def fewest_engines(self) -> int:
+        """Engines that the run starts with."""
+        return bounds(self.engines)[0]
+
+    @property
+    def most_engines(self) -> int:
+        """Engines that it may have."""
+        return bounds(self.engines)[1]
+
+    @property
+    def elastic(self) -> bool:
+        """Whether engines come and go."""
+        return self.fewest_engines < self.most_engines
+
+    @property
+    def engines_in_words(self) -> str:
+        """`2`, or `1 to 3`."""
+        return f"{self.fewest_engines}" + f" to {self.most_engines}" * self.elastic
+
+    @property
     def engine_memory(self) -> float:
         """Share of a GPU's memory of one engine."""
         return self.memory_utilization / self.engines_per_gpu
@@ -157,7 +178,7 @@ class Rollout(Section):
     def sharing(self) -> int:
         """Engines on one GPU, at most."""
         share = self.gpus_per_engine or 1.0
-        return self.engines_per_gpu if share >= 1 else max(1, min(self.engines, int(1.0001 / share)))
+        return self.engines_per_gpu if share >= 1 else max(1, min(self.most_engines, int(1.0001 / share)))
 
     @model_validator(mode="after")
     def _check_shared(self) -> "Rollout":
@@ -166,6 +187,16 @@ class Rollout(Section):
             raise ValueError(
                 f"engines that share a GPU have one each: rollout.engines_per_gpu = {self.engines_per_gpu}, but "
                 f"rollout.{other} = {getattr(self, other):g}; remove one of them"
+            )
+        if self.elastic and self.engines_per_gpu == 1 and (self.gpus_per_engine or 1) < 1:
+            raise ValueError(
+                f"engines that come and go share no GPU with a rank: rollout.engines has min and max, but "
+                f"rollout.gpus_per_engine = {self.gpus_per_engine:g}; remove it, or write engines_per_gpu"
+            )
+        if self.elastic and (self.fewest_engines % self.engines_per_gpu or self.most_engines % self.engines_per_gpu):
+            raise ValueError(
+                f"engines that share a GPU come and go together: rollout.engines = {{min: {self.fewest_engines}, "
+                f"max: {self.most_engines}}} must be multiples of rollout.engines_per_gpu = {self.engines_per_gpu}"
             )
         return self
 
@@ -384,6 +415,16 @@ class Config(Section):
                 f"bounds need something that they bound: algorithm.{given[0]} = {bounds[given[0]]:g}, but "
                 "algorithm.correction is none (its default without rollout.max_staleness); name a correction or remove "
                 "the bound"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_elastic(self) -> "Config":
+        share = self.train.gpus_per_rank or 1
+        if self.rollout.elastic and self.rollout.engines_per_gpu > 1 and share < 1:
+            raise ValueError(
+                f"engines that come and go share no GPU with a rank: rollout.engines has min and max, but "
+                f"train.gpus_per_rank = {share:g}; remove it"
             )
         return self
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from grpo.checkpoint import Commit, Folders
 from grpo.run.stopping import StopRequest
-from grpo.types import FileRecord, Group, Groups, Lane, Prompt, Sample, Sampling, Stats
+from grpo.types import EngineEvent, FileRecord, Group, Groups, Lane, Prompt, Sample, Sampling, Stats
 
 
 class PromptStream(Protocol):
@@ -215,6 +215,14 @@ class Observer(Protocol):
 
     def workers(self, role: str, ready: int, lost: int) -> None:
         """How many of them can work, and how many are lost and have no replacement yet that can."""
+        ...
+
+    def engines(self, wanted: int, healthy: int, joining: int) -> None:
+        """How many engines the run asks for, how many sample, and how many are about to, once they have passed."""
+        ...
+
+    def engine(self, event: EngineEvent, name: str) -> None:
+        """One of engines that come and go has joined or left those that sample, or could not join."""
         ...
 
     def policy_version(self, role: str, version: int, digest: str = "") -> None:

@@ -75,7 +75,14 @@ def role_values(config: Config, made: Plan, role: Role, gpus_per_node: int) -> V
     resources = values["resources"]
     assert isinstance(resources, dict)
     resources["limits"][GPU] = group.gpus or None  # null takes away the chart's default
+    if role == "rollout" and config.rollout.elastic:
+        return elastic_values(config, group, values)
     return {"replicas": group.replicas, **values}
+
+
+def elastic_values(config: Config, group: Group, values: Values) -> Values:
+    """Pods of a size that the fewest engines fill, as many as the most engines need."""
+    return {"replicas": group.replicas, "maxReplicas": math.ceil(config.rollout.most_engines / group.actors), **values}
 
 
 def values_of(config: Config, made: Plan, registry: str | None, gpus_per_node: int) -> tuple[Values, Inputs]:

@@ -21,9 +21,10 @@
     trackers.json   the run's ids at W&B and MLflow
 
 A row of metrics.jsonl: {"event": "step", "step": 3, "time": 1790000000.1, "reward/mean": 0.5, "phase/rollout": 1.2, …}.
-`event` is start, startup, step, eval, weight_sync, checkpoint, commit, recovery or end; times are in seconds; a number
-that is not finite is null. A startup says what the start of one actor took, by phase (grpo/run/start.py). A commit is a
-checkpoint that was written beside the steps and is durable now; a weight_sync beside them has the version as its step.
+`event` is start, startup, step, eval, weight_sync, checkpoint, commit, recovery, engine or end; times are in seconds; a
+number that is not finite is null. A startup says what the start of one actor took, by phase (grpo/run/start.py). A
+commit is a checkpoint that was written beside the steps and is durable now; a weight_sync beside them has the version
+as its step. An engine has joined or left, or could not join, where they come and go.
 A step carries digests of its prompt ids ("prompts"), of its sampled tokens ("tokens") and of the weights that it left
 behind ("weights"): two runs with equal digests did the same.
 """

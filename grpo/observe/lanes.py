@@ -114,6 +114,11 @@ class Lanes:
             if new:
                 self._write(Span(lane, what, step, held.track, self._unix + start, self._unix + end))
 
+    def moment(self, lane: Lane, what: str, step: int) -> None:
+        """Something that takes no time."""
+        now = self._unix + time.perf_counter()
+        self._write(Span(lane, what, step, 0, now, now))
+
     def _hold(self, lane: Lane, thread: int) -> Held:
         held = self._held[lane]
         if thread not in held:

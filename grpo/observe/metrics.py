@@ -94,6 +94,8 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("grpo_start_timestamp_seconds", "gauge", "unix seconds", "When this start of the run began."),
     Metric("grpo_deadline_seconds", "gauge", "seconds", "Longest wait by phase (deadlines.*).", ("phase",)),
     Metric("grpo_workers", "gauge", "actors", "By role; state is expected, ready or lost.", ("role", "state")),
+    Metric("grpo_engines", "gauge", "actors", "Engines; state is wanted, healthy or joining.", ("state",)),
+    Metric("grpo_engine_events_total", "counter", "events", "Engines that joined, left or failed to.", ("event",)),
     Metric("grpo_tracker_failures_total", "counter", "calls", "Calls of a tracker that failed.", ("tracker",)),
     Metric("grpo_recoveries_total", "counter", "replacements", "Lost actors replaced, by role.", ("role",)),
     Metric("grpo_recovery_timestamp_seconds", "gauge", "unix seconds", "Last replacement, by role.", ("role",)),
@@ -122,6 +124,8 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("grpo_max_staleness_steps", "gauge", "steps", "rollout.max_staleness; 0: no overlap.", ("update",)),
     # The overlap of sampling and training
     Metric("grpo_pool_idle_ratio", "gauge", "share", "Time of the last step without work.", ("pool",), BY_POOL),
+    _gauge("grpo_step_engines", "actors", "Engines that sampled at the end of the last step.", "pipeline/engines"),
+    _gauge("grpo_rollout_queue_seconds", "seconds", "That the trainer waited for its batch.", "pipeline/queue_seconds"),
     _gauge("grpo_batches_ahead", "batches", "Batches that are drawn and wait to be trained.", "pipeline/batches_ahead"),
     # The trainer
     _gauge("grpo_loss", "", "Mean loss of the last step's updates.", "train/loss"),

@@ -17,6 +17,7 @@ EVENTS = {
     "grpo_steps_total": ("ok", "failed"),
     "grpo_weight_sync_total": ("ok", "error"),
     "grpo_recoveries_total": ("rollout", "trainer"),
+    "grpo_engine_events_total": ("joined", "left", "failed"),
     "grpo_tracker_failures_total": ("TensorBoard", "W&B", "MLflow"),
 }
 
@@ -85,9 +86,10 @@ class PrometheusMetrics:
         self._set("grpo_run_steps", config.run.steps)
         self._set("grpo_checkpoint_every_steps", config.checkpoint.every)
         self._set("grpo_max_staleness_steps", config.rollout.max_staleness, config.rollout.update)
-        for role, expected in (("rollout", config.rollout.engines * engines), ("trainer", config.train.ranks)):
+        for role, expected in (("rollout", config.rollout.fewest_engines * engines), ("trainer", config.train.ranks)):
             self._set("grpo_workers", expected, role, "expected")
             self.workers(role, ready=0, lost=0)
+        self.engines(config.rollout.most_engines * engines, healthy=0, joining=0)
         self.progress()
         for phase, seconds in config.deadlines:
             self._set("grpo_deadline_seconds", seconds, phase)
@@ -113,6 +115,16 @@ class PrometheusMetrics:
         with self._guard:
             self._set("grpo_workers", ready, role, "ready")
             self._set("grpo_workers", lost, role, "lost")
+
+    def engines(self, wanted: int, healthy: int, joining: int) -> None:
+        """How many engines the run asks for, how many sample, and how many are about to."""
+        with self._guard:
+            for state, count in (("wanted", wanted), ("healthy", healthy), ("joining", joining)):
+                self._set("grpo_engines", count, state)
+
+    def engine_event(self, event: str) -> None:
+        """One has joined or left, or could not join."""
+        self._add("grpo_engine_events_total", 1, event)
 
     def started(self, role: str, actors: Iterable[Stats]) -> None:
         """Actors of a role have started; the slowest one counts."""

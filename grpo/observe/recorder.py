@@ -30,7 +30,15 @@ from grpo.observe.tracking import Tracking
 from grpo.run.faults import fault_point, phase_point
 from grpo.run.layout import METRICS
 from grpo.run.start import Phases
-from grpo.types import Group, Groups, Lane, Stats
+from grpo.types import EngineEvent, Group, Groups, Lane, Stats
+
+ENGINE = "engine"
+"""Event of a row that says what became of an engine."""
+TOLD: dict[EngineEvent, str] = {
+    "joined": "has joined the engines that sample",
+    "left": "has left the engines that sample",
+    "failed": "could not join; it is tried again later",
+}
 
 
 class RunRecorder:
@@ -66,6 +74,7 @@ class RunRecorder:
         self._prometheus = PrometheusMetrics(config.run.name, __version__, config.model.path, loss)
         self._prometheus.start(config, attempt, engines)
         self._attempt, self._engines = attempt, engines
+        self._engine_count = 0
         self._decode = decode
         self._tracking = Tracking(config, self.run_dir, self.say, self._prometheus.tracker_failed)
         self._phases, self._started = phases, dict[str, Stats]()
@@ -233,7 +242,7 @@ class RunRecorder:
         self.progress.rewind(step)
         if step:
             self.say(f"resumes from the checkpoint of step {step}")
-        rows = [row for row in read_rows(self.run_dir / METRICS) if row["event"] != STARTUP]
+        rows = [row for row in read_rows(self.run_dir / METRICS) if row["event"] not in (STARTUP, ENGINE)]
         self._tracking.rewind((int(number(row, "step")), numbers_of(row)) for row in rows)
         steps = [row for row in rows if row["event"] == "step"]
         for row in steps[-1:]:
@@ -268,6 +277,18 @@ class RunRecorder:
     def workers(self, role: str, ready: int, lost: int) -> None:
         self._prometheus.workers(role, ready, lost)
         self.alive()
+
+    def engines(self, wanted: int, healthy: int, joining: int) -> None:
+        self._engine_count = healthy
+        self._prometheus.engines(wanted, healthy, joining)
+
+    def engine(self, event: EngineEvent, name: str) -> None:
+        """Beside the log a row, and a moment in the timeline; none of it says anything about a step."""
+        self.say(f"{name} {TOLD[event]}")
+        self._prometheus.engine_event(event)
+        self._lanes.moment("rollout", event, self._step)
+        with self._guard:
+            self._own.append(self._folder.write_row(ENGINE, self._step, {}, what=event, engine=name))
 
     def policy_version(self, role: str, version: int, digest: str = "") -> None:
         if digest and self._books:
@@ -314,7 +335,10 @@ class RunRecorder:
         if event == "step":
             row["step/tokens_per_second"] = row["rollout/completion_tokens"] / row["step/seconds"]
             row |= self._lanes.step_ended()
-            if not self._engines:
+            if self._engines:
+                row["pipeline/engines"] = float(self._engine_count)
+                row["pipeline/queue_seconds"] = row.get("phase/rollout", 0.0)
+            else:
                 row.pop("pipeline/rollout_idle", None)
             self._prometheus.record({"step": self._step, "time": time.time()})
         line = self._write(event, self._step, row, **text)

@@ -9,6 +9,7 @@ from grpo.plan.gpus import gpu_named
 from grpo.plan.measured import Measured, Row, measured
 from grpo.plan.memory import Plan, make_plan
 from grpo.plan.model_size import read_shape
+from grpo.plan.placement import with_engines
 from grpo.plan.speed import Work, work_of
 from grpo.plan.splits import Split, gpus_used, predicted, splits
 
@@ -31,12 +32,16 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """`own` is the run as it is configured; None where `note` says why nothing is known of its speed."""
+    """`own` is the run as it is configured; None where `note` says why nothing is known of its speed.
+
+    `most` is the same with all engines that may join it.
+    """
 
     memory: Plan
     work: Work
     source: str
     own: Split | None = None
+    most: Split | None = None
     gpus: int = 0
     splits: Sequence[Split] = ()
     measured_seconds: float | None = None
@@ -66,10 +71,12 @@ def forecast(
         return Forecast(memory, work, source, note="not known on a CPU; make a few steps, then --from RUN")
     rates = found.rates if found else None
     own = predicted(config, gpu, gpu_gib, work, rates)
+    all_engines = with_engines(config, config.rollout.most_engines)
+    most = predicted(all_engines, gpu, gpu_gib, work, rates) if config.rollout.elastic else None
     seconds = found.seconds if found else None
     if config.cluster.device == "cpu":
         note = "both pools share the cores of one machine, so there is nothing to split"
-        return Forecast(memory, work, source, own, measured_seconds=seconds, note=note)
+        return Forecast(memory, work, source, own, most, measured_seconds=seconds, note=note)
     gpus = question.gpus or min(MOST_GPUS, max(2, gpus_used(config)))
     all_splits = splits(config, gpu, gpu_gib, gpus, work, rates)
     note = "" if all_splits else f"{gpus} GPUs cannot be filled by engines and ranks of this run"
@@ -77,7 +84,7 @@ def forecast(
         note = "engines and ranks that share a GPU slow each other down, which is not in these figures"
     elif all_splits and found and known and known.rollout.sharing > 1:
         note = "the rates are those of engines that share a GPU; those of the splits have one each, and are faster"
-    return Forecast(memory, work, source, own, gpus, all_splits[:BEST], seconds, note)
+    return Forecast(memory, work, source, own, most, gpus, all_splits[:BEST], seconds, note)
 
 
 def check_numbers(question: Question) -> None:

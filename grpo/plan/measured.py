@@ -47,7 +47,9 @@ def measured(rows: Sequence[Row], spans: Sequence[Row], config: Config, gpu: Gpu
     }
     syncs = [row for row in rows if _number(row, "sync/seconds") is not None and (_number(row, "step") or 0) >= first]
     whole = _middle(syncs, "sync/seconds")
-    rates = Rates(completion / rollout.engines / seconds["sample"], 1.0, whole, 0.0, 0.0, FLOOR, LINK_SHARE * gpu.link)
+    counts = [count for row in steps if (count := _number(row, "pipeline/engines"))]
+    engines = sum(counts) / len(counts) if counts and rollout.elastic else float(rollout.fewest_engines)
+    rates = Rates(completion / engines / seconds["sample"], 1.0, whole, 0.0, 0.0, FLOOR, LINK_SHARE * gpu.link)
     talked = min(talk_seconds(config, shape, work, rates, config.train.ranks), seconds["train"] / 2)
     return Measured(
         len(steps),

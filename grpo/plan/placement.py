@@ -89,8 +89,13 @@ class Placement:
 
 
 def actors(config: Config, role: Role) -> int:
-    """How many actors of the role the run has."""
-    return config.rollout.engines if role == "rollout" else config.train.ranks
+    """How many actors of the role the run needs; more engines may come where `rollout.engines` is a range."""
+    return config.rollout.fewest_engines if role == "rollout" else config.train.ranks
+
+
+def with_engines(config: Config, engines: int) -> Config:
+    """The run with so many engines, whatever comes or goes."""
+    return config.model_copy(update={"rollout": config.rollout.model_copy(update={"engines": engines})})
 
 
 def gpus_of(config: Config, role: Role) -> float:
@@ -126,7 +131,7 @@ def grouped(config: Config, device: str, mixed: bool = True, roles: Sequence[Rol
         count = -(-left // _fits(1, wanted["rollout"]))
         own: list[list[tuple[Role, int]]] = [[] for _ in range(count)]
         for index in range(left):
-            own[index % count].append(("rollout", with_ranks + index))
+            own[index * count // left].append(("rollout", with_ranks + index))
         shared += own
     return groups + [Group(tuple(members), 1) for members in shared]
 
@@ -158,6 +163,15 @@ def _place(groups: list[Group], nodes: Sequence[Node]) -> Placement:
             else:
                 done.missing[role] += 1
     return done
+
+
+def room_for_engines(config: Config, device: str, nodes: Sequence[Node], roles: Sequence[Role] = ROLES) -> int:
+    """How many engines find a place on these nodes beside all ranks: from the fewest to the most of the run."""
+    rollout = config.rollout
+    for engines in range(rollout.most_engines, rollout.fewest_engines, -rollout.engines_per_gpu):
+        if not any(place(with_engines(config, engines), device, nodes, roles).missing.values()):
+            return engines
+    return rollout.fewest_engines
 
 
 def crowded(config: Config, device: str) -> str:

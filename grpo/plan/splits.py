@@ -30,10 +30,10 @@ def gpus_used(config: Config) -> int:
 
 
 def predicted(config: Config, gpu: Gpu, gpu_gib: float, work: Work, measured: Rates | None = None) -> Split:
-    """The run as it is configured; `measured` stands for the rates of the GPU's type."""
+    """The run as it is configured, with its fewest engines; `measured` stands for the rates of the GPU's type."""
     shape, rollout = read_shape(config), config.rollout
-    rates = measured or rates_of(config, shape, gpu, work, rollout.engines, rollout.tensor_parallel)
-    step = step_of(config, shape, work, rates, rollout.engines, rollout.tensor_parallel, config.train.ranks)
+    rates = measured or rates_of(config, shape, gpu, work, rollout.fewest_engines, rollout.tensor_parallel)
+    step = step_of(config, shape, work, rates, rollout.fewest_engines, rollout.tensor_parallel, config.train.ranks)
     problem = next(iter(make_plan(config, gpu_gib).warnings), "")
     return Split(step, gpus_used(config), problem)
 

@@ -82,7 +82,7 @@ def pod_table(made: Plan, config: Config) -> Table:
     pods = [made.pods[role] for role in ("controller", "rollout", "trainer")]
     on_gpu = made.device != "cpu"
     gpus = [f"{math.ceil(gpus_of(config, role))}" if on_gpu else "0" for role in ("rollout", "trainer")]
-    out.add_row("pods", "1", str(config.rollout.engines), str(config.train.ranks))
+    out.add_row("pods", "1", config.rollout.engines_in_words, str(config.train.ranks))
     out.add_row("GPUs", "0", *gpus)
     out.add_row("/dev/shm", *(gib(pod.shm) for pod in pods))
     out.add_row("of it, Ray's object store", *(gib(made.object_store) for _ in pods))
@@ -108,6 +108,9 @@ def speed_lines(told: Forecast) -> list[str]:
         f"completions of {work.completion_tokens:.0f}",
         f"this run, {layout(told.own)}: {seconds(told.own.step)}",
     ]
+    lines += (
+        [f"with all that may join, {layout(told.most)}: {seconds(told.most.step)}{why(told.most)}"] if told.most else []
+    )
     lines += [f"best splits of {told.gpus} GPUs:"] if told.splits else []
     lines += [f"  {layout(split)}: {seconds(split.step)}{why(split)}" for split in told.splits]
     if told.measured_seconds:

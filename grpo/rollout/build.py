@@ -29,7 +29,7 @@ CPU_BATCH_TOKENS = 8192
 def engine_args(config: Config, device: str) -> AsyncEngineArgs:
     """The arguments of one engine."""
     model, rollout = config.model, config.rollout
-    rows = -(-rollout.prompts_per_step // rollout.engines) * rollout.samples_per_prompt + PROBES
+    rows = -(-rollout.prompts_per_step // rollout.fewest_engines) * rollout.samples_per_prompt + PROBES
     sequences = min(max(rows, FEWEST_SEQUENCES), MOST_SEQUENCES[device])
     args = AsyncEngineArgs(
         model=model.path,

@@ -55,7 +55,7 @@ def prepare_environment(config: Config, device: str) -> None:
     os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", COMPILED_SHAPES)
     os.environ["VLLM_CPU_ATTN_SPLIT_KV"] = "0"  # its threads spin at a barrier; a batch gives them enough to do anyway
-    os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // config.rollout.engines))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // config.rollout.most_engines))
 
 
 def keep_what_is_compiled() -> None:

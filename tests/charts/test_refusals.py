@@ -11,7 +11,7 @@ import yaml
 
 from charts.generate.schema import CHART
 from tests import helm as charts
-from tests.helm import HELMS, refusal, rules, run_yaml, template
+from tests.helm import HELMS, job, refusal, rules, run_yaml, template
 
 GPU = {"limits": {"nvidia.com/gpu": 1}}
 
@@ -328,3 +328,46 @@ def test_no_values_at_all_name_what_is_needed_and_a_profile_that_has_it() -> Non
     said = refusal({}, profile=None)
     for part in ("image.registry is empty", "No model is named", "-f charts/grpo/ci/cpu-smoke-values.yaml"):
         assert part in said
+
+
+ELASTIC: dict[str, object] = {
+    "rollout": {"replicas": 1, "maxReplicas": 4, "autoscaling": {"enabled": True}},
+    "config": {"rollout": {"engines": {"min": 1, "max": 4}}},
+}
+
+
+def test_engines_that_come_and_go_have_pods_that_do() -> None:
+    spec = job(ELASTIC)["spec"]["rayClusterSpec"]
+    rollout, trainer = spec["workerGroupSpecs"]
+    assert [rollout[key] for key in ("replicas", "minReplicas", "maxReplicas")] == [1, 1, 4]
+    assert [trainer[key] for key in ("replicas", "minReplicas", "maxReplicas")] == [1, 1, 1]
+    assert rollout["rayStartParams"]["num-cpus"] == "1" and spec["enableInTreeAutoscaling"] is True
+    assert spec["headGroupSpec"]["template"]["spec"]["automountServiceAccountToken"] is True
+    assert rollout["template"]["spec"]["automountServiceAccountToken"] is False
+    assert "enableInTreeAutoscaling" not in job({})["spec"]["rayClusterSpec"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"rollout": {"maxReplicas": None}}, "the number of rollout pods is fixed"),
+        ({"rollout": {"replicas": 5}}, "rollout.maxReplicas is 4, below rollout.replicas \\(5\\)"),
+        ({"rollout": {"maxReplicas": 5}}, "rollout.maxReplicas is 5, but config.rollout.engines is 4"),
+        ({"config": {"rollout": {"engines": {"min": 2}}}}, "min is 2, but the run starts with 1 rollout pods of 1"),
+        ({"config": {"rollout": {"engines": {"min": 9}}}}, "has min 9 above max 4"),
+        ({"config": {"rollout": {"engines": 4}}}, "rollout.maxReplicas is 4, but config.rollout.engines is 4"),
+        ({"queue": {"name": "gpus"}}, "rollout.autoscaling does not go with queue.name"),
+    ],
+)
+def test_pods_and_engines_that_do_not_go_together_are_refused(changed: dict[str, object], expected: str) -> None:
+    assert re.search(expected, refusal(merged(ELASTIC, changed)))
+
+
+def merged(base: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+    both = {key: base.get(key) for key in (*base, *changed)}
+    return {
+        key: merged(value, changed[key])
+        if isinstance(value, dict) and isinstance(changed.get(key), dict)
+        else changed.get(key, value)
+        for key, value in both.items()
+    }

@@ -43,6 +43,8 @@ class LocalWorker:
     pids: list[int] = field(default_factory=list)
     lost: GrpoError | None = None
     fails: dict[str, GrpoError] = field(default_factory=dict)
+    wants: str = ""
+    """What a node must have that it waits for."""
 
     def __str__(self) -> str:
         return f"{'engine' if self.role == 'rollout' else 'trainer rank'} {self.index}"
@@ -74,7 +76,7 @@ class LocalWorker:
         return ""
 
     def wanted_node(self) -> str:
-        return ""
+        return self.wants
 
     def node_is_lost(self) -> bool:
         return False
@@ -97,9 +99,21 @@ class LocalEngine(LocalWorker):
         self.shadow: Wire = {}
         self.version = -1
         self.drops = ""
+        self.starting: Future[Place] = Future()
 
     def start(self) -> Call[Place]:
-        return self.does("start", lambda: Place(self.home, []))
+        if not self.wants:
+            return self.does("start", lambda: Place(self.home, []))
+        self.events.append(f"{self} waits for a node")
+        return Call(self, self.starting)
+
+    def has_started(self, error: GrpoError | None = None) -> None:
+        """It has a node at last, and has started there, well or not."""
+        self.wants = ""
+        if error:
+            self.starting.set_exception(error)
+        else:
+            self.starting.set_result(Place(self.home, []))
 
     def health(self, seconds: float) -> Call[object]:
         return self.does("health", lambda: "ok")

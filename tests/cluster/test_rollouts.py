@@ -49,8 +49,8 @@ def test_the_share_of_a_lost_engine_goes_to_the_others(tmp_path: Path, lost: Clu
     engine.fails["generate"] = lost
     groups = rollouts.generate(PROMPTS, SAMPLING, step=1)
     assert [group.prompt.id for group in groups] == [f"p:{n}" for n in range(5)]
-    assert [event for event in events if "generate" in event][2:] == ["engine 0 generate 1", "engine 1 generate 1"]
-    assert [slot.state for slot in fleet.slots] == [State.HEALTHY] * 2
+    assert [event for event in events if "generate" in event][2:] == ["engine 0 generate 2"], "at once, beside its own"
+    assert [slot.state for slot in fleet.slots] == [State.HEALTHY, State.RESTARTING]
 
 
 def test_a_batch_is_of_one_version_if_all_were_lost_and_the_new_ones_are_newer(tmp_path: Path) -> None:

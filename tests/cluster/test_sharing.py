@@ -41,7 +41,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 
 def where(current: Session, config: Config) -> dict[str, list[int]]:
     """The GPUs that each actor of the layout gets, engines last: Ray alone would fill the first GPU with ranks."""
-    current.shared = SharedGpus(place(config, "cuda", ray_nodes(config)).groups, config.cluster.role_label)
+    current.shared = SharedGpus(place(config, "cuda", ray_nodes(config)).groups, current.selector)
     made = {
         f"{role} {index}": current.place(Actor, role, gpus_of(config, role), None, index, "cuda")[0]
         for role in reversed(ROLES)
@@ -90,16 +90,16 @@ def test_engines_on_the_same_gpu_are_on_different_lanes(
     """By the layout that the nodes allow: NCCL takes a GPU once in each group."""
     nodes = [Node(str(n), str(n), "", label, cpus=8, gpus=2) for n, label in enumerate(labels)]
     config = cuda(tmp_path, 2, 0.5, 2, 0.5)
-    shared = SharedGpus(place(config, "cuda", nodes).groups, config.cluster.role_label)
+    shared = SharedGpus(place(config, "cuda", nodes).groups, three.selector)
     assert [shared.lane("rollout", index) for index in range(2)] == lanes
     whole = cuda(tmp_path, 2, 2, 2, 1)
-    assert SharedGpus(place(whole, "cuda", nodes).groups, "").lane("rollout", 1) == 0
+    assert SharedGpus(place(whole, "cuda", nodes).groups, lambda role, index: {}).lane("rollout", 1) == 0
 
 
 @pytest.mark.slow
 def test_an_actor_that_is_replaced_comes_to_the_same_gpu_unless_its_node_goes(three: Session, tmp_path: Path) -> None:
     config = cuda(tmp_path, 2, 0.5, 2, 0.5)
-    shared = SharedGpus(place(config, "cuda", ray_nodes(config)).groups, config.cluster.role_label)
+    shared = SharedGpus(place(config, "cuda", ray_nodes(config)).groups, three.selector)
     first = shared.strategy("rollout", 1, frozenset())
     again = shared.strategy("trainer", 1, frozenset())
     assert first and again and first.placement_group == again.placement_group

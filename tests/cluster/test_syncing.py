@@ -76,6 +76,7 @@ def test_the_next_sync_sends_and_commits_alone(stack: Stack) -> None:
     stack.events.clear()
     assert "sync/self_test_diff" not in stack.weights.publish(1)
     assert stack.events == [
+        *("engine 0 ping", "engine 1 ping"),
         *("trainer rank 0 send_weights 1", "trainer rank 1 send_weights 1"),
         *("engine 0 receive_weights 1", "engine 1 receive_weights 1"),
         *("engine 0 commit_weights 1", "engine 1 commit_weights 1"),
@@ -190,7 +191,7 @@ def test_a_core_that_freezes_in_the_middle_is_noticed_within_the_deadline_of_hea
     stack.engines[1].__class__ = FrozenCore
     stack.weights.publish(1)
     events = [*dict.fromkeys(stack.seen("engine 1"))]
-    assert events[:3] == ["engine 1 receive_weights 1", "engine 1 health", "engine 1 ends"]
+    assert events[:4] == ["engine 1 ping", "engine 1 receive_weights 1", "engine 1 health", "engine 1 ends"]
     assert len(stack.engines) == 3 and stack.engines[2].version == 1
     assert str(stack.engines[1].lost) == (
         "weight sync: engine 1 is frozen: no sign of life for deadlines.health = 4 s"

@@ -131,6 +131,14 @@ def test_every_layout_has_room_for_its_actors(
         assert group.actors <= group.gpus * fits
 
 
+def test_engines_that_come_and_go_have_as_many_pods_as_they_may_need(tmp_path: Path) -> None:
+    base = {"model": {"path": model(tmp_path / "m", SMOLLM2)}, "data": {"source": "arithmetic"}}
+    rollout = {"engines": {"min": 2, "max": 6}, "engines_per_gpu": 2}
+    made = values(Config.model_validate(base | {"rollout": rollout, "cluster": {"device": "cuda"}}))
+    assert (made["rollout"]["replicas"], made["rollout"]["maxReplicas"]) == (1, 3)
+    validate(job(made, profile=None))
+
+
 def test_an_engine_that_fits_no_node_is_refused(tmp_path: Path) -> None:
     config = Config.model_validate({"model": {"path": "./m"}, "rollout": {"tensor_parallel": 16}})
     with pytest.raises(

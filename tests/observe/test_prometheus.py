@@ -136,6 +136,8 @@ def full_step(metrics, step):
     metrics.checkpoint_skipped()
     metrics.rewound(step - 1)
     metrics.workers("rollout", ready=1, lost=0)
+    metrics.engines(wanted=3, healthy=1, joining=1)
+    metrics.engine_event("joined")
     metrics.policy_version("rollout", step)
     metrics.committed(step, size=1000)
     for phase in PHASES:
@@ -146,7 +148,7 @@ def full_step(metrics, step):
     failed = {"train/skipped": 1.0, "reward/failures_timeout": 1.0, "reward/dropped_samples": 1.0}
     failed |= {"reward/source/math": 0.5, "reward/function/my_rewards:short": 0.25}
     failed |= {"pipeline/rollout_idle": 0.1, "pipeline/trainer_idle": 0.2, "pipeline/batches_ahead": 1.0}
-    failed |= {"rollout/skipped_ratio": 0.5}
+    failed |= {"rollout/skipped_ratio": 0.5, "pipeline/engines": 1.0, "pipeline/queue_seconds": 2.0}
     parts = ("connect", "self_test", "publish", "receive", "switch")
     failed |= {f"sync/{part}_seconds": 0.1 for part in parts} | {"sync/snapshot_bytes": 9.0}
     failed |= {"checkpoint/stall_seconds": 0.1, "checkpoint/durable_seconds": 2.0}

@@ -128,6 +128,37 @@ LOAD = [
         alerts=["GrpoTruncation"],
     ),
 ]
+ELASTIC = [
+    lines(
+        "Elastic engines",
+        "Engines that the run asks for (rollout.engines.max), that sample, and that have a node and are about to join.",
+        "suffix:engines",
+        {"{{state}} {{run}}": "max by (run, state) (grpo_engines{<run>})"},
+        low=0,
+        alerts=["GrpoRolloutWorkerLost"],
+    ),
+    lines(
+        "Joined and left",
+        "Engines in the last hour that joined those that sample, left them, or could not join and are tried again.",
+        "suffix:engines",
+        {"{{event}} {{run}}": "sum by (run, event) (increase(grpo_engine_events_total{<run>}[1h]))"},
+        low=0,
+    ),
+    lines(
+        "The trainer's wait for its batch",
+        "Seconds of the last step in which the trainer had no batch: more engines shorten it.",
+        "s",
+        {"{{run}}": "max by (run) (grpo_rollout_queue_seconds{<run>})"},
+        low=0,
+    ),
+    lines(
+        "Engines of a step",
+        "Engines that sampled at the end of the last step.",
+        "suffix:engines",
+        {"{{run}}": "max by (run) (grpo_step_engines{<run>})"},
+        low=0,
+    ),
+]
 LATENCY = [
     lines(
         "Time to first token",
@@ -179,6 +210,6 @@ BOARD = Board(
     "engines",
     "GRPO rollout engines",
     "What vLLM does, engine by engine: load, KV cache and latency.",
-    {"Now": NOW, "Load": LOAD, "Latency": LATENCY},
+    {"Now": NOW, "Elastic engines": ELASTIC, "Load": LOAD, "Latency": LATENCY},
     pods=True,
 )

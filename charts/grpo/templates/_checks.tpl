@@ -8,6 +8,7 @@
 {{- include "grpo.checks.deletion" . -}}
 {{- include "grpo.checks.security" . -}}
 {{- include "grpo.checks.config" . -}}
+{{- include "grpo.checks.elastic" . -}}
 {{- include "grpo.checks.storage" . -}}
 {{- include "grpo.checks.monitoring" . -}}
 {{- range $role := list "head" "rollout" "trainer" }}{{ include "grpo.checks.group" (dict "root" $ "role" $role) }}{{ end -}}
@@ -182,6 +183,46 @@
 {{- end -}}
 {{- end }}
 
+{{/* Engines that come and go, the pods that they need, and who makes these. */}}
+{{- define "grpo.checks.elastic" -}}
+{{- $group := .Values.rollout -}}
+{{- $pods := int $group.replicas -}}
+{{- $most := include "grpo.mostReplicas" (dict "root" . "role" "rollout") | int -}}
+{{- $fewest := include "grpo.engines" (dict "root" . "bound" "min") | int -}}
+{{- $engines := include "grpo.engines" (dict "root" . "bound" "max") | int -}}
+{{- if lt $most $pods -}}
+{{- fail (printf "\n\nrollout.maxReplicas is %d, below rollout.replicas (%d), with which the run starts. Raise it, or leave it out." $most $pods) -}}
+{{- end -}}
+{{- if gt $fewest $engines -}}
+{{- fail (printf "\n\nconfig.rollout.engines has min %d above max %d. Lower min or raise max." $fewest $engines) -}}
+{{- end -}}
+{{- if and (gt $most $pods) (eq $fewest $engines) -}}
+{{- fail (printf "\n\nrollout.maxReplicas is %d, but config.rollout.engines is %d: the run would use no further pod. Write config.rollout.engines: {min: %d, max: …}, or leave maxReplicas out." $most $engines $engines) -}}
+{{- end -}}
+{{- if and (lt $fewest $engines) (eq $pods 0) -}}
+{{- fail "\n\nrollout.replicas is 0, so engines live in the trainer's pods, and none comes or goes. Write config.rollout.engines as a number, or give engines pods of their own." -}}
+{{- end -}}
+{{- if gt $pods 0 -}}
+{{- $per := include "grpo.actorsPerPod" (dict "root" . "role" "rollout") | int -}}
+{{- if gt $fewest (mul $pods $per | int) -}}
+{{- fail (printf "\n\nconfig.rollout.engines.min is %d, but the run starts with %d rollout pods of %d engines each (config.rollout.engines.max spread over rollout.maxReplicas) and would wait for ever. Raise rollout.replicas or lower min." $fewest $pods $per) -}}
+{{- end -}}
+{{- end -}}
+{{- if $group.autoscaling.enabled -}}
+{{- if eq $most $pods -}}
+{{- fail "\n\nrollout.autoscaling.enabled is true, but the number of rollout pods is fixed. Set rollout.maxReplicas, and config.rollout.engines: {min, max}." -}}
+{{- end -}}
+{{- if or .Values.queue.name (ne .Values.scheduler.name "none") -}}
+{{- fail "\n\nrollout.autoscaling does not go with queue.name or scheduler.name, which admit a gang of a fixed size. Use one of them." -}}
+{{- end -}}
+{{- range $rule := (.Values.job.deletionStrategy | default dict).deletionRules -}}
+{{- if eq $rule.policy "DeleteWorkers" -}}
+{{- fail "\n\njob.deletionStrategy.deletionRules has DeleteWorkers, which KubeRay refuses with rollout.autoscaling. Use DeleteCluster." -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{/* Whether the actors of the configuration fit the pods of their role. (dict "root" $ "role" "rollout") */}}
 {{- define "grpo.checks.placement" -}}
 {{- $values := .root.Values -}}
@@ -189,8 +230,10 @@
 {{- $keys := dict "rollout" (list "config.rollout.engines" "engines" "config.rollout.tensor_parallel, gpus_per_engine, engines_per_gpu") "trainer" (list "config.train.ranks" "ranks" "config.train.gpus_per_rank") -}}
 {{- $group := get $values $role -}}
 {{- $actors := include "grpo.actors" . | int -}}
-{{- if gt (int $group.replicas) $actors -}}
-{{- fail (printf "\n\n%s.replicas is %d, but %s is %d: pods would hold their nodes and do nothing. Lower replicas." $role (int $group.replicas) (index (get $keys $role) 0) $actors) -}}
+{{- $pods := include "grpo.mostReplicas" . | int -}}
+{{- $key := empty $group.maxReplicas | ternary "replicas" "maxReplicas" -}}
+{{- if gt $pods $actors -}}
+{{- fail (printf "\n\n%s.%s is %d, but %s is %d: pods would hold their nodes and do nothing. Lower %s." $role $key $pods (index (get $keys $role) 0) $actors $key) -}}
 {{- end -}}
 {{- $device := include "grpo.config.get" (list .root "cluster" "device" "auto") -}}
 {{- $any := add (include "grpo.gpusPerPod" $values.rollout | int) (include "grpo.gpusPerPod" $values.trainer | int) -}}
@@ -200,8 +243,8 @@
 {{- $has := include "grpo.gpusPerPod" $group | int -}}
 {{- $together := ternary (floor (divf 1.0001 $each)) 1.0 (and (eq $role "rollout") (lt $each 1.0)) -}}
 {{- $taken := ceil (divf $actors $together) | int -}}
-{{- if gt (int $group.replicas) $taken -}}
-{{- fail (printf "\n\n%s.replicas is %d, but the %d %s share %d GPUs (%s): pods would hold their nodes and do nothing. Lower replicas or raise %s." $role (int $group.replicas) $actors (index (get $keys $role) 1) $taken (index (get $keys $role) 2) (index (get $keys $role) 0)) -}}
+{{- if gt $pods $taken -}}
+{{- fail (printf "\n\n%s.%s is %d, but the %d %s share %d GPUs (%s): pods would hold their nodes and do nothing. Lower %s or raise %s." $role $key $pods $actors (index (get $keys $role) 1) $taken (index (get $keys $role) 2) $key (index (get $keys $role) 0)) -}}
 {{- end -}}
 {{- if gt (mulf $each $per) (float64 $has) -}}
 {{- fail (printf "\n\n%d of the %d %s share a pod and need %v GPUs each (%s), but a pod of %s has %d. Raise %s.resources.limits or %s.replicas, or set config.cluster.device to cpu." $per $actors (index (get $keys $role) 1) $each (index (get $keys $role) 2) $role $has $role $role) -}}

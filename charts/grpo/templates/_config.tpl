@@ -66,7 +66,7 @@ fetch.yaml: |
 {{/* Actors of each pod of a role; each reserves one CPU of Ray. (dict "root" $ "role" "rollout") */}}
 {{- define "grpo.actorsPerPod" -}}
 {{- $actors := include "grpo.actors" . | int -}}
-{{- $replicas := int (get .root.Values .role).replicas -}}
+{{- $replicas := include "grpo.mostReplicas" . | int -}}
 {{- if eq (include "grpo.together" .root) "true" -}}
 {{- /* Ray may put more of one role into a pod: its GPUs are the limit. */ -}}
 {{- add $actors (include "grpo.actors" (dict "root" .root "role" "rollout") | int) -}}
@@ -75,9 +75,22 @@ fetch.yaml: |
 {{- end -}}
 {{- end }}
 
+{{/* Pods that a role may have. (dict "root" $ "role" "rollout") */}}
+{{- define "grpo.mostReplicas" -}}
+{{- $group := get .root.Values .role -}}
+{{- $group.maxReplicas | default $group.replicas | int -}}
+{{- end }}
+
+{{/* The fewest or the most engines: (dict "root" $ "bound" "min"). */}}
+{{- define "grpo.engines" -}}
+{{- $engines := get (get .root.Values.config "rollout" | default dict) "engines" | default 1 -}}
+{{- if kindIs "map" $engines -}}{{ get $engines .bound | default 1 | int }}{{ else }}{{ int $engines }}{{ end -}}
+{{- end }}
+
+{{/* Actors that a role may have. */}}
 {{- define "grpo.actors" -}}
 {{- if eq .role "rollout" -}}
-{{- include "grpo.config.get" (list .root "rollout" "engines" 1) | int -}}
+{{- include "grpo.engines" (dict "root" .root "bound" "max") -}}
 {{- else -}}
 {{- include "grpo.config.get" (list .root "train" "ranks" 1) | int -}}
 {{- end -}}

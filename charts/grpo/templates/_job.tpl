@@ -29,7 +29,7 @@ annotations:
 groupName: {{ .role }}
 replicas: {{ int .group.replicas }}
 minReplicas: {{ int .group.replicas }}
-maxReplicas: {{ int .group.replicas }}
+maxReplicas: {{ include "grpo.mostReplicas" . }}
 numOfHosts: 1
 {{- if ne (include "grpo.together" .root) "true" }}
 labels:
@@ -73,6 +73,18 @@ rayClusterSpec:
   rayVersion: {{ $job.rayVersion | quote }}
   authOptions:
     mode: token
+  {{- if .Values.rollout.autoscaling.enabled }}
+  enableInTreeAutoscaling: true
+  autoscalerOptions:
+    version: v2
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    idleTimeoutSeconds: {{ int .Values.rollout.autoscaling.idleTimeoutSeconds }}
+    securityContext:
+      {{- include "grpo.containerSecurityContext" . | nindent 6 }}
+    volumeMounts:
+      - name: tmp
+        mountPath: /tmp
+  {{- end }}
   headGroupSpec:
     rayStartParams:
       num-cpus: "0"

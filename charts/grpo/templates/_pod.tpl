@@ -230,7 +230,7 @@ metadata:
   {{- end }}
 spec:
   serviceAccountName: {{ include "grpo.serviceAccountName" .root }}
-  automountServiceAccountToken: false
+  automountServiceAccountToken: {{ and (eq .role "head") $values.rollout.autoscaling.enabled }}
   enableServiceLinks: false
   restartPolicy: Never
   terminationGracePeriodSeconds: {{ int .group.terminationGracePeriodSeconds }}

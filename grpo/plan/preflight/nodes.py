@@ -19,6 +19,7 @@ from grpo.plan.placement import (
     needs,
     place,
     refusal,
+    room_for_engines,
 )
 from grpo.plan.preflight.facts import Facts
 from grpo.plan.preflight.site import Site
@@ -55,7 +56,7 @@ def _room(site: Site, role: Role, missing: int) -> Check:
         return Check(role, "failed", text)
     able = [node for node in site.nodes if node.may_host(role)]
     if not missing:
-        return Check(role, "ok", f"{rule}: there is room, nodes for them: {len(able)}")
+        return Check(role, "ok", f"{rule}: there is room, nodes for them: {len(able)}{_more(site, role)}")
     label = f"{config.cluster.role_label}={role}"
     text = f"{rule}: {missing} without a place"
     if not able:
@@ -69,6 +70,18 @@ def _room(site: Site, role: Role, missing: int) -> Check:
         return Check(role, "failed", f"{text}: too small are {_names(able)}; {way_out}, or lower {knob}")
     knob = "rollout.engines" if role == "rollout" else "train.ranks"
     return Check(role, "missing", f"{text} on {_names(able)}; raise {role}.replicas, or lower {knob}")
+
+
+def _more(site: Site, role: Role) -> str:
+    """What is there for engines that may join: they go to nodes with the label of their role alone."""
+    config = site.config
+    if role != "rollout" or not config.rollout.elastic:
+        return ""
+    alone = config.cluster.address is None
+    nodes = [node for node in site.nodes if alone or node.role is not None]
+    found = room_for_engines(config, site.device, nodes) if nodes else config.rollout.fewest_engines
+    label = "" if alone else f" on nodes with the label {config.cluster.role_label}=rollout"
+    return f"; of up to {config.rollout.most_engines} engines {found} have room now, others join later{label}"
 
 
 def _names(nodes: list[Node]) -> str:
