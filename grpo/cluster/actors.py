@@ -19,7 +19,7 @@ from grpo.run.memory import oom_kills
 from grpo.run.start import Phases, process_began
 from grpo.store import open_store
 from grpo.types import FileRecord, Group, Manifest, Prompt, Sample, Sampling, Stats, TensorRecord
-from grpo.weights import Transport
+from grpo.weights import Transport, seconds_of
 
 if TYPE_CHECKING:
     from grpo.algorithm.objective import Objective
@@ -152,7 +152,7 @@ class PolicyModelActor:
         if self.rank == 0:
             with self._sending() as transport:
                 sent = transport.send(version, self.trainer.iter_weights())
-                return Manifest(version, sent, dict(transport.seconds))
+                return Manifest(version, sent, seconds_of(transport))
         for _ in self.trainer.iter_weights():
             pass
         return None
@@ -165,7 +165,7 @@ class PolicyModelActor:
         """Rank 0, in a thread beside the one that trains: sends a copy."""
         with self._sending() as transport, self.trainer.published.sending(version) as tensors:
             sent = transport.send(version, tensors)
-            return Manifest(version, sent, dict(transport.seconds))
+            return Manifest(version, sent, seconds_of(transport))
 
     @contextlib.contextmanager
     def _sending(self) -> Iterator[Transport]:

@@ -20,7 +20,7 @@ from grpo.rollout.places import Places, Watch
 from grpo.rollout.shadow import Announced, Answer, Expected, Shadow
 from grpo.rollout.vllm_private import START_SECONDS, begin_reload, finish_reload, load_tensor, not_loaded
 from grpo.types import Stats, TensorRecord
-from grpo.weights import Transport, make_transport
+from grpo.weights import Transport, make_transport, seconds_of
 
 
 class Receiver:
@@ -156,4 +156,5 @@ class Receiver:
 
 def parts(transport: Transport, whole: float) -> Stats:
     """Seconds of a transfer by part; what is left is "load"."""
-    return transport.seconds | {"load": max(0.0, whole - sum(transport.seconds.values()))}
+    seconds = seconds_of(transport)
+    return seconds | {"load": max(0.0, whole - sum(seconds.values()))}

@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 
 from grpo.types import Stats, TensorRecord
-from grpo.weights import Transport
+from grpo.weights import Transport, seconds_of
 from grpo.weights.digest import records, sums
 
 SPARE = 2.0
@@ -79,7 +79,7 @@ class Shadow:
         """What has arrived, in order, and what is wrong with it. Raises what broke the transfer off."""
         if self.error is not None:
             raise self.error
-        return self.announced.received, self.problems, dict(self.transport.seconds)
+        return self.announced.received, self.problems, seconds_of(self.transport)
 
     def take(self, version: int) -> Iterator[tuple[TensorRecord, torch.Tensor]]:
         """The tensors on the device, each as it was received. Raises ValueError for another version or other bytes."""

@@ -5,6 +5,6 @@ Importing this room does not import torch: the driver compares manifests without
 
 from grpo.weights.manifest import verify
 from grpo.weights.self_test import check_self_test
-from grpo.weights.transport import Transport, choose_backend, make_sender, make_transport
+from grpo.weights.transport import Transport, choose_backend, make_sender, make_transport, seconds_of
 
-__all__ = ["Transport", "check_self_test", "choose_backend", "make_sender", "make_transport", "verify"]
+__all__ = ["Transport", "check_self_test", "choose_backend", "make_sender", "make_transport", "seconds_of", "verify"]

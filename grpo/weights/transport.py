@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 class Transport(Protocol):
     """Moves named tensors from rank 0 to all other ranks. Every rank takes part in every call."""
 
-    seconds: Stats
-    """What the last transfer took here, by part."""
-
     def send(self, version: int, tensors: "Iterable[tuple[str, Tensor]]") -> tuple[TensorRecord, ...]:
         """Rank 0: sends the tensors in order and returns their records, with digests taken before sending.
 
@@ -44,6 +41,11 @@ class Transport(Protocol):
     def close(self) -> None:
         """Leaves the group without waiting for any other rank, dead or alive. May be called again."""
         ...
+
+
+def seconds_of(transport: Transport) -> Stats:
+    """What its last transfer took, by part; nothing of one that does not tell it as `seconds`."""
+    return dict(getattr(transport, "seconds", {}))
 
 
 def choose_backend(config: Config, device: str) -> str:
