@@ -33,7 +33,7 @@ def pair() -> Iterator[Pair]:
     # More steps than the profile, so that there is time to look; alerts and deadlines that do not wait for minutes.
     changed = options({"run.steps": STEPS, "deadlines.health": 50, "deadlines.sync": 60})
     quick = ["--set", "monitoring.rules.thresholds.stepStalledSeconds=20,monitoring.podMonitor.interval=5s"]
-    helm = install(spaces[0], *changed, *quick)
+    helm = install(spaces[0], *changed, *quick, "--set", "job.submissionMode=K8sJobMode")  # the file's is HTTPMode
     # Ray waits half a minute for its own processes: on few cores two clusters do not start at the same moment.
     for group in POOLS:
         eventually(lambda group=group: spaces[0].ready(group), f"a ready {group}", START_SECONDS, spaces[0].describe)
