@@ -11,6 +11,7 @@ tiny` tries all of it with our cases on a CPU.
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -30,7 +31,7 @@ from benchmarks.gpu.work import SHAPES, make_work, write_prompts
 from grpo.plan.gpus import DEFAULT, GPUS, gpu_named
 
 PREPARE_SECONDS = 300.0
-STARTS = {"grpo": 110.0, "peer": 120.0}
+STARTS = {"grpo": 140.0, "peer": 120.0}
 """Seconds until the first step, about: whether a case still fits."""
 PER_TOKEN = {"grpo": 0.035, "peer": 0.06}
 """Seconds of a step for each token of a completion, about."""
@@ -168,8 +169,8 @@ def measure(
     options: argparse.Namespace,
 ) -> None:
     """One case with these lengths, into `result`, which is then written."""
-    name = f"{len(result['records']) + len(result['failures']):02d}-{case.name}-{'-'.join(tokens)}".replace("=", "-")
-    folder = setting.out / name
+    name = f"{len(result['records']) + len(result['failures']):02d}-{case.name}-{'-'.join(tokens)}"
+    folder = setting.out / re.sub(r"[^\w.+-]", "-", name)
     left, wanted = ends - time.monotonic(), expected(case, tokens, setting)
     failure = {"case": case.name, "tokens": tokens}
     if left < wanted:
@@ -182,10 +183,11 @@ def measure(
     run = run_ours if case.ours else run_peer
     try:
         run(case, tokens, setting, folder, watch, time.monotonic() + min(left, options.case_seconds), found)
-    except Failed as error:
+    except Exception as error:  # whatever it is, the other cases go on
         logs = "\n".join(f"{log.name}:\n{tail_of(log)}" for log in sorted(folder.glob("*.log")))
-        result["failures"].append({**failure, "why": str(error), "log": logs})
-        print(f"{time.strftime('%T')} {error}\n{logs}", flush=True)
+        why = str(error) if isinstance(error, Failed) else repr(error)
+        result["failures"].append({**failure, "why": why, "log": logs})
+        print(f"{time.strftime('%T')} {why}\n{logs}", flush=True)
     finally:
         end_all(spared=watch.pids)
         for record in found:
@@ -212,7 +214,7 @@ def save(result: Json, folder: Path) -> None:
         partial.rename(folder / name)
     try:
         plots.draw(result, folder)
-    except ImportError as error:
+    except Exception as error:  # no reason to stop
         print(f"no pictures: {error}", file=sys.stderr)
 
 

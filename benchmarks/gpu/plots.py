@@ -44,7 +44,9 @@ def steps_figure(pyplot: Any, result: Json) -> Any:
         for place, record in enumerate(own):
             axis.barh(place, record["seconds"], 0.72, color="0.85")
             axis.plot([record["seconds"], record["p90"]], [place] * 2, color="0.4", lw=1)
-            axis.text(record["seconds"], place, f" {record['seconds']:.2f} s", va="center", fontsize=8)
+            axis.text(
+                max(record["seconds"], record["p90"]), place, f" {record['seconds']:.2f} s", va="center", fontsize=8
+            )
             known = [(record.get(key), label, color) for key, label, color in PARTS if record.get(key)]
             for row, (seconds, _, color) in enumerate(known):
                 axis.barh(place - 0.24 + 0.24 * row, seconds, 0.2, color=color)
@@ -53,7 +55,7 @@ def steps_figure(pyplot: Any, result: Json) -> Any:
         axis.set_yticks(range(len(own)), [record["case"] for record in own], fontsize=8)
         axis.invert_yaxis()
         axis.set(title="long tail" if tokens == "tail" else f"{tokens} tokens", xlabel="seconds a step")
-        axis.set_xlim(0, 1.15 * max(max(record["seconds"], record["p90"]) for record in own))
+        axis.set_xlim(0, 1.25 * max(max(record["seconds"], record["p90"]) for record in own))
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=color) for _, _, color in PARTS]
     labels = [label for _, label, _ in PARTS]
     handles += [pyplot.Rectangle((0, 0), 1, 1, color="0.85"), pyplot.Line2D([], [], color="k", lw=1, ls=":")]

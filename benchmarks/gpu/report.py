@@ -80,7 +80,7 @@ def measured_row(record: Json) -> list[str]:
         both(thousands(record["train_tokens_per_second"]), percent(shares["train"])),
         both(thousands(record["sample_tokens_per_second"]), percent(shares["sample"])),
         both("" if record.get("sync") is None else f"{1e3 * record['sync']:.0f} ms", percent(shares["sync"])),
-        both(percent(idle.get("engines")), percent(idle.get("trainer"))),
+        ", ".join(percent(idle.get(pool)) or "–" for pool in ("engines", "trainer")),
         ", ".join(percent(gpu["busy"]) for gpu in record.get("gpus", [])),
         ", ".join(
             f"{gpu['peak_gib']:.0f} ({percent(gpu['peak_gib'] / gpu['total_gib'])})" for gpu in record.get("gpus", [])

@@ -148,7 +148,7 @@ def test_the_table_says_all_there_is(tmp_path: Path) -> None:
     text = render(result(tmp_path))
     lines = [line for line in text.splitlines() if line.startswith("| s1")]
     assert lines[0].startswith("| s1 | 200 | **2.00** (2.00) | 256 | 81.4k | 162.8k, 77% | 68.3k, ")
-    assert " | 20% | 50% | 70 (50%) | " in lines[0]
+    assert " | 20%, – | 50% | 70 (50%) | " in lines[0]
     assert lines[1] == "| s1 | 200 | 2.00 | 2.20 | +10% |  |  | 25%, 50% |"
     assert "- 200 tokens: trl takes **4.5 times** as long as s1" in text
     assert "**trl, 200: 90000 completion tokens a step, but 102400 were to be forced**" in text
