@@ -176,7 +176,7 @@ class WeightSync:
             raise
         self._exchange([rank.restore() for rank in ranks])
         true = self._compare()
-        return check_self_test(perturbed, true, self.tolerance)
+        return check_self_test(perturbed, true, self.tolerance, [str(engine) for engine in self._engines()])
 
     def _compare(self) -> tuple[list[float], list[list[float]]]:
         """Logprobs of the self-test's prompt after a sync: the trainer's, and each engine's."""

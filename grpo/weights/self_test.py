@@ -24,10 +24,11 @@ Compared = tuple[Sequence[float], Sequence[Sequence[float]]]
 """Logprobs of tokens 1..T-1 of the fixed prompt: the trainer's, and those of each engine. In nats."""
 
 
-def check_self_test(perturbed: Compared, true: Compared, tolerance: float) -> float:
+def check_self_test(perturbed: Compared, true: Compared, tolerance: float, names: Sequence[str] = ()) -> float:
     """The largest mean |trainer - engine| of the true weights over the engines, in nats.
 
     With the true weights it may be `tolerance`; with the perturbed ones SHARE of the perturbation's effect more.
+    `names` are those of the engines, in their order.
     Raises: WeightSyncError if an engine does not follow the trainer or if the perturbation was too weak to tell.
     """
     moved = mean_difference(perturbed[0], true[0])
@@ -46,8 +47,9 @@ def check_self_test(perturbed: Compared, true: Compared, tolerance: float) -> fl
             late = tail_difference(trainer, logprobs)
             if not (difference <= allowed[name] and late <= TAIL * allowed[name]):
                 raise WeightSyncError(
-                    f"engine {engine} must follow the trainer within {allowed[name]:.3g} nats "
-                    f"(sync.tolerance = {tolerance:.2g}), but with the {name} weights its logprobs of the fixed prompt "
+                    f"{names[engine] if names else f'engine {engine}'} must follow the trainer within "
+                    f"{allowed[name]:.3g} nats (sync.tolerance = {tolerance:.2g}), but with the {name} weights its "
+                    "logprobs of the fixed prompt "
                     f"differ by {difference:.3g} on average and {late:.3g} in one of {RARE}; it "
                     "computes with other weights or another precision"
                 )

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -157,15 +157,19 @@ def test_a_driver_that_ended_a_moment_ago(tmp_path: Path) -> None:
         assert stop_driver(holder, time.monotonic() + 5).endswith("has just ended")
 
 
-class Run:
-    """A run of the small actors on a cluster."""
+SMALL = (sys.executable, "-m", "tests.chaos.driver", "tests/chaos/run.yaml")
 
-    def __init__(self, nodes: Nodes, run_dir: Path, *overrides: str) -> None:
+
+class Run:
+    """A run on a cluster, of the small actors unless another `command` is given."""
+
+    def __init__(self, nodes: Nodes, run_dir: Path, *overrides: str, command: Sequence[str] = SMALL) -> None:
         self.nodes, self.run_dir, self.said = nodes, run_dir, run_dir.with_suffix(".txt")
         fixed = [f"run.dir={run_dir}", f"cluster.address={nodes.address}", "eval.prompts=0", "run.steps=1000"]
-        command = [sys.executable, "-m", "tests.chaos.driver", "tests/chaos/run.yaml", *fixed, *overrides]
         with open(self.said, "wb") as output:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=nodes.environment, stdout=output, stderr=output)
+            self.process = subprocess.Popen(
+                [*command, *fixed, *overrides], cwd=ROOT, env=nodes.environment, stdout=output, stderr=output
+            )
 
     @property
     def text(self) -> str:

@@ -1,8 +1,8 @@
 """Runs whose engines come and go with the nodes of a real cluster do what a run with a fixed number of them does."""
 
 import subprocess
-import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from grpo.observe.audit import audit
 from tests.chaos.judge import Row, prompts, results
 from tests.chaos.runs import MODES
-from tests.cluster.test_drain import START_SECONDS, Run, drained
+from tests.cluster.test_drain import SMALL, START_SECONDS, Run, drained
 from tests.nodes import ROOT, Nodes
 
 FIXED = ("checkpoint.every=900", "run.max_recoveries=0", "deadlines.start=180", "run.grace_seconds=60")
@@ -39,11 +39,10 @@ def ups_and_downs(nodes: Nodes, run: Run) -> None:
     run.further(2)
 
 
-def still(run_dir: Path, *overrides: str) -> list[Row]:
+def still(run_dir: Path, *overrides: str, command: Sequence[str] = SMALL) -> list[Row]:
     """The rows of the same run with two engines on this machine."""
     fixed = [f"run.dir={run_dir}", "eval.prompts=0", "rollout.engines=2", *FIXED, *overrides]
-    command = [sys.executable, "-m", "tests.chaos.driver", "tests/chaos/run.yaml", *fixed]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START_SECONDS)
+    ended = subprocess.run([*command, *fixed], cwd=ROOT, capture_output=True, text=True, timeout=2 * START_SECONDS)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return results(run_dir)
 

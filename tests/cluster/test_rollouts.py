@@ -1,6 +1,7 @@
 """How prompts are shared among engines."""
 
 import itertools
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from grpo.cluster.fleet import Fleet, State
 from grpo.cluster.rollouts import FleetRollouts, request_seed
 from grpo.errors import ClusterError, DataError, EngineLost
-from grpo.types import Prompt, Sampling
-from tests.cluster.local import LocalEngine, make_context
+from grpo.interfaces import Call
+from grpo.types import Group, Prompt, Sampling
+from tests.cluster.local import LocalEngine, LocalHead, make_context
 
 SAMPLING = Sampling(2, 8, 1.0, 1.0)
 PROMPTS = [Prompt(f"p:{n}", "q", "a", (1,)) for n in range(5)]
@@ -51,6 +53,27 @@ def test_the_share_of_a_lost_engine_goes_to_the_others(tmp_path: Path, lost: Clu
     assert [group.prompt.id for group in groups] == [f"p:{n}" for n in range(5)]
     assert [event for event in events if "generate" in event][2:] == ["engine 0 generate 2"], "at once, beside its own"
     assert [slot.state for slot in fleet.slots] == [State.HEALTHY, State.RESTARTING]
+
+
+def test_an_engine_whose_node_is_about_to_go_hands_its_share_to_the_others_at_once(tmp_path: Path) -> None:
+    events: list[str] = []
+    rollouts, fleet = make_rollouts(tmp_path, events, [0])
+    rollouts.ensure()
+    leaving = fleet.slots[1].engine
+    assert isinstance(leaving, LocalEngine)
+    leaving.node_id = "spot"
+    head = rollouts.context.workers.head
+    assert isinstance(head, LocalHead)
+
+    def never(requests: object, sampling: object) -> Call[list[Group]]:
+        head.draining = frozenset({"spot"})
+        return Call(leaving, Future())
+
+    leaving.generate = never  # type: ignore[method-assign]
+    groups = rollouts.generate(PROMPTS, SAMPLING, step=1)
+    assert [group.prompt.id for group in groups] == [f"p:{n}" for n in range(5)]
+    assert str(leaving.lost) == "engine 1 leaves: its node is about to go away"
+    assert rollouts.context.recoveries.spent == 0
 
 
 def test_a_batch_is_of_one_version_if_all_were_lost_and_the_new_ones_are_newer(tmp_path: Path) -> None:

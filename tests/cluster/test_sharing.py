@@ -90,7 +90,7 @@ def test_engines_on_the_same_gpu_are_on_different_lanes(
     """By the layout that the nodes allow: NCCL takes a GPU once in each group."""
     nodes = [Node(str(n), str(n), "", label, cpus=8, gpus=2) for n, label in enumerate(labels)]
     config = cuda(tmp_path, 2, 0.5, 2, 0.5)
-    shared = SharedGpus(place(config, "cuda", nodes).groups, three.selector)
+    shared = SharedGpus(place(config, "cuda", nodes).groups, lambda role, index: {})
     assert [shared.lane("rollout", index) for index in range(2)] == lanes
     whole = cuda(tmp_path, 2, 2, 2, 1)
     assert SharedGpus(place(whole, "cuda", nodes).groups, lambda role, index: {}).lane("rollout", 1) == 0

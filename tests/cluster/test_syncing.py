@@ -8,8 +8,8 @@ import pytest
 from grpo.cluster.fleet import Fleet, State
 from grpo.cluster.syncing import WeightSync
 from grpo.cluster.trainer_group import TrainerGroup
-from grpo.errors import ClusterError, EngineLost, OutOfMemory, TrainerLost, WeightSyncError
-from grpo.interfaces import Call
+from grpo.errors import ClusterError, EngineLost, GrpoError, OutOfMemory, TrainerLost, WeightSyncError
+from grpo.interfaces import Call, Place
 from grpo.types import Manifest, TensorRecord
 from tests.cluster.local import LocalEngine, LocalHead, LocalRank, Wire, make_context
 
@@ -17,13 +17,14 @@ from tests.cluster.local import LocalEngine, LocalHead, LocalRank, Wire, make_co
 class Stack:
     """Two engines and two ranks; what they are asked lands in `events`, what the observer is told in `told`."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, engines: object = 2, recoveries: int = 3) -> None:
         self.events: list[str] = []
         self.told: list[str] = []
         self.wire: Wire = {}
         self.head = LocalHead()
         self.engines: list[LocalEngine] = []
-        self.context = make_context(run_dir, self.told, self.head, rollout={"engines": 2}, train={"ranks": 2})
+        sections = {"rollout": {"engines": engines}, "train": {"ranks": 2}}
+        self.context = make_context(run_dir, self.told, self.head, recoveries, **sections)
         self.fleet = Fleet(self.context, self.make_engine)
         self.trainer = TrainerGroup(self.context, lambda index: LocalRank(index, self.events, self.wire))
         self.weights = WeightSync(self.context, self.fleet, self.trainer, self_test_prompt=[1, 2, 3])
@@ -218,3 +219,67 @@ def test_engines_that_share_a_gpu_join_transfers_of_their_own(stack: Stack) -> N
         "engine 0 join_transfer local://here 1 of 2",
         "engine 1 join_transfer local://lane-1 1 of 2",
     ]
+
+
+@pytest.fixture
+def elastic(tmp_path: Path) -> Stack:
+    """One engine that has weights, and one that is about to join; not one loss may count."""
+    made = Stack(tmp_path, {"min": 1, "max": 2}, recoveries=0)
+    made.fleet.slots[1].engine.wants = "1 CPU"  # type: ignore[attr-defined]
+    late = made.fleet.slots[1].starting = Call(made.engines[1], Future())
+    made.weights.publish(0)
+    late.future.set_result(Place("node 1", []))
+    made.engines[1].wants = ""
+    made.trainer.step([], 1)
+    made.seen()
+    return made
+
+
+def test_an_engine_joins_after_a_self_test_by_itself(elastic: Stack) -> None:
+    assert elastic.weights.publish(1)["sync/self_test_diff"] == 0.0
+    assert [engine.version for engine in elastic.engines] == [1, 1]
+    assert elastic.seen("join_transfer", "perturb", "receive", "commit_weights 1") == [
+        *("engine 1 join_transfer local://here 1 of 2", "trainer rank 0 perturb", "trainer rank 1 perturb"),
+        *("engine 1 receive_weights 0", "engine 1 receive_weights 0"),
+        *("engine 0 join_transfer local://here 1 of 3", "engine 1 join_transfer local://here 2 of 3"),
+        *("trainer rank 0 perturb", "trainer rank 1 perturb"),
+        *("engine 0 receive_weights 0", "engine 1 receive_weights 0") * 2,
+        *("engine 0 receive_weights 1", "engine 1 receive_weights 1"),
+        *("engine 0 commit_weights 1", "engine 1 commit_weights 1"),
+    ]
+    assert (
+        elastic.told[-2:] == ["workers rollout: 2 ready, 0 lost", "rollout has 1"] and "engine 1 joined" in elastic.told
+    )
+
+
+@pytest.mark.parametrize(
+    ("verb", "error"),
+    [
+        ("join_transfer", ClusterError("no way to the trainer")),
+        ("receive_weights", EngineLost("died")),
+        ("receive_weights", WeightSyncError("a tensor was not claimed")),
+        ("commit_weights", OutOfMemory("no room")),
+        ("prompt_logprobs", EngineLost("died")),
+    ],
+)
+def test_an_engine_that_cannot_join_harms_no_other(elastic: Stack, verb: str, error: GrpoError) -> None:
+    elastic.engines[1].fails[verb] = error
+    elastic.weights.publish(1)
+    assert elastic.engines[0].version == 1 and elastic.engines[0].weights == {"embed": "1", "head": "1"}
+    assert [slot.state for slot in elastic.fleet.slots] == [State.HEALTHY, State.DEAD]
+    assert "engine 1 failed" in elastic.told and elastic.context.recoveries.spent == 0
+    assert elastic.rank(0).weights == {"embed": "1", "head": "1"}, "without noise"
+
+
+def test_an_engine_that_computes_otherwise_does_not_join(elastic: Stack) -> None:
+    elastic.engines[1].prompt_logprobs = lambda ids: elastic.engines[1].does("old", lambda: [-1.0, -2.0])  # type: ignore
+    elastic.weights.publish(1)
+    assert [slot.state for slot in elastic.fleet.slots] == [State.HEALTHY, State.DEAD]
+    assert "engine 1 cannot join: engine 1 must follow the trainer" in str(elastic.engines[1].lost)
+
+
+def test_an_engine_that_died_while_idle_is_no_part_of_the_next_sync(stack: Stack) -> None:
+    stack.weights.publish(0)
+    stack.engines[1].fails["ping"] = EngineLost("engine 1 died")
+    stack.weights.publish(1)
+    assert stack.engines[0].lost is None and stack.engines[0].version == 1 and len(stack.engines) == 3

@@ -111,6 +111,13 @@ def test_a_key_that_is_gone_counts_until_it_is_allowed():
     check_config_diff(old, make(**SAME, run={"allow_drift": ["train.momentum"]}))
 
 
+def test_another_number_of_engines_is_no_other_run():
+    for engines in (3, {"min": 1, "max": 4}):
+        check_config_diff(
+            saved(make(**SAME)), make(**SAME | {"rollout": {**SAME.get("rollout", {}), "engines": engines}})
+        )
+
+
 def test_every_free_key_is_a_key():
     keys = set(leaves(Config))
     assert keys | {key.rpartition(".")[0] for key in keys} >= FREE

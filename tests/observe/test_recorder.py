@@ -1,9 +1,12 @@
+import json
+import re
 import urllib.error
 import urllib.request
 from dataclasses import replace
 
 import pytest
 import yaml
+from prometheus_client import generate_latest
 
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, RewardError
@@ -142,6 +145,23 @@ def test_a_recovery_outlives_going_back(tmp_path):
     row = next(row for row in rows_of(tmp_path) if row["event"] == "recovery")
     assert (row["role"], row["cause"], row["recovery/seconds"]) == ("rollout", "lost", 2.5)
     assert [row["event"] for row in rows_of(tmp_path)] == ["start", "step", "step", "recovery", "step", "end"]
+
+
+def test_engines_that_come_and_go_are_told_everywhere(tmp_path):
+    with make_recorder(tmp_path) as recorder:
+        recorder.rewind(0, {})
+        recorder.engines(3, 2, 1)
+        recorder.engine("joined", "engine 1")
+        log_step(recorder, 1)
+        recorder.rewind(0, {})
+        shown = generate_latest(recorder._prometheus.registry).decode()
+    rows = rows_of(tmp_path)
+    assert [(row["what"], row["engine"]) for row in rows if row["event"] == "engine"] == [("joined", "engine 1")]
+    lost = [json.loads(line) for line in (tmp_path / "superseded/metrics-0000.jsonl").read_text().splitlines()]
+    assert [row["pipeline/engines"] for row in lost] == [2.0]
+    for state, count in (("wanted", 3), ("healthy", 2), ("joining", 1)):
+        assert re.search(rf'grpo_engines{{run="[^"]*",state="{state}"}} {count}.0', shown)
+    assert re.search(r'grpo_engine_events_total{event="joined",run="[^"]*"} 1.0', shown)
 
 
 def test_a_recovery_outlives_a_commit_that_held_it_and_failed(tmp_path):

@@ -59,6 +59,19 @@ def test_a_run_is_predicted_from_its_own_rates(tmp_path: Path, staleness: int, s
     assert told.measured_seconds == 8.0 and "by the rates of runs/x (3 steps)" in speed_lines(told)[0]
 
 
+def test_a_run_whose_engines_come_and_go_is_told_with_the_fewest_and_with_all(tmp_path: Path) -> None:
+    run = run_of(tmp_path, rollout={"max_tokens": 100, "engines": {"min": 1, "max": 2}})
+    rows, spans = made()
+    told = forecast(
+        run, Question("H200", source="runs/x"), run, [row | {"pipeline/engines": 2.0} for row in rows], spans
+    )
+    assert told.own and told.most and (told.own.step.engines, told.most.step.engines) == (1, 2)
+    assert told.own.step.sampling == pytest.approx(2 * told.most.step.sampling)
+    assert told.most.step.seconds == pytest.approx(told.measured_seconds or 0.0), "two sampled in that run"
+    lines = speed_lines(told)
+    assert lines[1].startswith("this run, 1 engine, ") and lines[2].startswith("with all that may join, 2 engines, ")
+
+
 def test_other_splits_by_the_rates_of_a_run(tmp_path: Path) -> None:
     run = run_of(tmp_path, rollout={"max_staleness": 2, "max_tokens": 100})
     told = forecast(run, Question("H200", gpus=5, source="runs/x"), run, *made(ahead=True))

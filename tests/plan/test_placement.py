@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.plan.placement import Node, crowded, grouped, place, refusal
+from grpo.plan.placement import Node, crowded, grouped, place, refusal, room_for_engines, with_engines
 from tests.plan.preflight.sites import config, node
 
 
@@ -157,3 +157,11 @@ def test_an_evaluation_needs_no_gpu_for_ranks() -> None:
     assert refusal(wanted, "cuda", [node("a", gpus=1)], ["rollout"]) == ""
     halves = config(rollout={"engines": 2, "gpus_per_engine": 0.5, "memory_utilization": 0.4}, train={"ranks": 8})
     assert refusal(halves, "cuda", [node("a", gpus=1)], ["rollout"]) == ""
+
+
+def test_how_many_of_the_engines_that_may_come_find_room() -> None:
+    wanted = config(rollout={"engines": {"min": 1, "max": 4}}, train={"ranks": 2})
+    assert [room_for_engines(wanted, "cuda", [node("a", gpus=gpus)]) for gpus in (3, 4, 8)] == [1, 2, 4]
+    shared = config(rollout={"engines": {"min": 2, "max": 6}, "engines_per_gpu": 2}, train={"ranks": 2})
+    assert [room_for_engines(shared, "cuda", [node("a", gpus=gpus)]) for gpus in (3, 4, 8)] == [2, 4, 6]
+    assert members(with_engines(shared, 4)) == ["t0", "t1", "r0r1", "r2r3"], "that share a GPU they come together"

@@ -29,6 +29,19 @@ def test_a_missing_label_a_small_group_and_a_small_pool_are_told_apart() -> None
     assert (share.status, "rollout.tensor_parallel = 2, but an engine reserves 1" in share.text) == ("failed", True)
 
 
+def test_what_engines_find_that_may_join_is_told() -> None:
+    """They go to nodes of their role alone, and there must be room for the fewest."""
+    elastic = config(rollout={"engines": {"min": 1, "max": 4}}, cluster={"address": "auto"})
+    found = [node("r-0", "rollout", cpus=2), node("t-0", "trainer"), node("x")]
+    check = nodes.room(Site(elastic, "cpu", found, {}, facts()))[0]
+    assert (check.status, check.text) == (
+        "ok",
+        "1 x engine, each with 1 CPU: there is room, nodes for them: 2; of up to 4 engines 2 have room now, others "
+        "join later on nodes with the label grpo.dev/role=rollout",
+    )
+    assert nodes.room(Site(elastic, "cpu", found[1:2], {}, facts()))[0].status == "missing"
+
+
 @pytest.mark.parametrize("shared", [{"gpus_per_engine": 0.5}, {"engines_per_gpu": 2}])
 def test_engines_that_share_a_gpu_have_room_there(shared: dict[str, Any]) -> None:
     one = [node("r-0", "rollout", gpus=1), node("t-0", "trainer", gpus=1)]
