@@ -178,11 +178,16 @@ def measure(
         save(result, setting.out)
         return
     folder.mkdir()
-    found: list[Json] = []
+
+    def keep(record: Json) -> None:
+        print(f"{time.strftime('%T')} {case.name}, {record['tokens']}: {record['seconds']:.2f} s a step", flush=True)
+        result["records"].append(record)
+        save(result, setting.out)
+
     print(f"{time.strftime('%T')} {case.name}, {', '.join(tokens)}: about {wanted:.0f} s", flush=True)
     run = run_ours if case.ours else run_peer
     try:
-        run(case, tokens, setting, folder, watch, time.monotonic() + min(left, options.case_seconds), found)
+        run(case, tokens, setting, folder, watch, time.monotonic() + min(left, options.case_seconds), keep)
     except Exception as error:  # whatever it is, the other cases go on
         logs = "\n".join(f"{log.name}:\n{tail_of(log)}" for log in sorted(folder.glob("*.log")))
         why = str(error) if isinstance(error, Failed) else repr(error)
@@ -190,12 +195,8 @@ def measure(
         print(f"{time.strftime('%T')} {why}\n{logs}", flush=True)
     finally:
         end_all(spared=watch.pids)
-        for record in found:
-            print(
-                f"{time.strftime('%T')} {case.name}, {record['tokens']}: {record['seconds']:.2f} s a step", flush=True
-            )
-        result["records"] += found
         save(result, setting.out)
+        draw(result, setting.out)
     watch.free()
 
 
@@ -207,11 +208,15 @@ def expected(case: Case, tokens: Sequence[str], setting: Setting) -> float:
 
 
 def save(result: Json, folder: Path) -> None:
-    """result.json, result.md and pictures."""
+    """result.json and result.md."""
     for name, text in (("result.json", json.dumps(result, indent=1)), ("result.md", render(result))):
         partial = folder / f"{name}.partial"
         partial.write_text(text)
         partial.rename(folder / name)
+
+
+def draw(result: Json, folder: Path) -> None:
+    """Pictures, between two cases: they take a core for a while."""
     try:
         plots.draw(result, folder)
     except Exception as error:  # no reason to stop

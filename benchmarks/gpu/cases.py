@@ -92,7 +92,7 @@ class Phase:
 
 def phases_of(tokens: Sequence[str], ahead: int, warmup: int, steps: int) -> list[Phase]:
     """One after the other, steps counted from 1. Beside the last ones of a phase the next one's batches are sampled,
-    so they do not count; of the last phase there are some more, for engines must not run out of work either."""
+    so they do not count; the last phase has them too, for what was sampled beside the steps before is then known."""
     found, start = [], 1
     for name in tokens:
         first = start + max(warmup, ahead + 1 if ahead else 0)

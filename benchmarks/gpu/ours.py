@@ -8,7 +8,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,15 @@ def settings_of(case: Case, tokens: Sequence[str], setting: Setting, run: Path) 
 
 
 def run_ours(
-    case: Case, tokens: Sequence[str], setting: Setting, folder: Path, watch: Watch, until: float, found: list[Json]
+    case: Case,
+    tokens: Sequence[str],
+    setting: Setting,
+    folder: Path,
+    watch: Watch,
+    until: float,
+    keep: Callable[[Json], None],
 ) -> None:
-    """Adds a record of each length to `found`, also if it raises Failed after some of them."""
+    """Gives `keep` the record of each length as soon as it is there. Raises Failed."""
     run = folder / "run"
     phases = phases_of(tokens, case.ahead, setting.warmup, setting.steps)
     rules = folder / "lengths.json"
@@ -69,13 +75,25 @@ def run_ours(
     command.append(f"run.steps={phases[-1].end + MARGIN}")
     began = time.time()
     program = Program(command, folder / "grpo.log", environment | {VARIABLE: str(rules)}, ROOT)
+    left = list(phases)
+
+    def done() -> bool:
+        while left and last_step(run / FILES[0]) >= left[0].end:  # what was sampled beside is then over, and written
+            copy_rows(run, folder)
+            keep(record_of(case, left.pop(0), setting, folder, watch, began))
+        return not left
+
     try:
-        program.wait(lambda: last_step(run / FILES[0]) >= phases[-1].last, until)
+        program.wait(done, until)
     finally:
-        for name in FILES:
-            if (run / name).exists():
-                shutil.copy(run / name, folder / name)
-        found += records(case, phases, setting, folder, watch, began)
+        copy_rows(run, folder)
+
+
+def copy_rows(run: Path, folder: Path) -> None:
+    """What the run has said so far."""
+    for name in FILES:
+        if (run / name).exists():
+            shutil.copy(run / name, folder / name)
 
 
 def last_step(file: Path) -> int:
@@ -83,24 +101,21 @@ def last_step(file: Path) -> int:
     return max((int(row["step"]) for row in rows_of(file) if row["event"] == "step"), default=0)
 
 
-def records(
-    case: Case, phases: Sequence[Phase], setting: Setting, folder: Path, watch: Watch, began: float
-) -> list[Json]:
-    """One for each phase whose steps are all there."""
+def record_of(case: Case, phase: Phase, setting: Setting, folder: Path, watch: Watch, began: float) -> Json:
+    """Of a phase whose steps are all there."""
     rows, spans = rows_of(folder / FILES[0]), rows_of(folder / FILES[1])
     made = {int(row["step"]): row for row in rows if row["event"] == "step"}
-    start = min((row["time"] - row["step/seconds"] for row in made.values()), default=began) - began
-    found = []
-    for phase in phases:
-        steps = [made[step] for step in range(phase.first, phase.last + 1) if step in made]
-        if len(steps) == phase.last - phase.first + 1:
-            measured = measure(phase, steps, rows, spans)
-            gpus = summary(list(watch.looks), *measured["window"])
-            one = {"case": case.name, "tokens": phase.tokens, "start": start, "gpus": gpus, **record(measured, setting)}
-            one["wanted_tokens"] = setting.work.rows * setting.work.mean(phase.tokens)
-            one["plan"] = planned(one, phase, setting, folder)
-            found.append(one)
-    return found
+    steps = [made[step] for step in range(phase.first, phase.last + 1)]
+    found = measure(steps, rows, spans)
+    one = {
+        "case": case.name,
+        "tokens": phase.tokens,
+        "start": min(row["time"] - row["step/seconds"] for row in made.values()) - began,
+        "gpus": summary(list(watch.looks), *found["window"]),
+        "wanted_tokens": setting.work.rows * setting.work.mean(phase.tokens),
+        **record(found, setting),
+    }
+    return {**one, "plan": planned(one, phase, setting, folder)}
 
 
 def planned(one: Json, phase: Phase, setting: Setting, folder: Path) -> Json:
@@ -114,7 +129,7 @@ def planned(one: Json, phase: Phase, setting: Setting, folder: Path) -> Json:
         return {"config": None, "from": None, "why": str(error)}
 
 
-def measure(phase: Phase, steps: Sequence[Mapping[str, Any]], rows: Sequence[Json], spans: Sequence[Json]) -> Json:
+def measure(steps: Sequence[Mapping[str, Any]], rows: Sequence[Json], spans: Sequence[Json]) -> Json:
     """From the rows of the steps that count, and from what the lanes did in that time."""
     window = (steps[0]["time"] - steps[0]["step/seconds"], steps[-1]["time"])
 

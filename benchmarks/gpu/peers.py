@@ -7,7 +7,7 @@ import statistics
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -26,9 +26,15 @@ TOKENS = 20_000
 
 
 def run_peer(
-    case: Case, tokens: Sequence[str], setting: Setting, folder: Path, watch: Watch, until: float, found: list[Json]
+    case: Case,
+    tokens: Sequence[str],
+    setting: Setting,
+    folder: Path,
+    watch: Watch,
+    until: float,
+    keep: Callable[[Json], None],
 ) -> None:
-    """Adds a record of each length to `found`. One server does for all, and is started anew after a failure.
+    """Gives `keep` the record of each length. One server does for all, and is started anew after a failure.
 
     Raises Failed with all that has failed.
     """
@@ -41,7 +47,7 @@ def run_peer(
                 server = start_server(tokens, setting, folder, port)
             began = time.time()
             result = train(case, name, setting, folder, server, port, until)
-            found.append(measured(case, name, result, setting, watch, began))
+            keep(measured(case, name, result, setting, watch, began))
         except Failed as error:
             failures.append(f"{name}: {error}")
             end_all(spared=watch.pids)

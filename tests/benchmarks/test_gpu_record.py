@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.cases import Phase, case_named
+from benchmarks.gpu.cases import case_named
 from benchmarks.gpu.devices import Look, parse, summary
 from benchmarks.gpu.limits import flops_per_token, limits_of, shape_of
 from benchmarks.gpu.ours import last_step, measure, settings_of
@@ -93,7 +93,7 @@ def test_steps_are_measured_from_the_rows_of_the_run() -> None:
         {"lane": "rollout", "what": "receive", "start": 12.0, "end": 14.0},
         {"lane": "trainer", "what": "train", "start": 13.0, "end": 15.0},
     ]
-    found = measure(Phase("200", 1, 3, 4, 4), steps, [*steps, *syncs], spans)
+    found = measure(steps, [*steps, *syncs], spans)
     assert found["window"] == (10.0, 14.0) and found["steps"] == [2.0, 2.0]
     assert found["generation"] == 1.0 and found["update"] == 1.0
     assert found["sync"] == pytest.approx(0.05), "what the trainer waited, and what engines stood still in that time"
