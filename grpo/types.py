@@ -151,6 +151,8 @@ class TensorRecord:
     shape: tuple[int, ...]
     dtype: str
     digest: str = ""
+    moves: bool = field(default=True, compare=False)
+    """Whether training changes it."""
 
     @property
     def numel(self) -> int:

@@ -31,6 +31,7 @@ from grpo.store import Store, clean_name, open_store
 from grpo.types import FileRecord
 
 MANIFEST, STATE, POINTER, POLICY = "manifest.json", "state.json", "latest", "policy"
+ADAPTER = "adapter"
 FOLDER = re.compile(r"step_([0-9]{6,})(?:\.attempt-([0-9]+))?")
 LEFTOVER = re.compile(r"step_[0-9]{6,}(?:\.attempt-[0-9]+)?\.tmp-([0-9]+)")
 READERS = 4

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from grpo.checkpoint.commit import POLICY, checkpoints_url, committed, order, read_manifest
+from grpo.checkpoint.commit import ADAPTER, POLICY, checkpoints_url, committed, order, read_manifest
 from grpo.config.yaml import read
 from grpo.errors import CheckpointError, ConfigError
 from grpo.run.layout import CONFIG
@@ -20,8 +20,10 @@ from grpo.store.files import read_regular
 from grpo.types import FileRecord
 
 
-def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
+def export(run_dir: Path, out: Path, step: int | None = None, part: str = POLICY) -> Path:
     """Copies the policy of the checkpoint of `step`, or of the newest one, to the new folder `out` and returns it.
+
+    `part` is what of it: POLICY, whole and merged, or ADAPTER, as PEFT's folder.
 
     The copy appears whole or not at all, and every byte is as the checkpoint's manifest says. Raises ConfigError if
     `out` exists, CheckpointError if there is no such policy, if it is damaged, or if it cannot be written, StoreLost if
@@ -36,16 +38,18 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
     files = [
         replace(file, name=f"{name}/{file.name}")
         for file in read_manifest(store, name).files
-        if file.name.startswith(f"{POLICY}/")
+        if file.name.startswith(f"{part}/")
     ]
+    if not files:
+        raise CheckpointError(lacks(name, part))
     with store.fetch("", [file.name for file in files]) as source, _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         # Beside its goal: a rename works only within one file system.
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
             copy = Path(scratch, out.name)
             for file in files:
-                _copy(source, file, copy / file.name.removeprefix(f"{name}/{POLICY}/"))
-            check_policy(copy)
+                _copy(source, file, copy / file.name.removeprefix(f"{name}/{part}/"))
+            (check_policy if part == POLICY else check_adapter)(copy)
             copy.rename(out)
     return out
 
@@ -66,7 +70,10 @@ def policy_of(path: Path) -> Path:
             f"{path}: a policy is loaded from a folder, but its checkpoints lie in {store.url}; copy one with "
             f"`grpo export {path} OUT` and give OUT"
         )
-    folder = Path(store.path(find_checkpoint(store)), POLICY)
+    name = find_checkpoint(store)
+    folder = Path(store.path(name), POLICY)
+    if not folder.exists():
+        raise CheckpointError(lacks(name, POLICY))
     check_policy(folder)
     return folder
 
@@ -126,6 +133,23 @@ def check_policy(folder: Path) -> None:
         missing = {tensor for tensor, file in weight_map.items() if file == name} - _tensor_names(folder / name)
         if missing:
             raise CheckpointError(f"{name}: must hold {min(missing)}, but does not; export another step")
+
+
+def check_adapter(folder: Path) -> None:
+    """Reads adapter_config.json and the safetensors header. Raises CheckpointError for what is missing or damaged."""
+    if "peft_type" not in _read_json(folder / "adapter_config.json"):
+        raise CheckpointError("adapter_config.json: must name a peft_type, but does not; export another step")
+    _tensor_names(folder / "adapter_model.safetensors")
+
+
+def lacks(name: str, part: str) -> str:
+    """Why a checkpoint has nothing of a kind, and the way out."""
+    if part == ADAPTER:
+        return f"only a run with train.lora has an adapter, but {name} holds none; leave --adapter out"
+    return (
+        f"{name}: holds no whole policy, as its run keeps the adapter alone (checkpoint.merged: false); export it with "
+        "--adapter, or let the run go on for a step with checkpoint.merged=true"
+    )
 
 
 def _tensor_names(path: Path) -> set[str]:

@@ -1,7 +1,8 @@
 """After the last step: the policy, the report and metrics.jsonl, copied to where they are wanted.
 
     <run.results>/<run.name>/
-        policy/         Hugging Face folder: safetensors, tokenizer
+        policy/         Hugging Face folder: safetensors, tokenizer; not with checkpoint.merged: false
+        adapter/        PEFT's folder, of a run with train.lora
         report.html, metrics.jsonl
         manifest.json   written last: size and sha256 of every other file
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from grpo.checkpoint.commit import MANIFEST, POLICY
+from grpo.checkpoint.commit import ADAPTER, MANIFEST, POLICY
 from grpo.checkpoint.export import export
 from grpo.config import Config
 from grpo.errors import ConfigError, GrpoError, Interrupted, ResultsError
@@ -57,7 +58,7 @@ def deliver(config: Config, run_dir: Path, say: Say = print) -> str:
     try:
         for attempt in again:
             with attempt:
-                return _copy(store, config.run.name, run_dir)
+                return _copy(store, config.run.name, run_dir, parts(config))
     except (ConfigError, Interrupted):
         raise
     except GrpoError as error:
@@ -68,12 +69,19 @@ def deliver(config: Config, run_dir: Path, say: Say = print) -> str:
     raise AssertionError("tenacity ends with a result or an error")
 
 
-def _copy(store: Store, name: str, run_dir: Path) -> str:
+def parts(config: Config) -> list[str]:
+    """Folders of a checkpoint that are results."""
+    lora = config.train.lora is not None
+    return [POLICY] * (config.checkpoint.merged or not lora) + [ADAPTER] * lora
+
+
+def _copy(store: Store, name: str, run_dir: Path, wanted: list[str]) -> str:
     folder = f"{name}.tmp-{uuid.uuid4().hex[:12]}" if store.renames else name
     try:
         with store.workspace(folder) as work:
             with store.filling(work, folder):
-                export(run_dir, work / POLICY)
+                for part in wanted:
+                    export(run_dir, work / part, part=part)
                 for file in (REPORT, METRICS):
                     shutil.copyfile(run_dir / file, work / file)
             if not store.renames:

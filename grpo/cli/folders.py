@@ -39,11 +39,16 @@ def export(
     run: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
     step: Annotated[int | None, typer.Option(help="The step to take; the last saved one if not given.")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="The adapter of train.lora alone, for PEFT.")] = False,
 ) -> None:
     """Copy a saved policy as a Hugging Face folder."""
+    from grpo.checkpoint.commit import ADAPTER, POLICY
     from grpo.checkpoint.export import export as export_policy
 
-    export_policy(run, out, step)
+    export_policy(run, out, step, ADAPTER if adapter else POLICY)
+    if adapter:
+        print(f"{out}: load it with PeftModel.from_pretrained(model, {str(out)!r}), onto the model of the run")
+        return
     print(f"{out}: load it with transformers, vLLM or model.path={out}")
 
 

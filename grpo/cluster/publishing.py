@@ -208,7 +208,7 @@ class PublishedWeights(WeightSync):
             return self._verify(version, send, receipts, moved)
         # What was sent before is what the self-test took, the live weights: it may be this very version.
         sent = self._verify(version, send, receipts, moved=False)
-        if moved and surely_changed(sent) and self.digests.get(self.version) == self.digest:
+        if moved and surely_changed(self.records) and self.digests.get(self.version) == self.digest:
             raise WeightSyncError(
                 f"every engine must hold the trainer's weights, but the trainer has moved, and sent the weights of "
                 f"version {self.version} again as version {version}; nothing was sampled from them, start the run again"

@@ -14,7 +14,7 @@ from grpo.cluster.trainer_group import TrainerGroup
 from grpo.errors import ClusterError, EngineLost, GrpoError, Interrupted, TrainerLost
 from grpo.interfaces import Call, Engine, Transfer
 from grpo.run.faults import fault_point
-from grpo.types import Manifest, Stats
+from grpo.types import Manifest, Stats, TensorRecord
 from grpo.weights import check_self_test, verify
 
 SURELY_CHANGED = 1_000_000  # weights of which some change their bits in any update
@@ -26,9 +26,12 @@ def worker_lives(worker: Any, seconds: float) -> Call[object]:
     return engine_lives(worker, seconds) if worker.role == "rollout" else process_lives(worker, seconds)
 
 
-def surely_changed(sent: Manifest) -> bool:
-    """Whether an update changes some bits for sure: a small model in bfloat16 may round a whole step away."""
-    return sum(record.numel for record in sent.records) >= SURELY_CHANGED
+def surely_changed(announced: Sequence[TensorRecord]) -> bool:
+    """Whether an update changes some bits for sure: a small model in bfloat16 may round a whole step away.
+
+    Only what training moves counts, below an adapter the matrices that it changes.
+    """
+    return sum(record.numel for record in announced if record.moves) >= SURELY_CHANGED
 
 
 class WeightSync:
@@ -213,7 +216,7 @@ class WeightSync:
         """Compares what was sent with what all have received; `moved`: it must be other than what was sent before."""
         began, sent = time.perf_counter(), send.result
         assert sent is not None, "rank 0 is the sender"
-        updated = moved and surely_changed(sent)
+        updated = moved and surely_changed(self.records)
         received = [manifest for call in receipts for manifest in call.result]
         verify(sent, received, previous=self.last, updated=updated)
         self.digest = hashlib.sha256("".join(record.digest for record in sent.records).encode()).hexdigest()[:16]

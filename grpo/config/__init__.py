@@ -1,6 +1,7 @@
 """Every knob of a run, and how it is read: closed, bounded, frozen. Needs pydantic alone."""
 
 from grpo.config.data import Data, DataSource
+from grpo.config.lora import Lora
 from grpo.config.rewards import Judge, RewardFunction, RewardHttp
 from grpo.config.schema import (
     MOST_ROWS,
@@ -33,6 +34,7 @@ __all__ = [
     "Eval",
     "Metrics",
     "Judge",
+    "Lora",
     "Model",
     "RewardCode",
     "RewardFunction",

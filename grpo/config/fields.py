@@ -130,6 +130,8 @@ RewardName = Annotated[
     *_form(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*)?", "a built-in reward, such as 'gsm8k', or 'module:function'"),
 ]
 """A built-in reward or module:function."""
+LayerName = Annotated[str, *_form(r"\w{1,64}(\.\w{1,64}){0,15}", "the name of layers, such as q_proj")]
+"""A name of layers in a model, or its end."""
 RayLabel = Annotated[
     str,
     *_form(

@@ -27,6 +27,7 @@ from grpo.config.fields import (
     TokensOrAuto,
     Variable,
 )
+from grpo.config.lora import Lora
 from grpo.config.rewards import RewardFunction, RewardHttp
 from grpo.config.section import Section
 from grpo.config.sft import Sft
@@ -270,6 +271,8 @@ class Train(Section):
     """Recompute activations in the backward pass: less memory, a third more compute."""
     compile: BoolOrAuto = "auto"
     """Run the decoder layers under torch.compile; auto: on GPUs below zero_stage 3. Not as bit-stable as without."""
+    lora: Lora | None = None
+    """Train a low-rank adapter alone; engines get it merged. {}: one of rank 16 on all linear layers; null: none."""
 
 
 class Sync(Section):
@@ -315,6 +318,8 @@ class Checkpoint(Section):
     """Where checkpoints go: a folder that all nodes share, or s3://bucket/prefix; null: run.dir/checkpoints."""
     background: bool = True
     """Write checkpoints while the next steps train: the host then holds a copy of the trainer's whole state."""
+    merged: bool = True
+    """With train.lora: keep the whole policy too, merged. false: the adapter alone, which is small."""
     keep: Positive = 2
     """Newest checkpoints that are kept; older ones go once a newer one is verified."""
     keep_best: bool = True

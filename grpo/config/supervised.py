@@ -14,7 +14,8 @@ LONGEST_NAME = 47
 def supervised(config: Config) -> Config:
     """The same model, rows, trainer and machines; a run of its own, whose knobs are those of `sft`.
 
-    What has no meaning for it is left at its default, so that it may change between two starts. Raises ConfigError.
+    Its policy is kept whole, for the run to begin with. What has no meaning for it is left at its default, so that it
+    may change between two starts. Raises ConfigError.
     """
     run, train, sft, bucket = config.run, config.train, config.sft, config.checkpoint.dir
     if sft.rows_per_step < train.ranks:  # found here: a run without a warm-up may have any number of ranks
@@ -34,7 +35,7 @@ def supervised(config: Config) -> Config:
         "sync": Sync(),
         "eval": config.eval.model_copy(update={"every": sft.eval_every, "samples_per_prompt": 1, "temperature": 1.0}),
         "checkpoint": config.checkpoint.model_copy(
-            update={"dir": bucket if bucket is None else f"{bucket.rstrip('/')}/{FOLDER}"}
+            update={"dir": bucket if bucket is None else f"{bucket.rstrip('/')}/{FOLDER}", "merged": True}
         ),
     }
     return config.model_copy(update=sections)

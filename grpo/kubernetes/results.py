@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from grpo.checkpoint.commit import MANIFEST, POLICY
+from grpo.checkpoint.commit import ADAPTER, MANIFEST, POLICY
 from grpo.checkpoint.results import Results
 from grpo.config.text import clean
 from grpo.errors import ClusterError, ConfigError, DeadlineExceeded, DiskError, GrpoError, ResultsError
@@ -29,7 +29,8 @@ from grpo.store.files import remove_tree
 from grpo.store.volume import Volume
 from grpo.types import FileRecord
 
-NEEDED = (f"{POLICY}/config.json", REPORT, METRICS)
+MODEL, ADAPTED = f"{POLICY}/config.json", f"{ADAPTER}/adapter_config.json"
+NEEDED = (REPORT, METRICS)
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ def compare(folder: Path, run: str) -> None:
     """Against the manifest of the results where there is one. Raises ResultsError for what is missing or other."""
     store = Volume(str(folder))
     wanted: dict[str, FileRecord | None] = dict.fromkeys(NEEDED)
+    adapter_alone = (folder / ADAPTED).is_file() and not (folder / POLICY).exists()
+    wanted[ADAPTED if adapter_alone else MODEL] = None
     if (folder / MANIFEST).is_file():
         try:
             made = Results.model_validate_json((folder / MANIFEST).read_text())

@@ -41,6 +41,7 @@ class Plan:
     """Sizes in bytes. `weights` to `head`: one trainer rank; `kv_tokens_*` are tokens that an engine's cache holds."""
 
     parameters: int
+    trained: int
     sync_bytes: int
     weights: int
     reference: int
@@ -80,25 +81,29 @@ def make_plan(config: Config, gpu_gib: float = 80.0) -> Plan:
     weights = shape.parameters * size
     stage, ranks = train.zero_stage, train.ranks
     # Without ZeRO, fp32 weights are their own master copy.
-    adam = shape.parameters * (8 if size == FP32 and stage == 0 else 12)
+    trained = shape.adapter_parameters(train.lora) if train.lora else shape.parameters
+    adam = trained * (8 if size == FP32 and stage == 0 else 12)
     kv_per_token = 2 * shape.layers * shape.kv_width * size
     gpu_budget = int(gpu_gib * GIB * rollout.engine_memory) * rollout.tensor_parallel
     rows = rollout.prompts_per_step * rollout.samples_per_prompt
     tokens = rows * config.model.max_length
-    checkpoint = weights + MASTER * shape.parameters
+    checkpoint = kept_weights(config, weights, trained * size) + MASTER * trained
+    base = weights + (trained * size if train.lora else 0)
     held = {
-        "weights": weights // (ranks if stage == 3 else 1),
-        "reference": weights if config.algorithm.kl_coef > 0 else 0,
-        "gradients": shape.parameters * FP32 // (ranks if stage >= 2 else 1),
+        "weights": base // (ranks if stage == 3 else 1),
+        # That of an adapter is the model without it.
+        "reference": weights if config.algorithm.kl_coef > 0 and not train.lora else 0,
+        "gradients": trained * FP32 // (ranks if stage >= 2 else 1),
         "optimizer": adam // (ranks if stage >= 1 else 1),
     }
     micro_batch = micro_batch_tokens(config, shape, size, sum(held.values()), gpu_gib)
     made = Plan(
         parameters=shape.parameters,
+        trained=trained,
         sync_bytes=weights,
         **held,
         activations=activation_bytes(shape, micro_batch, size, train.gradient_checkpointing),
-        head=head_bytes(shape, micro_batch),
+        head=head_bytes(shape, micro_batch, frozen=train.lora is not None),
         engine_weights=weights // rollout.tensor_parallel,
         kv_per_token=kv_per_token,
         kv_tokens_cpu=int(rollout.kv_cache_gib * GIB) // kv_per_token,
@@ -135,6 +140,13 @@ def shadow_on_gpu(made: Plan, config: Config) -> bool:
     return made.device != "cpu" and made.shadow > 0 and free > SPARE * made.shadow
 
 
+def kept_weights(config: Config, weights: int, adapter: int) -> int:
+    """Bytes of a checkpoint's weights in the model's precision."""
+    if not config.train.lora:
+        return weights
+    return adapter + (weights if config.checkpoint.merged else 0)
+
+
 def copies(config: Config) -> int:
     """Checkpoints that lie in their folder at the worst moment: those kept, the best, and one that is being written."""
     return config.checkpoint.keep + 2
@@ -158,9 +170,9 @@ def activation_bytes(shape: Shape, tokens: int, size: int, checkpointing: bool) 
     return tokens * size * shape.layers * shape.activations_per_layer
 
 
-def head_bytes(shape: Shape, tokens: int) -> int:
-    """One chunk's fp32 logits and log-softmax, and the head's fp32 gradient."""
-    return 2 * min(tokens, HEAD_CHUNK) * shape.vocab * FP32 + shape.vocab * shape.hidden * FP32
+def head_bytes(shape: Shape, tokens: int, frozen: bool = False) -> int:
+    """One chunk's fp32 logits and log-softmax, and the head's fp32 gradient, which a frozen one has not."""
+    return 2 * min(tokens, HEAD_CHUNK) * shape.vocab * FP32 + (0 if frozen else shape.vocab * shape.hidden * FP32)
 
 
 def pods(made: Plan, config: Config) -> dict[str, Pod]:
@@ -182,8 +194,10 @@ def pods(made: Plan, config: Config) -> dict[str, Pod]:
 
 def kept_on_host(made: Plan, config: Config) -> int:
     """What rank 0 copies to the host: its share of a checkpoint, and versions of the weights that travel."""
-    share = MASTER * made.parameters // config.train.ranks
-    saving = made.sync_bytes + share if config.checkpoint.background else min(SAVED_AT_ONCE, share)
+    share = MASTER * made.trained // config.train.ranks
+    saving = (
+        made.checkpoint - MASTER * made.trained + share if config.checkpoint.background else min(SAVED_AT_ONCE, share)
+    )
     ahead = config.rollout.max_staleness
     return saving + (made.sync_bytes * (ahead + 1) if ahead else 0)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from grpo.config import Config
+from grpo.config import Config, Lora
 from grpo.config.architecture import read_model_config, refusal
 from grpo.errors import ConfigError
 
@@ -42,6 +42,20 @@ class Shape:
         norms = 2 * h + self.qk_norm * 2 * self.head_dim
         embeddings = self.vocab * h * (1 if self.tied else 2)
         return self.layers * (attention + mlp + norms) + embeddings + h
+
+    def adapter_parameters(self, lora: Lora) -> int:
+        """Numbers in an adapter of this shape. Raises ConfigError for a target that is no layer of it."""
+        h, i, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_width
+        attention = {"q_proj": h + q, "k_proj": h + kv, "v_proj": h + kv, "o_proj": q + h}
+        layers = {f"self_attn.{name}": size for name, size in attention.items()}
+        layers |= {f"mlp.{name}": h + i for name in ("gate_proj", "up_proj", "down_proj")}
+        for target in () if lora.targets == "all" else lora.targets:
+            if not any(f".{layer}".endswith(f".{target}") for layer in layers):
+                raise ConfigError(
+                    f"train.lora.targets: plan knows the linear layers {', '.join(layers)}, but not {target}; name "
+                    "some of these, or all"
+                )
+        return lora.rank * self.layers * sum(size for layer, size in layers.items() if lora.covers(layer))
 
     @property
     def activations_per_layer(self) -> int:

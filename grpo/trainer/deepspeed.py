@@ -10,6 +10,7 @@ import torch
 from torch import distributed
 
 from grpo.config import Train
+from grpo.trainer.adapter import adapted_layers
 from grpo.trainer.deepspeed_private import Shards, add_in_place, leave_ops_uncompiled
 from grpo.trainer.model import Policy
 
@@ -53,12 +54,20 @@ class Engine:
 
         bf16 = next(policy.parameters()).dtype == torch.bfloat16
         optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=0.0, betas=train.betas, weight_decay=train.weight_decay, fused=True
+            [param for param in policy.parameters() if param.requires_grad],
+            lr=0.0,
+            betas=train.betas,
+            weight_decay=train.weight_decay,
+            fused=True,
         )
         self.engine, self.optimizer, *_ = deepspeed.initialize(
             model=policy, optimizer=optimizer, config=engine_config(train, bf16), dist_init_required=False
         )
         add_in_place(self.optimizer)
+        if train.zero_stage == 3:  # a layer with an adapter computes with weights of the modules inside of it
+            for one in adapted_layers(policy).values():
+                for param in one.layer.parameters():
+                    deepspeed.zero.register_external_parameter(one.layer, param)
         self.world_size = world_size
         self.shards = Shards(self.optimizer, policy)
 

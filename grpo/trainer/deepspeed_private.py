@@ -59,19 +59,20 @@ class Shards:
         self.optimizer = optimizer
         self.adam: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         self.stage3 = hasattr(optimizer, "fp32_partitioned_groups_flat")
-        self.whole = not self.stage3 and not hasattr(next(model.parameters()), "_hp_mapping")
+        self.trained = [param for param in model.parameters() if param.requires_grad]
+        self.whole = not self.stage3 and not hasattr(self.trained[0], "_hp_mapping")
         self.masters: dict[int, torch.Tensor] = {}
         if self.whole and hasattr(optimizer, "fp32_groups"):
             (params,), (copies,) = optimizer.fp16_groups, optimizer.fp32_groups
             self.masters = {id(param): copy for param, copy in zip(params, copies, strict=True)}
-        self._make_states(model)
+        self._make_states()
 
-    def _make_states(self, model: torch.nn.Module) -> None:
+    def _make_states(self) -> None:
         """As AdamW does when it starts. DeepSpeed's bf16 optimizer without ZeRO has counted an empty update already."""
         if self.stage3:
             masters = list(self.optimizer.fp32_partitioned_groups_flat)
         elif self.whole:
-            masters = [self.masters.get(id(param), param) for param in model.parameters()]
+            masters = [self.masters.get(id(param), param) for param in self.trained]
         else:
             masters = self.adam.param_groups[0]["params"]
         for master in masters:

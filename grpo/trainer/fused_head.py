@@ -140,8 +140,10 @@ class _Fused(torch.autograd.Function):
         settings = ctx.temperature, ctx.shaping
         grad_hidden_CD = torch.empty_like(hidden_CD)
         wide = torch.promote_types(weight_VD.dtype, torch.float32)  # many chunks add up
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if logits_CV is None else None
-        grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
+        trained = ctx.needs_input_grad[1]
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if trained and logits_CV is None else None
+        trained_bias = bias_V is not None and ctx.needs_input_grad[2]
+        grad_bias_V = torch.zeros_like(bias_V, dtype=wide) if trained_bias else None
         # Contiguous: that of a sum has strides of 0, for which a kernel would be compiled again.
         grads = grad_C.contiguous(), grad_entropy_C.contiguous() if ctx.entropy_gradient else None
         tensors = targets_C, total_C, entropy_C, *grads
@@ -151,15 +153,16 @@ class _Fused(torch.autograd.Function):
             ctx.kernels.to_gradient(grad_logits, *others, *settings)
             if grad_bias_V is not None:
                 grad_bias_V += grad_logits.sum(0, dtype=wide)
-            if grad_weight_VD is not None:
+            if logits_CV is None:
                 torch.mm(grad_logits, weight_VD, out=grad_hidden_cD)
+            if grad_weight_VD is not None:
                 grad_weight_VD += grad_logits.T @ hidden_cD
         grad_bias = None if bias_V is None or grad_bias_V is None else grad_bias_V.to(bias_V.dtype)
-        if grad_weight_VD is None:
-            assert logits_CV is not None, "what was kept holds the gradient now"
+        if logits_CV is not None:  # what was kept holds the gradient now
             torch.mm(logits_CV, weight_VD, out=grad_hidden_CD)
-            grad_weight_VD = logits_CV.T @ hidden_CD
-        return grad_hidden_CD, grad_weight_VD.to(weight_VD.dtype), grad_bias, None, None, None, None, None, None
+            grad_weight_VD = logits_CV.T @ hidden_CD if trained else None
+        grad_weight = None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype)
+        return grad_hidden_CD, grad_weight, grad_bias, None, None, None, None, None, None
 
 
 def _wide(logits: torch.Tensor) -> torch.Tensor:

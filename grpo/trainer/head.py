@@ -77,8 +77,9 @@ class _Logprobs(torch.autograd.Function):
         hidden_CD, weight_VD, bias_V, targets_C, entropy_C = ctx.saved_tensors
         grad_hidden_CD = torch.empty_like(hidden_CD)
         # fp32 whatever the weight's precision: many chunks add up here
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
-        grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        trained_bias = bias_V is not None and ctx.needs_input_grad[2]
+        grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if trained_bias else None
         entropies_CC = (entropy_C, grad_entropy_C) if ctx.entropy_gradient else (grad_C, grad_C)
         tensors = _chunks(hidden_CD, grad_hidden_CD, targets_C, grad_C, *entropies_CC)
         for hidden, grad_hidden, targets, grad, entropy, grad_entropy in tensors:
@@ -94,11 +95,13 @@ class _Logprobs(torch.autograd.Function):
             grad_logits = ctx.shaping.backward(grad_logits_cV.div_(ctx.temperature), shaped_cV).to(hidden.dtype)
             del shaped_cV
             torch.mm(grad_logits, weight_VD, out=grad_hidden)
-            grad_weight_VD += grad_logits.T @ hidden
+            if grad_weight_VD is not None:
+                grad_weight_VD += grad_logits.T @ hidden
             if grad_bias_V is not None:
                 grad_bias_V += grad_logits.sum(0, dtype=torch.float32)
         grad_bias = None if bias_V is None or grad_bias_V is None else grad_bias_V.to(bias_V.dtype)
-        return grad_hidden_CD, grad_weight_VD.to(weight_VD.dtype), grad_bias, None, None, None, None
+        grad_weight = None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype)
+        return grad_hidden_CD, grad_weight, grad_bias, None, None, None, None
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -31,6 +31,8 @@ class Kept:
     token_budget: int
     """Tokens of a micro-batch."""
     weights: LiveWeights
+    frozen: str
+    """Digest of the weights below an adapter."""
     engine: Engine
     budget: SkipBudget
     published: PublishedVersions
@@ -83,7 +85,12 @@ class Kept:
 
     def save_state(self, folder: Path, step: int = 0) -> None:
         """Writes the whole state into a folder that exists; see `state.py`. Raises what `save` raises."""
-        self.save(Path(folder) / "policy")
+        check_finite(self.weights.params, self.engine.shards)
+        lora = self.config.train.lora
+        if not lora or self.config.checkpoint.merged:
+            self.weights.save(Path(folder) / "policy", self.config)
+        if lora:
+            self.weights.save_adapter(Path(folder) / "adapter", self.config)
         self._state_folder(folder).write(self._header(step), self._texts())
         fault_point("save.files", step, self.rank)
 
@@ -94,6 +101,7 @@ class Kept:
             "zero_stage": self.config.train.zero_stage,
             "dtype": self.config.model.dtype,
             "compiled": self.policy.compiled,
+            "frozen": self.frozen,
             "tokens_per_micro_batch": self.token_budget,
             "counters": counters,
         }
@@ -137,4 +145,5 @@ class Kept:
         return notes
 
     def _state_folder(self, folder: Path) -> StateFolder:
-        return StateFolder(Path(folder), self.weights.params, self.weights.param_records(), self.engine.shards)
+        trained = self.weights.params, self.weights.param_records()
+        return StateFolder(Path(folder), *trained, self.engine.shards, self.frozen)

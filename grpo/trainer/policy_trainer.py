@@ -26,6 +26,7 @@ from grpo.data.generation import load_generation_config
 from grpo.run.faults import fault_point
 from grpo.run.start import Phases
 from grpo.trainer import compiling, rng
+from grpo.trainer.adapter import add_adapter, without_adapter
 from grpo.trainer.deepspeed import Engine, load_deepspeed, start_process_group
 from grpo.trainer.drift import Drift
 from grpo.trainer.kept import Kept
@@ -79,7 +80,7 @@ class PolicyTrainer(Kept):
         self.objective = objective or policy_objective(config)
         self.needs = self.objective.needs
         phases.begin("weights")
-        policy = self._load(config.train.gradient_checkpointing).to(self.device)
+        policy = self._load(config.train.gradient_checkpointing, adapter=True).to(self.device)
         policy.entropy_gradient = self.needs.entropy_gradient
         prepare_saving(policy.causal_lm)
         if compiling.wanted(config, self.device):
@@ -93,9 +94,11 @@ class PolicyTrainer(Kept):
         self.limits = make_limits(config, device, proof.noise)
         self.engine = Engine(policy, config.train, world_size)
         self.weights = LiveWeights(policy.causal_lm)
+        self.frozen = self.weights.frozen_digest()
         self.policy = policy
         self.published = PublishedVersions(self.device)
-        self.kept = StateSnapshot(self.weights, self.engine.shards, rank, world_size, self.device)
+        shares = rank, world_size, self.device, config.checkpoint.merged
+        self.kept = StateSnapshot(self.weights, self.engine.shards, *shares)
         self.stepped = False
         self.budget = SkipBudget(config.train.max_skipped_updates)
         self.clock: dict[str, float] = defaultdict(float)
@@ -103,7 +106,9 @@ class PolicyTrainer(Kept):
         self.drifted: float | None = None
         self.start = RowLogprobs(policy, self.device)
         self.reference: RowLogprobs | None = None
-        if self.needs.reference:
+        if self.needs.reference and self.weights.adapted:
+            self.reference = RowLogprobs(without_adapter(policy), self.device)
+        elif self.needs.reference:
             phases.begin("weights")
             frozen = self._load(checkpointing=False).to(self.device).requires_grad_(False)
             if policy.compiled:
@@ -116,7 +121,7 @@ class PolicyTrainer(Kept):
             self.notes += (f"train.tokens_per_micro_batch: auto is {self.token_budget} on this GPU",)
         rng.derive(f"run.seed {config.run.seed}", rank)  # else the first steps of two starts would differ
 
-    def _load(self, checkpointing: bool) -> Policy:
+    def _load(self, checkpointing: bool, adapter: bool = False) -> Policy:
         check_model_config(self.config)
         load_generation_config(self.config)
         model = self.config.model
@@ -124,6 +129,8 @@ class PolicyTrainer(Kept):
         temperature = self.config.rollout.temperature
         policy = load_policy(model.path, model.revision, dtype, temperature, checkpointing)
         check_snapshot(self.config)
+        if adapter and self.config.train.lora:
+            add_adapter(policy.causal_lm, self.config.train.lora, self.config.run.seed, checkpointing)
         return policy
 
     def step(self, batch: Sequence[Sample], step: int) -> Stats:

@@ -1,19 +1,21 @@
 """Logprobs of a step's rows under weights that do not move within it: each row once, without a gradient."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import distributed
 
-from grpo.trainer.model import Policy
 from grpo.trainer.packing import Minibatch, Rows, pack
 from grpo.types import Sample
+
+Scores = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+"""A policy: logprobs and entropies of a packed batch."""
 
 
 class RowLogprobs:
     """Of one model, for one step at a time. A row is its place in the batch."""
 
-    def __init__(self, policy: Policy, device: torch.device) -> None:
+    def __init__(self, policy: Scores, device: torch.device) -> None:
         self.policy, self.device = policy, device
         self.known: dict[int, torch.Tensor] = {}
 
@@ -51,7 +53,7 @@ class RowLogprobs:
 
 
 @torch.no_grad()
-def scored(policy: Policy, samples: Sequence[Sample], device: torch.device) -> tuple[torch.Tensor, ...]:
+def scored(policy: Scores, samples: Sequence[Sample], device: torch.device) -> tuple[torch.Tensor, ...]:
     """Logprobs of each sample's trained tokens in one forward; of none, a filler's is made and dropped."""
     logprobs_C, _ = policy(pack(samples).to(device))
     return logprobs_C.split([sample.trained_tokens for sample in samples]) if samples else ()

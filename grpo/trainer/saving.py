@@ -1,16 +1,18 @@
-"""A policy as a Hugging Face folder: written for each checkpoint, and tried before the first step."""
+"""A policy as a Hugging Face folder, an adapter as PEFT's: written for each checkpoint, tried before the first step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from grpo.config import Config
 from grpo.config.text import first_line
 from grpo.data.tokenizer import load_tokenizer
 from grpo.errors import CheckpointError, ConfigError
+from grpo.trainer.adapter import peft_config
 
 
 def prepare_saving(causal_lm: Any) -> None:
@@ -20,6 +22,22 @@ def prepare_saving(causal_lm: Any) -> None:
     """
     for name in causal_lm.config._get_generation_parameters():  # what save_pretrained asks too
         delattr(causal_lm.config, name)
+
+
+def write_adapter(path: Path, factors: Mapping[str, torch.Tensor], targets: Sequence[str], config: Config) -> None:
+    """Writes the adapter to a new folder, from which `PeftModel.from_pretrained` loads it onto model.path.
+
+    `targets` are the layers' names in PEFT's configuration.
+    """
+    assert config.train.lora, "only an adapter is written alone"
+    path.mkdir(parents=True)
+    written = peft_config(config.train.lora, targets)
+    written.base_model_name_or_path, written.revision = config.model.path, config.model.revision
+    written.inference_mode = True
+    written.save_pretrained(path)
+    if factors:
+        named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in factors.items()}
+        save_file(named, path / "adapter_model.safetensors", {"format": "pt"})
 
 
 def write_policy(causal_lm: Any, path: Path, tensors: Mapping[str, torch.Tensor], config: Config) -> None:

@@ -27,6 +27,8 @@ PIECE = 1 << 18
 ALIGNMENT = 64
 WEIGHT = "weight/"
 """Before the names of the policy's tensors, which rank 0 writes."""
+FACTOR = "factor/"
+"""Before those of an adapter's, which rank 0 writes too."""
 
 
 Flags = dict[str, bool | torch.Tensor]
@@ -61,9 +63,14 @@ class HostMemory:
 class StateSnapshot:
     """The state of one step at a time; `take` and `prepare` are called on all ranks together, `write` on each."""
 
-    def __init__(self, weights: LiveWeights, shards: Shards, rank: int, ranks: int, device: torch.device) -> None:
+    def __init__(
+        self, weights: LiveWeights, shards: Shards, rank: int, ranks: int, device: torch.device, merged: bool = True
+    ) -> None:
+        """`merged`: with an adapter the whole policy is kept too."""
         self.weights, self.shards, self.device = weights, shards, device
         self.rank, self.ranks = rank, ranks
+        self.whole = not weights.adapted or merged
+        """Whether the policy is kept, and not an adapter alone."""
         self.files = plan_files(weights.param_records(), ranks)
         self.prefix = share_prefix(rank)
         self.memory: HostMemory | None = None
@@ -74,8 +81,10 @@ class StateSnapshot:
     def prepare(self) -> HostMemory:
         """Takes the memory, once."""
         if self.memory is None:
-            weights = self.weights.live_records() if self.rank == 0 else {}
+            weights = self.weights.live_records() if self.rank == 0 and self.whole else {}
             records = {f"{WEIGHT}{name}": record for name, record in weights.items()}
+            if self.rank == 0 and self.weights.adapted:
+                records |= {f"{FACTOR}{record.name}": record for record in self.weights.param_records()}
             self.memory = HostMemory(records | self._share(), self.device)
         return self.memory
 
@@ -111,9 +120,11 @@ class StateSnapshot:
 
     def _take_weights(self) -> Flags:
         views, flags = self.prepare().views, Flags()
-        for name, tensor in self.weights.iterate():
-            goal = views[f"{WEIGHT}{name}"] if self.rank == 0 else None
-            flags[f"weight of {name}"] = finite_flag(tensor) if goal is None else copy(goal, tensor)
+        kinds = [(WEIGHT, self.weights.iterate())] * self.whole + [(FACTOR, self.weights.factors())]
+        for kind, tensors in kinds:
+            for name, tensor in tensors:
+                goal = views[f"{kind}{name}"] if self.rank == 0 else None
+                flags[f"weight of {name}"] = finite_flag(tensor) if goal is None else copy(goal, tensor)
         return flags
 
     def _take_share(self) -> Flags:
@@ -141,14 +152,21 @@ class StateSnapshot:
                 stay_aside()
             views = self.memory.views
             if self.rank == 0:
-                weights = {key.removeprefix(WEIGHT): view for key, view in views.items() if key.startswith(WEIGHT)}
-                write_policy(self.weights.causal_lm, folder / "policy", weights, config)
+                if self.whole:
+                    write_policy(self.weights.causal_lm, folder / "policy", named(views, WEIGHT), config)
+                if self.weights.adapted:
+                    self.weights.write_adapter(folder / "adapter", named(views, FACTOR), config)
             names = [record.name for record in self._mine(self.weights.param_records())]
             for file in dict.fromkeys(self.files[name] for name in names):
                 keys = [f"{kind}/{name}" for name in names if self.files[name] == file for kind in (*KINDS, "step")]
                 save_file({key: views[key] for key in keys}, folder / file)
             for name, text in self.texts.items():
                 (folder / name).write_text(text)
+
+
+def named(views: Mapping[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+    """Those of one kind, by their own names."""
+    return {key.removeprefix(kind): view for key, view in views.items() if key.startswith(kind)}
 
 
 def copy(goal: torch.Tensor, source: torch.Tensor) -> bool | torch.Tensor:

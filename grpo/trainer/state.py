@@ -1,7 +1,8 @@
 """The trainer's whole state in files without pickle, read back bit for bit by any number of ranks at any ZeRO stage.
 
 The folder holds:
-- policy/, the weights in model.dtype as Hugging Face folder, by rank 0;
+- policy/, the weights in model.dtype as Hugging Face folder, by rank 0, with an adapter those merged, if at all;
+- adapter/, an adapter alone, in model.dtype, as PEFT's folder, by rank 0;
 - optimizer-00001-000.safetensors, fp32 weights, AdamW's moments and step of parameters 1, 1 + W, ..., by rank 1 of W;
 - rng-00001.json, rank 1's random generators;
 - drift-00001.json, rank 1's rows of older versions, where samples may be of such (`drift.py`);
@@ -71,9 +72,15 @@ class StateFolder:
     """One rank's view of the folder."""
 
     def __init__(
-        self, folder: Path, params: Mapping[str, torch.nn.Parameter], records: Sequence[TensorRecord], shards: Shards
+        self,
+        folder: Path,
+        params: Mapping[str, torch.nn.Parameter],
+        records: Sequence[TensorRecord],
+        shards: Shards,
+        frozen: str = "",
     ) -> None:
-        self.folder, self.params, self.records, self.shards = folder, params, records, shards
+        """`frozen` is the digest of the weights below an adapter."""
+        self.folder, self.params, self.records, self.shards, self.frozen = folder, params, records, shards, frozen
         self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
 
     def write(self, header: Mapping[str, object], texts: Mapping[str, str]) -> None:
@@ -147,16 +154,30 @@ class StateFolder:
         try:
             header: dict[str, Any] = json.loads(path.read_text())
             found, names, ranks = header["format"], set(header["files"]), int(header["world_size"])
+            frozen = str(header.get("frozen", ""))
             dict(header["counters"])
         except DAMAGED as error:
             raise damaged(path, "it does not open", error) from error
         if found != FORMAT or ranks < 1:
             raise CheckpointError(f"{path} must be of format {FORMAT}, but says {found}; use the grpo that wrote it")
+        if bool(frozen) != bool(self.frozen):
+            held, wanted = ("an adapter", "none") if frozen else ("the whole model", "an adapter")
+            raise CheckpointError(
+                f"a checkpoint must hold what is trained, but {path} is of {held}, and train.lora asks for {wanted}; "
+                "set train.lora as the run began, or choose another run.dir"
+            )
         if names != set(self.params):
             odd = sorted(names ^ set(self.params))
             raise CheckpointError(
                 f"a checkpoint must hold the model's parameters, but {path} and model.path differ in {len(odd)}, "
                 f"the first is {odd[0]}; set model.path to the model that the run began with"
+                + " and train.lora to its adapter"
+                * bool(frozen)
+            )
+        if frozen != self.frozen:
+            raise CheckpointError(
+                f"an adapter goes on with the very weights that it was trained on, but those of model.path have digest "
+                f"{self.frozen}, and {path} is of {frozen}; set model.path and model.dtype as the run began"
             )
         return header
 

@@ -1,10 +1,15 @@
 """The policy's live state under its Hugging Face names: list, iterate, perturb and restore, save.
 
+With an adapter what is listed and iterated is the merged policy, and what an optimizer moves is the adapter.
+
 The state are the parameters and the buffers that a checkpoint of the model holds: what a router adds to the scores of
 its experts, for one. No optimizer moves them, and who loads the model without them computes something else.
 """
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +19,13 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from grpo.config import Config
 from grpo.errors import CheckpointError, GrpoError
+from grpo.trainer.adapter import adapted_layers, factor_b, is_factor, model_name, target_names
 from grpo.trainer.collective import raise_on_all_ranks
 from grpo.trainer.deepspeed import gathered
 from grpo.trainer.finite import is_finite, not_finite
-from grpo.trainer.saving import write_policy
+from grpo.trainer.saving import write_adapter, write_policy
 from grpo.types import TensorRecord
+from grpo.weights.digest import record
 
 SMALLEST_NOISE = 0.01
 """Root mean square below which a tensor (a bias of zeros) is perturbed as if it had this one."""
@@ -29,7 +36,13 @@ class LiveWeights:
 
     def __init__(self, causal_lm: Any) -> None:
         self.causal_lm = causal_lm
-        self.params: dict[str, torch.nn.Parameter] = dict(causal_lm.named_parameters())
+        named = {model_name(name): param for name, param in causal_lm.named_parameters()}
+        self.adapted = adapted_layers(causal_lm)
+        """The layers that have an adapter, by the name of their weight."""
+        self.whole = {name: param for name, param in named.items() if not is_factor(name)}
+        """The parameters of the model that engines hold, without what an adapter adds to them."""
+        self.params = {name: param for name, param in named.items() if is_factor(name)} if self.adapted else self.whole
+        """Those that an optimizer moves."""
         self.buffers = persistent_buffers(causal_lm)
         self.originals: dict[str, torch.Tensor] = {}
         self._records: tuple[TensorRecord, ...] = ()
@@ -43,10 +56,12 @@ class LiveWeights:
 
     def _announced(self) -> list[TensorRecord]:
         found = []
-        for name, tensor in [*self.params.items(), *self.buffers.items()]:
+        for name, tensor in [*self.whole.items(), *self.buffers.items()]:
             shape = getattr(tensor, "ds_shape", tensor.shape)
             empty = torch.empty(tuple(shape), dtype=tensor.dtype, device="meta")
-            found += [_record(*each) for each in as_saved(self.causal_lm, name, empty).items()]
+            moves = not self.adapted or name in self.adapted
+            saved = as_saved(self.causal_lm, name, empty)
+            found += [replace(_record(*each), moves=moves) for each in saved.items()]
         return found
 
     def published(self) -> Iterable[tuple[str, torch.Tensor]]:
@@ -54,6 +69,8 @@ class LiveWeights:
 
         A list where these are the live tensors or views of them, which stay where they are.
         """
+        if self.adapted:  # what is merged lies nowhere else
+            return self._converted()
         places = [tensor.data_ptr() for tensor in (*self.params.values(), *self.buffers.values())]
         if any(hasattr(param, "ds_shape") for param in self.params.values()):  # a part of each is here, at stage 3
             return self._converted()
@@ -81,68 +98,105 @@ class LiveWeights:
 
     def live_records(self) -> dict[str, TensorRecord]:
         """What `iterate` yields, in its order."""
-        return {name: _record(name, tensor) for name, tensor in [*self.params.items(), *self.buffers.items()]}
+        return {name: _record(name, tensor) for name, tensor in [*self.whole.items(), *self.buffers.items()]}
 
     def iterate(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields each whole tensor on the training device. Asking for the next one frees it at stage 3."""
-        for name, param in self.params.items():
+        for name, param in self.whole.items():
+            one = self.adapted.get(name)
+            with gathered([param, one.a_RI, one.b_OR] if one else [param]):
+                yield name, one.merged() if one else param.detach()
+        yield from self.buffers.items()
+
+    def factors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The adapter alone, as `iterate` yields the whole."""
+        for name, param in self.params.items() if self.adapted else ():
             with gathered([param]):
                 yield name, param.detach()
-        yield from self.buffers.items()
+
+    def frozen_digest(self) -> str:
+        """Of the weights below an adapter, which no checkpoint holds; "" without an adapter. A collective."""
+        found = hashlib.sha256()
+        for name, param in self.whole.items() if self.adapted else ():
+            with gathered([param]):
+                found.update(repr(record(name, param.detach())).encode())
+        return found.hexdigest()[:32] if self.adapted else ""
 
     @torch.no_grad()
     def perturb(self, scale: float, seed: int) -> None:
         """Adds normal noise of `scale` times each tensor's root mean square, the same on all ranks; keeps a copy.
 
         On a GPU the noise is made there, and the copy stays there if it takes no more than a part of what is free.
+        An adapter gets noise that changes each matrix as much again: one that does not arrive shows itself.
         """
         assert not self.originals, "the weights are perturbed already"
         device = next(iter(self.params.values())).device
         generator = torch.Generator(device).manual_seed(seed)
         keep = device if device.type == "cuda" and self._fits(device) else torch.device("cpu")
-        for name, param in self.params.items():
+
+        def add(name: str, param: torch.nn.Parameter, size: float) -> None:
+            self.originals[name] = param.detach().to(keep, copy=True)
+            noise = torch.randn(param.shape, generator=generator, device=device) * (scale * size)
+            param.add_(noise.to(param.dtype))
+
+        for name, param in self.whole.items():
             with gathered([param], modify=True):
-                self.originals[name] = param.detach().to(keep, copy=True)
-                size = max(float(param.float().square().mean().sqrt()), SMALLEST_NOISE)
-                noise = torch.randn(param.shape, generator=generator, device=device) * (scale * size)
-                param.add_(noise.to(param.dtype))
+                add(name, param, max(float(param.float().square().mean().sqrt()), SMALLEST_NOISE))
+        for one in self.adapted.values():
+            with gathered([one.frozen, one.a_RI, one.b_OR], modify=True):
+                add(factor_b(one.name), one.b_OR, one.size_of_b())
 
     def _fits(self, device: torch.device) -> bool:
         """Whether a copy of the weights takes less than half of what is free."""
         free, _ = torch.cuda.mem_get_info(device)
-        return 2 * sum(record.nbytes for record in self.param_records()) < free
+        return 2 * sum(record.nbytes for record in self.live_records().values()) < free
 
     @torch.no_grad()
     def restore(self) -> None:
         """Puts the copies back, bit for bit."""
-        for name, param in self.params.items():
-            with gathered([param], modify=True):
-                param.copy_(self.originals.pop(name))
+        for name, param in [*self.whole.items(), *self.params.items()]:
+            if name in self.originals:
+                with gathered([param], modify=True):
+                    param.copy_(self.originals.pop(name))
 
     def save(self, path: Path, config: Config) -> None:
         """Rank 0 writes a Hugging Face folder; who publishes it makes it durable and visible (`store`).
 
         Raises on all ranks alike: NonFiniteError if a weight is not finite, CheckpointError if it cannot be written.
         """
+        self._write(partial(write_policy, self.causal_lm, path, config=config), self._copied(self.iterate()), path)
+
+    def save_adapter(self, path: Path, config: Config) -> None:
+        """The same for the adapter alone, as PEFT's folder."""
+        self._write(partial(self.write_adapter, path, config=config), self._copied(self.factors()), path)
+
+    def try_saving(self, path: Path, config: Config) -> None:
+        """Rank 0 writes the folders without weights, which only the disk could refuse. Raises what `save` raises."""
+        self._write(partial(write_policy, self.causal_lm, path, config=config), {}, path)
+
+    def write_adapter(self, path: Path, factors: Mapping[str, torch.Tensor], config: Config) -> None:
+        """Writes factors that were copied."""
+        assert config.train.lora, "only an adapter is written alone"
+        write_adapter(path, factors, target_names(self.causal_lm, config.train.lora), config)
+
+    def _copied(self, live: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         tensors = {}
-        for name, tensor in self.iterate():
+        for name, tensor in live:
             if distributed.get_rank() == 0:
                 tensors[name] = tensor.to("cpu", copy=True)
         failure: GrpoError | None = None
         if distributed.get_rank() == 0:
             failure = not_finite([f"weight of {name}" for name, tensor in tensors.items() if not is_finite(tensor)])
         raise_on_all_ranks(failure)
-        self._write(path, tensors, config)
+        return tensors
 
-    def try_saving(self, path: Path, config: Config) -> None:
-        """Rank 0 writes the folder without its weights, which only the disk could refuse. Raises what `save` raises."""
-        self._write(path, {}, config)
-
-    def _write(self, path: Path, tensors: dict[str, torch.Tensor], config: Config) -> None:
+    def _write(
+        self, write: Callable[[dict[str, torch.Tensor]], None], tensors: dict[str, torch.Tensor], path: Path
+    ) -> None:
         failure: GrpoError | None = None
         if distributed.get_rank() == 0:
             try:
-                write_policy(self.causal_lm, path, tensors, config)
+                write(tensors)
             except GrpoError as error:
                 failure = error
             except OSError as error:

@@ -261,3 +261,36 @@ def test_the_policy_of_a_model_a_warm_up_and_a_run(tmp_path):
     assert policy_of(tmp_path / "run") == policy == policy_of(policy)
     make_policy(tmp_path / "sft" / "policy", 1)
     assert policy_of(tmp_path / "sft") == tmp_path / "sft" / "policy"
+
+
+def adapter(policy):
+    """Beside the policy, as a run with train.lora saves it."""
+    folder = policy.parent / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({"a": np.ones(2, np.float32)}, folder / "adapter_model.safetensors")
+
+
+def alone(policy):
+    adapter(policy)
+    for path in policy.iterdir():
+        path.unlink()
+    policy.rmdir()
+
+
+def test_an_adapter_is_copied_alone_or_its_policy_merged(tmp_path):
+    save_policy(tmp_path / "run", 1, adapter)
+    out = export(tmp_path / "run", tmp_path / "out", part="adapter")
+    assert sorted(path.name for path in out.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert load_file(export(tmp_path / "run", tmp_path / "policy") / "model.safetensors")["w"].tolist() == [1.0] * 4
+
+
+def test_what_a_checkpoint_does_not_hold_is_not_exported(tmp_path):
+    save_policy(tmp_path / "whole", 1)
+    with pytest.raises(CheckpointError, match="only a run with train.lora has an adapter"):
+        export(tmp_path / "whole", tmp_path / "out", part="adapter")
+    save_policy(tmp_path / "alone", 1, alone)
+    for take in (lambda: export(tmp_path / "alone", tmp_path / "out"), lambda: policy_of(tmp_path / "alone")):
+        with pytest.raises(CheckpointError, match=r"checkpoint.merged: false.*--adapter"):
+            take()
+    assert not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from grpo.errors import ConfigError
 from grpo.plan.memory import (
     GIB,
     GRAIN,
@@ -229,3 +230,22 @@ def test_the_first_rank_keeps_a_copy_of_its_share_and_of_versions_on_their_way(
 def test_a_rank_that_waits_for_the_disk_copies_less(tmp_path: Path) -> None:
     made = make_plan(config(tmp_path, QWEN_1_5B, cluster={"device": "cuda"}, checkpoint={"background": False}))
     assert made.pods["trainer"].memory == (1.25 + 4 + 2) * GIB
+
+
+def test_an_adapter(tmp_path):
+    """Counted by hand: rank 16 of 28 layers, of the sums of inputs and outputs."""
+    plain = make_plan(config(tmp_path, QWEN_1_5B, algorithm={"kl_coef": 0.1}))
+    asked = {"algorithm": {"kl_coef": 0.1}, "train": {"lora": {}}}
+    made = make_plan(config(tmp_path, QWEN_1_5B, **asked))
+    ends = 2 * 1536 + 2 * (1536 + 256) + 2 * 1536 + 3 * (1536 + 8960)
+    assert made.trained == 16 * 28 * ends == 18_464_768
+    assert made.optimizer == 12 * made.trained and made.gradients == 4 * made.trained
+    assert made.weights == plain.weights + 2 * made.trained and (plain.reference, made.reference) == (plain.weights, 0)
+    assert made.sync_bytes == plain.sync_bytes
+    assert made.checkpoint == plain.weights + 14 * made.trained
+    small = make_plan(config(tmp_path, QWEN_1_5B, checkpoint={"merged": False}, **asked))
+    assert small.checkpoint == 14 * made.trained
+    some = make_plan(config(tmp_path, QWEN_1_5B, train={"lora": {"targets": ["q_proj"], "rank": 8}}))
+    assert some.trained == 8 * 28 * 2 * 1536
+    with pytest.raises(ConfigError, match="train.lora.targets: plan knows .* not lm_head"):
+        make_plan(config(tmp_path, QWEN_1_5B, train={"lora": {"targets": ["lm_head"]}}))
