@@ -19,7 +19,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (run / "report.html").write_text("<html>")
     (run / "metrics.jsonl").write_text("{}\n")
 
-    def exported(_run: Path, out: Path, step: int | None = None) -> Path:
+    def exported(_run: Path, out: Path, step: int | None = None, part: str = "policy") -> Path:
         out.mkdir(parents=True)
         (out / "model.safetensors").write_bytes((run / "weights").read_bytes() if (run / "weights").exists() else b"w")
         return out
@@ -52,6 +52,14 @@ def test_a_folder(run_dir: Path, tmp_path: Path) -> None:
         name: hashlib.sha256(data).hexdigest() for name, data in found.items()
     }
     assert [path.name for path in place.iterdir()] == ["mine"]
+
+
+def test_an_adapter_goes_along_or_alone(run_dir: Path, tmp_path: Path) -> None:
+    for merged, wanted in ((True, {"policy", "adapter"}), (False, {"adapter"})):
+        changes = {"train": {"lora": {}}, "checkpoint": {"merged": merged}}
+        made = Config.model_validate(config(tmp_path / f"{merged}").model_dump() | changes)
+        deliver(made, run_dir)
+        assert {path.name for path in (tmp_path / f"{merged}/mine").iterdir() if path.is_dir()} == wanted
 
 
 def test_a_later_start_replaces_all_of_it(run_dir: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from grpo.cluster.fleet import Fleet, State
-from grpo.cluster.syncing import WeightSync
+from grpo.cluster.syncing import WeightSync, surely_changed
 from grpo.cluster.trainer_group import TrainerGroup
 from grpo.errors import ClusterError, EngineLost, GrpoError, OutOfMemory, TrainerLost, WeightSyncError
 from grpo.interfaces import Call, Place
@@ -283,3 +283,11 @@ def test_an_engine_that_died_while_idle_is_no_part_of_the_next_sync(stack: Stack
     stack.engines[1].fails["ping"] = EngineLost("engine 1 died")
     stack.weights.publish(1)
     assert stack.engines[0].lost is None and stack.engines[0].version == 1 and len(stack.engines) == 3
+
+
+def test_only_what_training_moves_makes_an_update_sure() -> None:
+    head = TensorRecord("lm_head.weight", (151936, 1536), "bfloat16", moves=False)
+    small, large = (TensorRecord("q_proj.weight", (size, 1536), "bfloat16") for size in (600, 700))
+    assert not surely_changed([head, small])
+    assert surely_changed([head, large])
+    assert head == TensorRecord("lm_head.weight", (151936, 1536), "bfloat16"), "engines know nothing of it"
