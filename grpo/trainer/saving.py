@@ -32,6 +32,7 @@ def write_adapter(path: Path, factors: Mapping[str, torch.Tensor], targets: Sequ
     assert config.train.lora, "only an adapter is written alone"
     path.mkdir(parents=True)
     written = peft_config(config.train.lora, targets)
+    written.target_modules = sorted(targets)  # a set's order is another one in each process
     written.base_model_name_or_path, written.revision = config.model.path, config.model.revision
     written.inference_mode = True
     written.save_pretrained(path)
