@@ -204,6 +204,25 @@ def test_the_reference_is_the_policy_without_its_adapter():
         assert not torch.equal(policy(pack(ROWS))[0], found_C)
 
 
+def test_compiled_layers_compute_the_same_with_the_adapter_and_without(monkeypatch):
+    from grpo.trainer import compiling
+
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    torch._dynamo.reset()
+    policy = adapted(torch.bfloat16)
+    with torch.no_grad():
+        on_C, off_C = policy(pack(ROWS))[0], without_adapter(policy)(pack(ROWS))[0]
+    compiling.compile_layers(policy)
+    try:
+        with torch.no_grad():
+            assert torch.equal(policy(pack(ROWS))[0], on_C)
+            assert torch.equal(without_adapter(policy)(pack(ROWS))[0], off_C)
+        policy(pack(ROWS))[0].sum().backward()
+    finally:
+        compiling.leave_uncompiled(policy)
+    assert all(one.b_OR.grad.any() for one in adapted_layers(policy.causal_lm).values())
+
+
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
