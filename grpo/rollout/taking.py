@@ -113,10 +113,9 @@ class TakingEngine(EngineCore):
         """Stamps `version` on all samples from now on, and loads it first if it was received ahead; seconds it took.
 
         Call it only after the manifests were compared; twice is as good as once. Before any transfer it commits the
-        weights of `model.path`. No request may run: everything computed under older weights is dropped, and that the
-        cache is gone is proved by a prompt that was in it. `in_flight` requests go on with the new weights behind the
-        tokens that they have, and those without one begin anew; each switch begins a part of the cache of its own, so
-        no new request finds older blocks. A switch that breaks off leaves the engine stale, and ends its requests.
+        weights of `model.path`. No request may run, and it is proved that no later one finds what older weights have
+        left in the prefix cache. `in_flight` requests go on with the new weights behind the tokens that they have, and
+        those without one begin anew. A switch that breaks off leaves the engine stale, and ends its requests.
         Raises: WeightSyncError if requests are still running, if the cache was kept, if the copy is not what was
         received, or if another version was received last; EngineLost.
         """
@@ -178,7 +177,12 @@ class TakingEngine(EngineCore):
         salt = next(self.salts)
         prompts = [list(prompt) for prompt in (self.cache_probe_prompt, self.last_prompt) if prompt]
         call = self.llm.engine_core.call_utility_async("take_version", str(version), salt, prompts, resume)
-        kept = int(await self.answer(call))
+        running, kept = await self.answer(call)
+        if running:  # none while the core is paused
+            raise WeightSyncError(
+                f"engine {self.index} takes version {version} between batches, but {running} requests still run; wait "
+                "for them before the sync"
+            )
         if kept:
             raise WeightSyncError(
                 f"engine {self.index} must hold nothing of older weights, but its prefix cache kept {kept} tokens "

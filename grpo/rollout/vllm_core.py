@@ -33,25 +33,26 @@ class TellingCore(EngineCoreProc):
                 self.output_queue.put_nowait(told)
         self._weight_version = weight_version
 
-    def take_version(self, version: str, salt: str, prompts: list[list[int]], resume: bool) -> int:
+    def take_version(self, version: str, salt: str, prompts: list[list[int]], resume: bool) -> tuple[int, int]:
         """The model is of this version from now on, and requests have this salt.
 
-        Returns how many tokens of prompts the prefix cache would still give from older versions: of the first, the
-        probe, those of a block that could have been kept under any earlier salt; of the others, those that it finds.
+        Returns how many requests run, and how many tokens of prompts the prefix cache would still give from older
+        versions: of the first, the probe, those of a block that could have been kept under any earlier salt; of the
+        others, those that it finds.
         """
         requests = [self._probe(tokens, salt) for tokens in prompts]
         if not hasattr(self, "probed"):
             self.probed = set()
         first = set(requests[0].block_hashes[:1]) if requests else set()
         scheduler: Any = self.scheduler
-        manager = scheduler.kv_cache_manager
+        running, manager = int(scheduler.get_num_unfinished_requests()), scheduler.kv_cache_manager
         kept = int(manager.coordinator.block_pool.hash_block_size) if first & self.probed else 0
         kept += sum(int(manager.get_computed_blocks(request)[1]) for request in requests[1:])
         self.probed |= first
         self.set_weight_version(version)
         if resume:
             self.resume_scheduler()
-        return kept
+        return running, kept
 
     def _probe(self, tokens: list[int], salt: str) -> Request:
         params = SamplingParams(max_tokens=1)

@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -11,6 +12,9 @@ from grpo.errors import CheckpointError
 from grpo.store.base import MOST_READ, Named, clean_name, files_below, record_of, scratch_folder
 from grpo.store.files import open_regular, read_regular, remove_tree, replace
 from grpo.types import FileRecord
+
+MOST_HANDS = 4
+"""Files that are looked at side by side."""
 
 
 class Volume(Named):
@@ -90,16 +94,20 @@ class Volume(Named):
             yield work
 
     def publish(self, local: Path, folder: str) -> tuple[FileRecord, ...]:
-        records = []
+        goal = self.local(folder)
+
+        def commit(path: Path) -> FileRecord:
+            name = path.relative_to(local).as_posix()
+            with open_regular(path) as file:
+                os.fsync(file.fileno())
+            record = record_of(path, name)
+            _make_folders((goal / name).parent)
+            replace(path, goal / name)
+            return record
+
         with self.typed(f"write to {folder}"):
-            goal = self.local(folder)
-            for path in files_below(local):
-                name = path.relative_to(local).as_posix()
-                with open_regular(path) as file:
-                    os.fsync(file.fileno())
-                records.append(record_of(path, name))
-                _make_folders((goal / name).parent)
-                replace(path, goal / name)
+            with ThreadPoolExecutor(hands()) as pool:  # a digest takes longer than a fast disk
+                records = list(pool.map(commit, files_below(local)))
             for inside in {(goal / record.name).parent for record in records}:
                 _flush_folder(inside)
         return tuple(records)
@@ -118,6 +126,11 @@ class Volume(Named):
     def size(self, name: str) -> int | None:
         path = self.local(name)
         return path.stat().st_size if path.is_file() else None
+
+
+def hands() -> int:
+    """How many files are looked at side by side: other work needs the cores too."""
+    return max(1, min(MOST_HANDS, len(os.sched_getaffinity(0)) // 4))
 
 
 def _write_flushed(path: Path, data: bytes, mode: Literal["wb", "xb"]) -> None:

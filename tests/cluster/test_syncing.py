@@ -1,6 +1,7 @@
 """Weight syncs with engines and ranks in this process; a real one is in the tests of whole runs."""
 
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from grpo.cluster.syncing import WeightSync, surely_changed
 from grpo.cluster.trainer_group import TrainerGroup
 from grpo.errors import ClusterError, EngineLost, GrpoError, OutOfMemory, TrainerLost, WeightSyncError
 from grpo.interfaces import Call, Place
+from grpo.observe.metrics import CATALOGUE
 from grpo.types import Manifest, TensorRecord
 from tests.cluster.local import LocalEngine, LocalHead, LocalRank, Wire, make_context
 
@@ -69,6 +71,26 @@ def test_the_first_sync_opens_a_transfer_and_proves_that_engines_follow(stack: S
     ]
     assert stats["sync/self_test_diff"] == 0.0 and stats["sync/bytes"] == 16.0
     assert [slot.state for slot in stack.fleet.slots] == [State.HEALTHY] * 2
+
+
+def test_a_sync_tells_its_parts_and_of_engines_the_slowest(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    took = {0: {"wire": 1.0, "digest": 5.0}, 1: {"wire": 2.0, "load": 3.0}}
+    taken = LocalEngine.receive_weights
+
+    def timed(
+        engine: LocalEngine, version: int, records: tuple[TensorRecord, ...], ahead: bool = False
+    ) -> Call[list[Manifest]]:
+        call = taken(engine, version, records, ahead)
+        future: Future[list[Manifest]] = Future()
+        future.set_result([replace(manifest, seconds=took[engine.index]) for manifest in call.result])
+        return Call(engine, future)
+
+    monkeypatch.setattr(LocalEngine, "receive_weights", timed)
+    stats = stack.weights.publish(0)
+    parts = {name.removeprefix("sync/receive_"): value for name, value in stats.items() if "receive_" in name}
+    assert parts == {"wire_seconds": 2.0, "digest_seconds": 5.0, "load_seconds": 3.0}
+    assert all(stats[f"sync/{part}_seconds"] >= 0 for part in ("exchange", "verify", "commit"))
+    assert set(stats) <= {key for metric in CATALOGUE for key in metric.keys}
 
 
 def test_the_next_sync_sends_and_commits_alone(stack: Stack) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,17 @@ def test_tensors_that_change_on_the_way_are_found(stack: Stack, fault: str, monk
         verify(sent, received)
     assert stack.difference() > 0.1
     stack.sync(version=41)
+    assert stack.difference() < PARITY
+
+
+@pytest.mark.slow
+def test_a_version_is_not_committed_under_requests_that_run(stack: Stack) -> None:
+    drawing = stack.engine.begin("generate", [(prompt(0), 1)], replace(SAMPLING, max_tokens=300))
+    assert stack.engine.call("health", 30) == "ok"
+    with pytest.raises(WeightSyncError, match="takes version 42 between batches, but [1-4] requests still run; wait"):
+        stack.sync(version=42)
+    drawing.result(60)
+    stack.sync(version=42)
     assert stack.difference() < PARITY
 
 
