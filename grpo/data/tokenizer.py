@@ -37,17 +37,30 @@ def load_tokenizer(config: Config) -> "PreTrainedTokenizerBase":
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
+PLAIN = {
+    ("llama", "TokenizersBackend"): "PreTrainedTokenizerFast",
+    **{
+        (model_type, name): "Qwen2Tokenizer"
+        for model_type in ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
+        for name in ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+    },
+}
+"""What AutoTokenizer chooses, by `model_type` and `tokenizer_class` of a folder."""
+
+
 def _tokenizer_class(folder: Path) -> "type[PreTrainedTokenizerFast] | type[AutoTokenizer]":
     """What AutoTokenizer would choose; not asked where that is plain, as its import brings torch (seconds)."""
-    plain = {"config.json": ("model_type", "llama"), "tokenizer_config.json": ("tokenizer_class", "TokenizersBackend")}
-    if all((folder / file).is_file() and _entry(folder / file, key) == value for file, (key, value) in plain.items()):
-        from transformers import PreTrainedTokenizerFast
+    import transformers
 
-        return PreTrainedTokenizerFast
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer
+    files = [folder / "config.json", folder / "tokenizer_config.json"]
+    if all(file.is_file() for file in files) and _entry(files[1], "auto_map") is None:
+        found = _entry(files[0], "model_type"), _entry(files[1], "tokenizer_class")
+        if name := next((name for plain, name in PLAIN.items() if plain == found), ""):
+            plainly: type[PreTrainedTokenizerFast] = getattr(transformers, name)
+            return plainly
+    return transformers.AutoTokenizer
 
 
 def _entry(path: Path, key: str) -> object:
-    return json.loads(path.read_bytes()).get(key)
+    found = json.loads(path.read_bytes())
+    return found.get(key) if isinstance(found, dict) else None

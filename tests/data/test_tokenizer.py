@@ -1,5 +1,6 @@
 """Tokens: what a prompt is made of, that it is tokenised once, and which tokenizer is loaded."""
 
+import json
 import os
 import socket
 import subprocess
@@ -90,19 +91,41 @@ def test_a_tokenizer_is_loaded_from_the_model_folder(in_tmp):
     assert tokenizer.chat_template == CHAT
 
 
-def test_a_plain_folder_needs_no_torch_and_gives_what_auto_tokenizer_gives(in_tmp):
-    make_tokenizer(CHAT).save_pretrained("models/tiny")
-    (in_tmp / "models/tiny/config.json").write_text('{"model_type": "llama"}')
+def make_qwen():
+    from transformers import Qwen2Tokenizer
+
+    letters = {letter: place for place, letter in enumerate(["<pad>", "<end>", "a", "b", "ab", "Ġ", "Ġa"])}
+    made = Qwen2Tokenizer(letters, [("a", "b"), ("Ġ", "a")], unk_token="<pad>", eos_token="<end>", pad_token="<pad>")
+    made.chat_template = CHAT
+    return made
+
+
+def test_plain_folders_need_no_torch_and_give_what_auto_tokenizer_gives(in_tmp):
+    made = [
+        ("llama", ""),
+        ("qwen2", "Qwen2Tokenizer"),
+        ("qwen2", "Qwen2TokenizerFast"),
+        ("qwen3_moe", "Qwen2Tokenizer"),
+    ]
+    for number, (model_type, name) in enumerate(made):
+        folder = in_tmp / f"models/{number}"
+        (make_qwen() if name else make_tokenizer(CHAT)).save_pretrained(folder)
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        file = folder / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | ({"tokenizer_class": name} if name else {})))
     program = """
 import sys
 from grpo.config import Config
 from grpo.data.prompts import load_tokenizer
-ours = load_tokenizer(Config.model_validate({"model": {"path": "models/tiny"}}))
+folders = [f"models/{number}" for number in range(4)]
+all_ours = [load_tokenizer(Config.model_validate({"model": {"path": folder}})) for folder in folders]
 assert "torch" not in sys.modules
 from transformers import AutoTokenizer
-auto = AutoTokenizer.from_pretrained("models/tiny")
-assert type(auto) is type(ours) and auto("ab") == ours("ab") and auto.init_kwargs == ours.init_kwargs
-assert auto.chat_template == ours.chat_template
+for folder, ours in zip(folders, all_ours):
+    auto = AutoTokenizer.from_pretrained(folder)
+    assert type(auto) is type(ours) and auto.init_kwargs == ours.init_kwargs, folder
+    assert all(auto(text) == ours(text) for text in ("ab", "a b ab", " ab<end>b")), folder
+    assert auto.chat_template == ours.chat_template
 """
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", program], check=True, timeout=300, env=env)
