@@ -43,7 +43,8 @@ class VLLMActor:
         wanted = metrics if self.config.cluster.address is not None else None
         self.engine = RolloutEngine(self.config, self.index, self.device, wanted, self.phases)
         await self.engine.start()
-        return Place(node_id(), [os.getpid(), *self.engine.pids()], oom_kills(), self.phases.end())
+        pids, notes = [os.getpid(), *self.engine.pids()], self.engine.start_notes
+        return Place(node_id(), pids, oom_kills(), self.phases.end(), notes)
 
     async def ping(self, seconds: float) -> None:
         """A sign of life of this process."""

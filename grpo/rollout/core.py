@@ -52,6 +52,7 @@ class EngineCore:
         self.config, self.index, self.device, self.metrics = config, index, device, metrics
         self.phases = phases or Phases("imports")
         self.requests = 0
+        self.start_notes: tuple[str, ...] = ()  # what a person should know of the start
         self.salt: str | None = None  # of the prefix cache
         self.stale: str | None = None  # why the model is in pieces: nothing may be generated from it
         self.exclusive = 0  # transfers and commits under way: nothing else may be asked of the core
@@ -69,6 +70,7 @@ class EngineCore:
         prepare_environment(self.config, self.device)
         gc.disable()  # these imports make so many objects that looking for garbage among them is a tenth of the time
         from grpo.rollout import build
+        from grpo.rollout.vllm_private import SPAWNED
 
         gc.freeze()
         gc.enable()
@@ -89,6 +91,7 @@ class EngineCore:
             if noted:
                 raise ElsewhereError(noted) from error
             raise
+        self.start_notes += tuple(f"note: engine {self.index} loads vLLM twice: {why}" for why in SPAWNED)
         self.processes = psutil.Process().children(recursive=True)
         workers: list[dict[str, float]] = await self.on_workers("start_seconds")
         self.phases.begin("tokenizer")

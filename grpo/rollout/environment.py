@@ -44,6 +44,7 @@ def prepare_environment(config: Config, device: str) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if device != "cpu":
         keep_what_is_compiled()
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # before torch looks for GPUs: else it uses CUDA
         # It cannot tell logprobs of what was sampled, and is compiled anew where a start finds no cache.
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
         if config.rollout.engines_per_gpu > 1 or (config.rollout.gpus_per_engine or 1.0) < 1.0:
@@ -81,10 +82,11 @@ def may_fork() -> bool:
     return "torch" not in sys.modules
 
 
-def cuda_is_untouched() -> bool:
-    """Whether nothing in this process has asked CUDA's driver for anything: else a fork could not use it."""
+def why_no_fork() -> str:
+    """What in this process forbids a fork that uses CUDA: something has asked CUDA's driver for anything; or ""."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return int(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int()))) == NOT_INITIALIZED
+    except OSError as error:
+        return f"CUDA's driver cannot be asked ({error})"
+    answer = int(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())))
+    return "" if answer == NOT_INITIALIZED else f"CUDA was used before (its driver answers {answer})"

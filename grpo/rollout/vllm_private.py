@@ -5,9 +5,8 @@ by its parent; a parent that is killed tells nothing, and the core stays behind,
 death of a parent thread, but the thread that starts an engine may end long before its process does, and a frozen core
 could not act on it, so a small process watches both: see `run/watchdog.py`.
 
-Shortcuts of the start, by other values for two names, what the start of a worker takes, and how one measures its memory
-beside others on its GPU. Outputs of a core that wait (`holding.py`). The layerwise reload of weights, which fuses,
-shards and packs them as at start-up, and what it leaves undone on the CPU.
+Shortcuts of the start, what the start of a worker takes, and how one measures its memory beside others on its GPU. The
+layerwise reload of weights, which fuses, shards and packs them as at start-up, and what it leaves undone on the CPU.
 """
 
 import contextlib
@@ -32,7 +31,8 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from grpo.rollout import vllm_core
-from grpo.rollout.environment import PARENT, SHARES_GPU, SOCKETS, cuda_is_untouched
+from grpo.rollout.environment import PARENT, SHARES_GPU, SOCKETS, why_no_fork
+from grpo.rollout.forking import in_a_fork
 from grpo.rollout.notes import listen
 from grpo.run.watchdog import start_watchdog
 from grpo.types import TensorRecord
@@ -70,23 +70,27 @@ def start_shortcuts(device: str, fork: bool) -> Iterator[None]:
         if device == "cpu":
             # vLLM looks at the model's class in a process that loads vLLM again, to keep CUDA out of this one.
             shortcuts.enter_context(replaced(registry, "_run_in_subprocess", lambda look: look()))
+        elif fork:
+            look = partial(in_a_fork, otherwise=registry._run_in_subprocess)
+            shortcuts.enter_context(replaced(registry, "_run_in_subprocess", look))
         if fork:
             # vLLM spawns on the CPU and inside a Ray actor; a forked core does not load everything a second time.
-            # Asked when the core is about to start: by then the configuration has been looked at.
-            spawned = engine_utils.get_mp_context
-            safe = (lambda: True) if device == "cpu" else cuda_is_untouched
-            chosen = partial(_context, safe, spawned)
+            chosen = partial(_context, str if device == "cpu" else why_no_fork, engine_utils.get_mp_context)
             shortcuts.enter_context(replaced(engine_utils, "get_mp_context", chosen))
         yield
 
 
-def _context(may_fork: Callable[[], bool], otherwise: Callable[[], BaseContext]) -> BaseContext:
-    return get_context("fork") if may_fork() else otherwise()
+SPAWNED: list[str] = []  # why the core of this process is no fork
+
+
+def _context(forbids: Callable[[], str], otherwise: Callable[[], BaseContext]) -> BaseContext:
+    SPAWNED[:] = [reason for reason in [forbids()] if reason]
+    return otherwise() if SPAWNED else get_context("fork")
 
 
 @contextlib.contextmanager
 def replaced(owner: ModuleType | object, name: str, value: object) -> Iterator[None]:
-    """Another value for a name of vLLM's, as long as the context lasts."""
+    """Another value for a name of vLLM's meanwhile."""
     original = getattr(owner, name)
     setattr(owner, name, value)
     try:

@@ -14,9 +14,12 @@ def test_a_process_that_has_loaded_torch_does_not_fork(monkeypatch: pytest.Monke
     assert may_fork()
 
 
-@pytest.mark.parametrize(("answer", "untouched"), [(3, True), (0, False), (100, False), (None, False)])
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [(3, ""), (0, "used before"), (100, "its driver answers 100"), (None, "cannot be asked (libcuda.so.1)")],
+)
 def test_a_process_that_has_used_cuda_does_not_fork(
-    monkeypatch: pytest.MonkeyPatch, answer: int | None, untouched: bool
+    monkeypatch: pytest.MonkeyPatch, answer: int | None, why: str
 ) -> None:
     """None: there is no driver."""
     from grpo.rollout import environment
@@ -28,7 +31,7 @@ def test_a_process_that_has_used_cuda_does_not_fork(
         return SimpleNamespace(cuDeviceGetCount=lambda _: answer)
 
     monkeypatch.setattr(environment.ctypes, "CDLL", load)
-    assert environment.cuda_is_untouched() is untouched
+    assert (why in environment.why_no_fork()) if why else not environment.why_no_fork()
 
 
 def test_what_engines_compile_is_kept_beside_what_ranks_compile(monkeypatch: pytest.MonkeyPatch) -> None:

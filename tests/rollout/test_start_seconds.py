@@ -1,6 +1,8 @@
 """What a worker of vLLM notes of its start: the real wrapper around a worker that only takes time."""
 
 import contextlib
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,8 +79,25 @@ def test_a_core_is_a_fork_where_nothing_forbids_it(
     theirs = SimpleNamespace(get_start_method=lambda: "theirs")
     monkeypatch.setattr(vllm_private.engine_utils, "get_mp_context", lambda: theirs)
     asked = [True]
-    monkeypatch.setattr(vllm_private, "cuda_is_untouched", lambda: asked[0])
+    monkeypatch.setattr(vllm_private, "why_no_fork", lambda: "" if asked[0] else "used")
     with vllm_private.start_shortcuts(device, fork):
         asked[0] = untouched
         assert vllm_private.engine_utils.get_mp_context().get_start_method() == method
+        assert ["used"] * (fork and not untouched and device == "cuda") == vllm_private.SPAWNED
+        vllm_private.SPAWNED.clear()
     assert vllm_private.engine_utils.get_mp_context() is theirs
+
+
+@pytest.mark.slow
+def test_vllm_looks_at_a_models_class_in_a_fork(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a GPU; a process of its own would load vLLM once more."""
+    from vllm.model_executor.models import registry
+
+    from grpo.rollout import vllm_private
+
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    monkeypatch.setattr(registry, "_run_in_subprocess", lambda look: pytest.fail("a new process was started"))
+    registered: Any = registry.ModelRegistry.models["ArceeForCausalLM"]
+    with vllm_private.start_shortcuts("cuda", True):
+        assert registered.inspect_model_cls().architecture == "ArceeForCausalLM"
+    assert registered.module_name not in sys.modules
