@@ -97,7 +97,8 @@ def test_vllm_looks_at_a_models_class_in_a_fork(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     monkeypatch.setattr(registry, "_run_in_subprocess", lambda look: pytest.fail("a new process was started"))
-    registered: Any = registry.ModelRegistry.models["ArceeForCausalLM"]
+    registered: Any = registry.ModelRegistry.models["Qwen2ForCausalLM"]
+    loaded = registered.module_name in sys.modules
     with vllm_private.start_shortcuts("cuda", True):
-        assert registered.inspect_model_cls().architecture == "ArceeForCausalLM"
-    assert registered.module_name not in sys.modules
+        assert registered.inspect_model_cls().architecture == "Qwen2ForCausalLM"
+    assert (registered.module_name in sys.modules) is loaded
