@@ -15,8 +15,9 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu import devices, plots
 from benchmarks.gpu.cases import Case, cases_named, groups_of, lengths_named
@@ -70,27 +71,29 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", type=cases_named, default="s0,s1,s2,trl,trl-async", help="see cases.py")
-    parser.add_argument("--tokens", type=lengths_named, default="200,512,tail", help="of completions; tail: lognormal")
-    parser.add_argument("--warmup", type=int, default=2, help="steps that are not counted, for each length")
-    parser.add_argument("--steps", type=int, default=4, help="steps that are")
-    parser.add_argument("--repeats", type=int, default=1, help="times that all cases are gone through")
+    parser.add_argument("--cases", type=told(cases_named), default="s0,s1,s2,trl,trl-async", help="see cases.py")
+    parser.add_argument("--tokens", type=told(lengths_named), default="200,512,tail", help="of completions")
+    parser.add_argument("--warmup", type=at_least(0), default=2, help="steps that are not counted, for each length")
+    parser.add_argument("--steps", type=at_least(1), default=4, help="steps that are")
+    parser.add_argument("--repeats", type=at_least(1), default=1, help="times that all cases are gone through")
     parser.add_argument("--seconds", type=float, default=86400, help="no case starts that would not end within these")
     parser.add_argument("--case-seconds", type=float, default=600, help="the longest that a case may take")
     parser.add_argument("--apart", action="store_true", help="a run for each length of ours")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all our cases")
-    parser.add_argument("--engines-per-gpu", type=int, default=3, help="of our cases")
-    parser.add_argument("--gpus", type=int, help="how many; all of this machine if not given")
+    parser.add_argument("--engines-per-gpu", type=at_least(1), default=3, help="of our cases")
+    parser.add_argument("--gpus", type=at_least(2), help="how many; all of this machine if not given")
     parser.add_argument("--gpu", help=f"type, for limits and predictions: {', '.join(GPUS)}")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--shape", default="1.5b", choices=list(SHAPES))
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--prompts", type=at_least(1), default=64)
+    parser.add_argument("--samples", type=at_least(2), default=8)
     parser.add_argument("--out", type=Path, default=Path("runs/bench-gpu"), help="results, in a folder of their own")
     parser.add_argument("--work", type=Path, default=Path("runs/bench-gpu/work"), help="model and environment, kept")
     options = parser.parse_args(arguments)
     found = devices.names() if options.device == "cuda" else []
     options.gpus = options.gpus or max(2, len(found))
+    if options.gpu and options.gpu not in GPUS:
+        parser.error(f"--gpu must be one of {', '.join(GPUS)}, not {options.gpu!r}")
     options.gpu = options.gpu or next((key for key in GPUS if found and key in found[0]), DEFAULT)
     if options.gpus % 2:
         parser.error(f"half of the GPUs sample and half train, but --gpus = {options.gpus}; give an even number")
@@ -99,6 +102,32 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     if options.device == "cpu" and not all(case.ours for case in options.cases):
         parser.error("on a CPU only our cases run: --cases s0,s1,s2")
     return options
+
+
+def told(parse: Callable[[str], list[Any]]) -> Callable[[str], list[Any]]:
+    """For argparse, which keeps what a ValueError says to itself."""
+
+    def parsed(text: str) -> list[Any]:
+        try:
+            found = parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        if not found:
+            raise argparse.ArgumentTypeError("name one at least")
+        return found
+
+    return parsed
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """For argparse."""
+
+    def parsed(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text!r}")
+        return int(text)
+
+    return parsed
 
 
 def prepare(options: argparse.Namespace) -> Setting:

@@ -31,7 +31,7 @@ def said(told: Forecast, record: Json) -> Json | None:
     step = told.own.step
     return {
         "seconds": step.seconds,
-        "error": step.seconds / record["seconds"] - 1,
+        "error": step.seconds / record["mean"] - 1,
         "sampling": step.sampling,
         "training": step.training,
         "sync": step.sync,

@@ -8,7 +8,7 @@ from benchmarks.gpu.record import Json
 COLUMNS = (
     "case",
     "tokens",
-    "s a step: median (p90)",
+    "s a step: median (mean, p90)",
     "completions/s",
     "real tokens/s",
     "update: tokens/s, MFU",
@@ -74,7 +74,7 @@ def measured_row(record: Json) -> list[str]:
     return [
         record["case"],
         record["tokens"],
-        f"**{record['seconds']:.2f}** ({record['p90']:.2f})",
+        f"**{record['seconds']:.2f}** ({record['mean']:.2f}, {record['p90']:.2f})",
         f"{record['completions_per_second']:.0f}",
         f"{record['tokens_per_second'] / 1e3:.1f}k",
         both(thousands(record["train_tokens_per_second"]), percent(shares["train"])),
@@ -97,7 +97,7 @@ def planned_row(record: Json) -> list[str]:
         cells += [f"{told['seconds']:.2f}", f"{told['error']:+.0%}"] if told else ["", ""]
     told = record["plan"].get("from") or record["plan"]["config"]
     idle = both(percent(told["idle"]["engines"]), percent(told["idle"]["trainer"]))
-    return [record["case"], record["tokens"], f"{record['seconds']:.2f}", *cells, idle]
+    return [record["case"], record["tokens"], f"{record['mean']:.2f}", *cells, idle]
 
 
 def compared(records: Sequence[Json]) -> list[str]:
@@ -106,10 +106,10 @@ def compared(records: Sequence[Json]) -> list[str]:
     for tokens in dict.fromkeys(record["tokens"] for record in records):
         own = [record for record in records if record["tokens"] == tokens]
         ours = [record for record in own if not record["case"].startswith("trl")]
-        best: Any = min(ours, key=lambda record: record["seconds"], default=None)
+        best: Any = min(ours, key=lambda record: record["mean"], default=None)
         for peer in (record for record in own if record["case"].startswith("trl")):
             if best:
-                times = peer["seconds"] / best["seconds"]
+                times = peer["mean"] / best["mean"]
                 lines.append(f"- {tokens} tokens: {peer['case']} takes **{times:.1f} times** as long as {best['case']}")
     return lines
 

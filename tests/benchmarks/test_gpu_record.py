@@ -53,21 +53,21 @@ def test_twice_the_gpus_halve_the_limit_of_training() -> None:
 
 def test_a_record_has_rates_and_shares(tmp_path: Path) -> None:
     measured = {
-        "steps": [4.0, 2.0, 2.0, 3.0],
+        "steps": [5.0, 2.0, 2.0, 3.0],
         "completion_tokens": 102400.0,
         "update": 1.0,
         "generation": 2.0,
         "sync": 0.1,
     }
     found = record(measured, setting(tmp_path))
-    assert (found["seconds"], found["completions_per_second"]) == (2.5, 204.8)
-    assert found["tokens_per_second"] == pytest.approx((512 * 118 + 102400) / 2.5)
+    assert (found["seconds"], found["mean"], found["completions_per_second"]) == (2.5, 3.0, 512 / 3)
+    assert found["tokens_per_second"] == pytest.approx((512 * 118 + 102400) / 3)
     assert found["train_tokens_per_second"] == 512 * 118 + 102400
     assert found["sample_tokens_per_second"] == 51200
     flops = (512 * 118 + 102400) * flops_per_token(shape_of("1.5b"), 318)
     assert found["shares"]["train"] == pytest.approx(flops / (2 * 989e12))
-    assert found["shares"]["mfu_step"] == pytest.approx(flops / 2.5 / (2 * 989e12))
-    assert found["shares"]["step"] == pytest.approx(found["limits"]["step"] / 2.5)
+    assert found["shares"]["mfu_step"] == pytest.approx(flops / 3 / (2 * 989e12))
+    assert found["shares"]["step"] == pytest.approx(found["limits"]["step"] / 3)
     on_cpu = record({**measured, "update": None, "sync": None}, setting(tmp_path, "cpu"))
     assert on_cpu["limits"] is None and on_cpu["train_tokens_per_second"] is None
 
@@ -138,7 +138,7 @@ def result(tmp_path: Path) -> dict[str, Any]:
         "plan": {"config": told, "from": None},
         "wanted_tokens": 102400,
     }
-    theirs = {**ours, "case": "trl", "plan": None, "seconds": 9.0, "completion_tokens": 90000.0}
+    theirs = {**ours, "case": "trl", "plan": None, "mean": 9.0, "completion_tokens": 90000.0}
     about = {"gpus": 2, "gpu": "H200", "shape": "1.5b", "prompts": 64, "samples": 8, "prompt_tokens": 118.0}
     failure = {"case": "trl-async", "tokens": ["200"], "why": "the server died", "log": "out of luck"}
     return {**about, "warmup": 2, "steps": 4, "records": [ours, theirs], "failures": [failure]}
@@ -147,7 +147,7 @@ def result(tmp_path: Path) -> dict[str, Any]:
 def test_the_table_says_all_there_is(tmp_path: Path) -> None:
     text = render(result(tmp_path))
     lines = [line for line in text.splitlines() if line.startswith("| s1")]
-    assert lines[0].startswith("| s1 | 200 | **2.00** (2.00) | 256 | 81.4k | 162.8k, 77% | 68.3k, ")
+    assert lines[0].startswith("| s1 | 200 | **2.00** (2.00, 2.00) | 256 | 81.4k | 162.8k, 77% | 68.3k, ")
     assert " | 20%, – | 50% | 70 (50%) | " in lines[0]
     assert lines[1] == "| s1 | 200 | 2.00 | 2.20 | +10% |  |  | 25%, 50% |"
     assert "- 200 tokens: trl takes **4.5 times** as long as s1" in text
