@@ -1,11 +1,11 @@
 """Every knob of a run, and how it is read: closed, bounded, frozen. Needs pydantic alone."""
 
+from grpo.config.algorithm import Algorithm
 from grpo.config.data import Data, DataSource
 from grpo.config.lora import Lora
 from grpo.config.rewards import Judge, RewardFunction, RewardHttp
 from grpo.config.schema import (
     MOST_ROWS,
-    Algorithm,
     Checkpoint,
     Cluster,
     Config,

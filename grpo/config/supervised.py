@@ -3,7 +3,8 @@
 import math
 from fractions import Fraction
 
-from grpo.config.schema import Algorithm, Config, Rollout, Sync
+from grpo.config.algorithm import Algorithm
+from grpo.config.schema import Config, Rollout, Sync
 from grpo.errors import ConfigError
 
 FOLDER = "sft"

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from grpo.config import Config
 
 ROOT = Path(__file__).parents[2] / "grpo"
-SCHEMA = {ROOT / "config" / "schema.py", ROOT / "config" / "rewards.py"}
+SCHEMA = {ROOT / "config" / name for name in ("schema.py", "rewards.py", "algorithm.py")}
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
