@@ -48,7 +48,8 @@ class Sample:
     all of them, is a plain completion and travels light. The words of a tool or of a user between two turns are False:
     the model sees them, no loss does. C counts the tokens that are trained. `text` is as the model wrote it. `reward`
     and `advantage` are None until `rewards` and `advantages` have filled them in; `penalty` is added to the reward
-    for the advantage only. A `masked` sample counts in its group and has nothing that is trained.
+    for the advantage only. A `masked` sample counts in its group and has nothing that is trained. `parts` are (weight,
+    reward) of each of several rewards, where those are compared one by one.
     """
 
     prompt_id: str
@@ -64,6 +65,7 @@ class Sample:
     trained: tuple[bool, ...] | None = None
     penalty: float = 0.0
     masked: bool = False
+    parts: tuple[tuple[float, float], ...] = ()
 
     @property
     def oldest_version(self) -> int:
@@ -129,7 +131,7 @@ class Group:
     @property
     def zero_variance(self) -> bool:
         """All that advantages compare is equal: the group teaches nothing."""
-        return len(set(self.penalised_G)) == 1
+        return len(set(self.penalised_G)) == 1 and len({sample.parts for sample in self.samples}) == 1
 
 
 @dataclass(frozen=True, slots=True)

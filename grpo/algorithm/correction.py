@@ -68,6 +68,20 @@ def geometric_mask(inputs: LossInputs, bounds: Bounds) -> torch.Tensor:
     return inputs.log_weights_C.exp() * _inside(mean_R, bounds)[inputs.rows_C]
 
 
+def uncapped(inputs: LossInputs, bounds: Bounds) -> torch.Tensor:
+    """w as it is: unbiased, with the variance that it has (decoupled PPO, as published)."""
+    return inputs.log_weights_C.exp()
+
+
+def off_policy_rows(inputs: LossInputs, limit: float) -> torch.Tensor:
+    """Which rows of negative advantage the policy is further from than so many nats a token, sampler by policy.
+
+    Pushing down what the policy would hardly say any more teaches nothing (DeepSeek-V3.2, arXiv:2512.02556, eq. 9).
+    """
+    apart_R = inputs.mean_R(inputs.behaviour_C - inputs.logprobs_C.detach())
+    return (apart_R > limit) & (inputs.mean_R(inputs.advantages_C) < 0)
+
+
 def sequence_weights(inputs: LossInputs) -> torch.Tensor:
     """The product of w over each row's tokens."""
     return inputs.sum_R(inputs.log_weights_C).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
@@ -82,6 +96,7 @@ CORRECTIONS: dict[str, Correction] = {
     "icepop": Correction(within, 0.5, 5.0),
     "seq_mask": Correction(sequence_weight, 0.0, 3.0),
     "geo_mask": Correction(geometric_mask, 0.8, 1.2),
+    "decoupled": Correction(uncapped, 0.0, WEIGHT_LIMIT),
 }
 """By the name in `algorithm.correction`; `none` is no row."""
 

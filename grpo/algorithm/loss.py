@@ -1,9 +1,7 @@
-"""Clipped policy-gradient losses as pure functions of tensors, with their statistics as sums that add up.
+"""Policy-gradient losses as pure functions of tensors, with their statistics as sums that add up.
 
-A token's loss is PPO's clipped surrogate (arXiv:1707.06347, with separate bounds as in DAPO, arXiv:2503.14476) and what
-TERMS add to it; a variant in LOSSES says with which weight a token counts. The weights hold the *global* normaliser, so
-losses and gradients of micro-batches and ranks add up to those of the whole minibatch. Dividing by local token counts
-would not: it can even turn the sign.
+A variant in LOSSES makes each token's loss out of a ratio: of the token, or of its whole sequence. What TERMS add to it
+(KL, entropy) and how tokens add up (`aggregation.py`) are choices of their own.
 
 What a loss or a term needs to be right it declares (`Needs`), and the trainer asks `needs_of` before it skips a row or
 leaves out a gradient. A term that shall teach and comes without a gradient is an error, not a constant.
@@ -13,53 +11,112 @@ corrects the difference between sampler and trainer too; there is no further imp
 trainer's before the step's first update, and the correction's weight multiplies the policy's term alone.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from grpo.algorithm.correction import CORRECTIONS, NONE, Bounds
-from grpo.algorithm.inputs import LOG_RATIO_LIMIT, LossInputs, k3
+from grpo.algorithm.aggregation import AGGREGATIONS
+from grpo.algorithm.correction import CORRECTIONS, NONE, Bounds, off_policy_rows
+from grpo.algorithm.inputs import LossInputs, bounded, k3
 from grpo.algorithm.mismatch import Mismatch, measure
+from grpo.algorithm.needs import Needs
+from grpo.algorithm.terms import active_terms, attached
 from grpo.config import Algorithm
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What must be there for a loss or a term to be right."""
+def ratio_bounds(algorithm: Algorithm) -> tuple[float, float]:
+    """Of the ratio; of a loss without any, what no ratio is beyond."""
+    if algorithm.clip_low is None or algorithm.clip_high is None:
+        return 0.0, float("inf")
+    return 1.0 - algorithm.clip_low, 1.0 + algorithm.clip_high
 
-    reference: bool = False
-    """Logprobs of the frozen reference model."""
-    entropy_gradient: bool = False
-    """The entropy with its gradient; without it is a statistic."""
-    zero_advantage_rows: bool = False
-    """Rows whose advantage is 0 have a gradient, so they must be forwarded."""
 
-    def __or__(self, other: "Needs") -> "Needs":
-        return Needs(
-            self.reference or other.reference,
-            self.entropy_gradient or other.entropy_gradient,
-            self.zero_advantage_rows or other.zero_advantage_rows,
-        )
+def token_ratio(inputs: LossInputs) -> torch.Tensor:
+    """log of each token's own ratio."""
+    return inputs.log_ratio_C
+
+
+def sequence_ratio(inputs: LossInputs) -> torch.Tensor:
+    """log of the geometric mean of a row's ratios, the same for all its tokens (GSPO, arXiv:2507.18071, eq. 7)."""
+    return inputs.mean_R(inputs.log_ratio_C)[inputs.rows_C]
+
+
+def sequence_token_ratio(inputs: LossInputs) -> torch.Tensor:
+    """Its value is the sequence's, its gradient that of the token alone (GSPO-token, eq. 14)."""
+    logprobs_C = inputs.logprobs_C
+    return sequence_ratio(inputs).detach() + logprobs_C - logprobs_C.detach()
+
+
+def sequence_product(inputs: LossInputs) -> torch.Tensor:
+    """log of the product of a row's ratios: of the probabilities of whole sequences."""
+    return inputs.sum_R(bounded(inputs.log_ratio_C))[inputs.rows_C]
+
+
+def clipped(log_ratio_C: torch.Tensor, inputs: LossInputs, algorithm: Algorithm) -> torch.Tensor:
+    """-min(r A, clip(r, 1 - low, 1 + high) A): PPO (arXiv:1707.06347) with separate bounds (DAPO).
+
+    With a dual clip c it is -c A at most where A < 0 (arXiv:1912.09729, eq. 5).
+    """
+    advantages_C, ratio_C = inputs.advantages_C, log_ratio_C.exp()
+    surrogate_C = torch.minimum(ratio_C * advantages_C, ratio_C.clamp(*ratio_bounds(algorithm)) * advantages_C)
+    if algorithm.dual_clip is not None:
+        floor_C = algorithm.dual_clip * advantages_C
+        surrogate_C = torch.where(advantages_C < 0, torch.maximum(surrogate_C, floor_C), surrogate_C)
+    return -surrogate_C
+
+
+def capped(log_ratio_C: torch.Tensor, inputs: LossInputs, algorithm: Algorithm) -> torch.Tensor:
+    """-sg(clip(r, 1 - low, 1 + high)) A log p: no token loses its gradient (CISPO, arXiv:2506.13585, eq. 4)."""
+    weight_C = log_ratio_C.detach().exp().clamp(*ratio_bounds(algorithm))
+    return -weight_C * inputs.advantages_C * inputs.logprobs_C
+
+
+def softly_gated(log_ratio_C: torch.Tensor, inputs: LossInputs, algorithm: Algorithm) -> torch.Tensor:
+    """-(4 / t) sigmoid(t (r - 1)) A, with a temperature t by the sign of A (SAPO, arXiv:2511.20347)."""
+    assert algorithm.sapo_temperature is not None, "the configuration fills it in"
+    above, below = algorithm.sapo_temperature
+    temperature_C = torch.where(inputs.advantages_C > 0, above, below)
+    gate_C = torch.sigmoid(temperature_C * (log_ratio_C.exp() - 1.0)) * 4.0 / temperature_C
+    return -gate_C * inputs.advantages_C
+
+
+def gamma_weighted(log_ratio_C: torch.Tensor, inputs: LossInputs, algorithm: Algorithm) -> torch.Tensor:
+    """-sg(W^k e^(l (1 - W))) A log p, W the ratio of whole sequences, k and l by the sign of A (VESPO)."""
+    assert algorithm.vespo_k is not None and algorithm.vespo_lambda is not None, "the configuration fills them in"
+    positive_C, log_w_C = inputs.advantages_C >= 0, log_ratio_C.detach()
+    k_C, decay_C = (torch.where(positive_C, *pair) for pair in (algorithm.vespo_k, algorithm.vespo_lambda))
+    weight_C = (decay_C + k_C * log_w_C - decay_C * log_w_C.exp()).exp()
+    return -weight_C * inputs.advantages_C * inputs.logprobs_C
+
+
+def unbounded(log_ratio_C: torch.Tensor, inputs: LossInputs, algorithm: Algorithm) -> torch.Tensor:
+    """-r A: the policy gradient with its whole importance weight (REINFORCE)."""
+    return -log_ratio_C.exp() * inputs.advantages_C
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A variant: the weight of each trained token in the sum, and what it needs."""
+    """A variant: each token's loss, the log-ratio that it is made of, and what it needs."""
 
-    weights: Callable[[LossInputs], torch.Tensor]
+    value: Callable[[torch.Tensor, LossInputs, Algorithm], torch.Tensor]
+    log_ratio: Callable[[LossInputs], torch.Tensor] = token_ratio
     needs: Needs = field(default_factory=Needs)
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
-    """Something that is added to every token's loss, times a coefficient of the configuration; 0 leaves it out."""
-
-    coefficient: Callable[[Algorithm], float]
-    value: Callable[[LossInputs], torch.Tensor]
-    needs: Needs
-    statistic: str | None = None
-    """Name under which its mean is reported; None: something else reports it."""
+LOSSES: dict[str, Loss] = {
+    "dapo": Loss(clipped),
+    "grpo": Loss(clipped),
+    "dr_grpo": Loss(clipped),
+    "gspo": Loss(clipped, sequence_ratio),
+    "gspo_token": Loss(clipped, sequence_token_ratio),
+    "luspo": Loss(clipped, sequence_ratio),
+    "cispo": Loss(capped),
+    "sapo": Loss(softly_gated),
+    "vespo": Loss(gamma_weighted, sequence_product),
+    "reinforce": Loss(unbounded),
+}
+"""By the name in `algorithm.loss`; what each fills in stands in `grpo/config/variants.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,58 +130,11 @@ class LossOutput:
     mismatch: Mismatch
 
 
-def token_mean(inputs: LossInputs) -> torch.Tensor:
-    """1 / N: each token of the minibatch counts the same (DAPO)."""
-    return torch.full_like(inputs.logprobs_C, 1.0 / max(inputs.normaliser.tokens, 1))
-
-
-def sequence_mean(inputs: LossInputs) -> torch.Tensor:
-    """1 / (B * length): each sequence counts the same, its tokens share that (GRPO, arXiv:2402.03300)."""
-    return 1.0 / (inputs.lengths_C * max(inputs.normaliser.sequences, 1))
-
-
-def constant(inputs: LossInputs) -> torch.Tensor:
-    """1 / (B * max_tokens): neither long nor short sequences are favoured (Dr. GRPO, arXiv:2503.20783)."""
-    normaliser = inputs.normaliser
-    return torch.full_like(inputs.logprobs_C, 1.0 / (max(normaliser.sequences, 1) * normaliser.max_tokens))
-
-
-LOSSES: dict[str, Loss] = {"dapo": Loss(token_mean), "grpo": Loss(sequence_mean), "dr_grpo": Loss(constant)}
-"""By the name in `algorithm.loss`."""
-
-
-def reference_kl(inputs: LossInputs) -> torch.Tensor:
-    """k3 estimate of KL(policy || reference) of each token."""
-    assert inputs.reference_logprobs_C is not None, "the KL term needs the reference's logprobs"
-    return k3(inputs.logprobs_C - inputs.reference_logprobs_C)
-
-
-def entropy(inputs: LossInputs) -> torch.Tensor:
-    """Entropy of the policy at each token."""
-    assert inputs.entropy_C is not None, "the entropy bonus needs the entropy"
-    return inputs.entropy_C
-
-
-TERMS: tuple[Term, ...] = (
-    Term(
-        lambda algorithm: algorithm.kl_coef,
-        reference_kl,
-        Needs(reference=True, zero_advantage_rows=True),
-        "kl_reference",
-    ),
-    Term(lambda algorithm: -algorithm.entropy_coef, entropy, Needs(entropy_gradient=True, zero_advantage_rows=True)),
-)
-"""In the order in which they are added."""
-
-
-def active_terms(algorithm: Algorithm) -> Iterator[Term]:
-    """Those with a coefficient that is not 0."""
-    return (term for term in TERMS if term.coefficient(algorithm) != 0.0)
-
-
 def needs_of(algorithm: Algorithm) -> Needs:
     """What the configured loss and its terms need."""
     needs = LOSSES[algorithm.loss].needs
+    if algorithm.kl_coef:
+        needs |= Needs(reference=True, zero_advantage_rows=True)  # also where its KL is taken off the reward
     for term in active_terms(algorithm):
         needs |= term.needs
     return needs
@@ -133,59 +143,59 @@ def needs_of(algorithm: Algorithm) -> Needs:
 def statistics_of(algorithm: Algorithm) -> list[str]:
     """Names of the `sums` that every output of the configured loss has."""
     names = ["tokens", "clip_low", "clip_high", "approx_kl", "entropy"]
+    names += ["kl_reference"] * needs_of(algorithm).reference
     return names + [term.statistic for term in active_terms(algorithm) if term.statistic]
 
 
 def policy_loss(inputs: LossInputs, algorithm: Algorithm, bounds: Bounds = NONE) -> LossOutput:
-    """sum_C weight * (-w * min(r A, clip(r, 1 - low, 1 + high) A) + terms), with r = exp(logprob - old logprob).
+    """sum_C aggregation * (w * loss(r) + terms), with r = exp(logprob - old logprob) of a token or its sequence.
 
     `bounds` are those of the correction, whose weight is w; without one, w is 1 and the old logprobs are the sampler's.
     Unknown rollout logprobs stay out of the statistics. All in nats.
     """
-    known_C, logprobs_C, advantages_C = inputs.known_C, inputs.logprobs_C, inputs.advantages_C
-    behaviour_C = torch.where(known_C, inputs.rollout_logprobs_C, logprobs_C.detach())
-    correction = CORRECTIONS.get(bounds.name)
-    old_C = inputs.trainer_C if correction else behaviour_C
-    log_ratio_C = (logprobs_C - old_C).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    ratio_C = log_ratio_C.exp()
-    clipped_C = ratio_C.clamp(1.0 - algorithm.clip_low, 1.0 + algorithm.clip_high)
-    token_loss_C = -torch.minimum(ratio_C * advantages_C, clipped_C * advantages_C)
+    correction, loss = CORRECTIONS.get(bounds.name), LOSSES[algorithm.loss]
+    inputs = replace(inputs, corrected=correction is not None)
+    known_C = inputs.known_C
+    log_ratio_C = bounded(loss.log_ratio(inputs))
+    token_loss_C = loss.value(log_ratio_C, inputs, algorithm)
     weights_C = correction.weights(inputs, bounds) if correction else None
+    if algorithm.off_policy_mask is not None:
+        kept_C = (~off_policy_rows(inputs, algorithm.off_policy_mask))[inputs.rows_C].to(token_loss_C.dtype)
+        weights_C = kept_C if weights_C is None else weights_C * kept_C
     if weights_C is not None:
         token_loss_C = weights_C * token_loss_C
     sums = _statistics(log_ratio_C.detach(), inputs, algorithm)
     if inputs.entropy_C is not None:
         sums["entropy"] = inputs.entropy_C.detach()[known_C].sum()
+    if inputs.reference_logprobs_C is not None:
+        sums["kl_reference"] = k3((inputs.logprobs_C.detach() - inputs.reference_logprobs_C)[known_C]).sum()
     for term in active_terms(algorithm):
         value_C = attached(term, inputs)
-        token_loss_C = token_loss_C + term.coefficient(algorithm) * value_C
+        token_loss_C = token_loss_C + term.coefficient(algorithm, inputs) * value_C
         if term.statistic:
             sums[term.statistic] = value_C.detach()[known_C].sum()
-    loss = (LOSSES[algorithm.loss].weights(inputs) * token_loss_C).sum()
-    moved_C = (logprobs_C.detach() - behaviour_C).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    total = (AGGREGATIONS[str(algorithm.aggregation)](inputs) * token_loss_C).sum()
+    moved_C = bounded(inputs.logprobs_C.detach() - inputs.behaviour_C).exp()
     ratio_max = torch.where(known_C, moved_C, 0.0).max()
-    return LossOutput(loss, sums, ratio_max, measure(inputs, bounds, weights_C))
-
-
-def attached(term: Term, inputs: LossInputs) -> torch.Tensor:
-    """A term's value. Raises AssertionError if it would be a constant while the logprobs have a gradient."""
-    value_C = term.value(inputs)
-    if inputs.logprobs_C.requires_grad and not value_C.requires_grad:
-        raise AssertionError(
-            f"a term of the loss must have a gradient, but that of {term.value.__name__} is detached and would teach "
-            "nothing; declare in its Needs what it needs and compute it from inputs that carry a gradient"
-        )
-    return value_C
+    return LossOutput(total, sums, ratio_max, measure(inputs, bounds, weights_C))
 
 
 def _statistics(log_ratio_C: torch.Tensor, inputs: LossInputs, algorithm: Algorithm) -> dict[str, torch.Tensor]:
-    """Sums over tokens with a known sampler: how many, how many lost their gradient to a bound, how far they moved."""
+    """Sums over tokens with a known sampler: how many, how many a bound has cut, how far they moved.
+
+    A clip cuts the gradient of tokens whose advantage would move them on; a cap cuts the weight of all.
+    """
     known_C = inputs.known_C
-    log_ratio_C, advantages_C = log_ratio_C[known_C], inputs.advantages_C[known_C]
-    ratio_C = log_ratio_C.exp()
+    ratio_C, advantages_C = log_ratio_C[known_C].exp(), inputs.advantages_C[known_C]
+    low, high = ratio_bounds(algorithm)
+    below_C, above_C = ratio_C < low, ratio_C > high
+    if LOSSES[algorithm.loss].value is clipped:
+        below_C, above_C = below_C & (advantages_C < 0), above_C & (advantages_C > 0)
+        if algorithm.dual_clip is not None:
+            above_C = above_C | ((ratio_C > algorithm.dual_clip) & (advantages_C < 0))
     return {
         "tokens": known_C.sum(),
-        "clip_low": ((ratio_C < 1.0 - algorithm.clip_low) & (advantages_C < 0)).sum(),
-        "clip_high": ((ratio_C > 1.0 + algorithm.clip_high) & (advantages_C > 0)).sum(),
-        "approx_kl": k3(-log_ratio_C).sum(),
+        "clip_low": below_C.sum(),
+        "clip_high": above_C.sum(),
+        "approx_kl": k3(-bounded(inputs.log_ratio_C.detach()[known_C])).sum(),
     }

@@ -9,7 +9,8 @@ from functools import partial
 
 from grpo.algorithm.correction import bounds_of
 from grpo.algorithm.inputs import LossInputs
-from grpo.algorithm.loss import LossOutput, Needs, needs_of, policy_loss, statistics_of
+from grpo.algorithm.loss import LossOutput, needs_of, policy_loss, statistics_of
+from grpo.algorithm.needs import Needs
 from grpo.algorithm.supervised import STATISTICS, supervised_loss
 from grpo.config import Config
 

@@ -13,7 +13,7 @@ deviation of their group, as TRL's `mask_truncated_completions` does, but takes 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from grpo.config import Config
+from grpo.config import Algorithm, Config
 from grpo.types import Group, Sample
 
 
@@ -35,6 +35,14 @@ def penalised(groups: Sequence[Group], config: Config) -> list[Group]:
     return [replace(group, samples=tuple(map(with_penalty, group.samples))) for group in groups]
 
 
-def masked(samples: Sequence[Sample], mask_truncated: bool) -> list[Sample]:
-    """The same samples; the truncated ones are left out of the loss where `algorithm.mask_truncated` says so."""
-    return [replace(sample, masked=True) if mask_truncated and sample.truncated else sample for sample in samples]
+def masked(samples: Sequence[Sample], groups: Sequence[Group], algorithm: Algorithm) -> list[Sample]:
+    """The same samples of these groups; those that shall have no part in the loss and its means are masked.
+
+    Truncated ones where `algorithm.mask_truncated` says so, those of groups of equal rewards where
+    `algorithm.drop_zero_variance` does.
+    """
+    silent = [group.zero_variance and algorithm.drop_zero_variance for group in groups for _ in group.samples]
+    return [
+        replace(sample, masked=True) if drop or (algorithm.mask_truncated and sample.truncated) else sample
+        for sample, drop in zip(samples, silent, strict=True)
+    ]

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 
 from grpo.config.schema import Config, Model
+from grpo.config.variants import filled
 from grpo.errors import ConfigError
 
 MOST_CHANGES, LONGEST_CHANGE = 40, 400
@@ -39,7 +40,7 @@ def check_config_diff(old: Mapping[str, object], config: Config) -> None:
     Raises ConfigError with every key that differs and is not in run.allow_drift, and for a key there that is none.
     """
     defaults = flatten(Config(model=Model(path="-")).model_dump(mode="json"))
-    before, now = defaults | flatten(old), flatten(config.model_dump(mode="json"))
+    before, now = defaults | flatten(_of_its_loss(old)), flatten(config.model_dump(mode="json"))
     unknown = sorted(set(config.run.allow_drift) - set(before))
     if unknown:
         raise ConfigError(f"run.allow_drift: must name keys such as train.learning_rate, but {unknown[0]} is none")
@@ -63,6 +64,12 @@ def check_config_diff(old: Mapping[str, object], config: Config) -> None:
             + "\n  ".join(change[:LONGEST_CHANGE] + "..." * (len(change) > LONGEST_CHANGE) for change in shown)
             + f"\nset them back,{allow} or choose another run.dir"
         )
+
+
+def _of_its_loss(old: Mapping[str, object]) -> Mapping[str, object]:
+    """With what the loss fills in: an older version did not write it."""
+    algorithm = old.get("algorithm")
+    return {**old, "algorithm": filled(algorithm)} if isinstance(algorithm, Mapping) else old
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Every knob of a run: frozen, closed, documented in place. `grpo config schema` prints this file as JSON schema."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -32,6 +33,7 @@ from grpo.config.lora import Lora
 from grpo.config.rewards import RewardFunction, RewardHttp
 from grpo.config.section import Section
 from grpo.config.sft import Sft
+from grpo.config.variants import VARIANTS, with_preset
 
 MOST_ROWS = 2**20
 """Completions of a step; all of them are held by one process."""
@@ -80,6 +82,8 @@ class Model(Section):
     """Precision of the weights in the engine and of the forward pass in the trainer (its optimizer states are fp32)."""
     max_length: int = Field(2048, ge=8, le=10_000_000)
     """Longest prompt plus completion, in tokens."""
+    fp32_head: bool = False
+    """Compute logits in float32, in engine and trainer, from weights of another dtype: ratios are nearer to 1."""
 
 
 class RewardCode(Section):
@@ -373,13 +377,23 @@ class Config(Section):
     @property
     def default_correction(self) -> str:
         """What `algorithm.correction` is where it is null: samples that are older by design need one."""
-        return "tis" if self.rollout.max_staleness else "none"
+        return "tis" if self.rollout.max_staleness and not VARIANTS[self.algorithm.loss].weighs else "none"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: object) -> object:
+        return with_preset(data) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
     def _check_correction(self) -> "Config":
         algorithm = self.algorithm
         bounds = {"correction_low": algorithm.correction_low, "correction_high": algorithm.correction_high}
         given = [name for name, bound in bounds.items() if bound is not None]
+        if given and algorithm.correction == "decoupled":
+            raise ValueError(
+                f"decoupled takes the whole weight: algorithm.{given[0]} = {bounds[given[0]]:g}, but "
+                "algorithm.correction is decoupled; use tis, which bounds it, or remove the bound"
+            )
         if given and (algorithm.correction or self.default_correction) == "none":
             raise ValueError(
                 f"bounds need something that they bound: algorithm.{given[0]} = {bounds[given[0]]:g}, but "

@@ -103,7 +103,9 @@ def make_plan(config: Config, gpu_gib: float = 80.0) -> Plan:
         sync_bytes=weights,
         **held,
         activations=activation_bytes(shape, micro_batch, size, train.gradient_checkpointing),
-        head=head_bytes(shape, micro_batch, frozen=train.lora is not None),
+        head=head_bytes(
+            shape, micro_batch, frozen=train.lora is not None, widened=config.model.fp32_head and size < FP32
+        ),
         engine_weights=weights // rollout.tensor_parallel,
         kv_per_token=kv_per_token,
         kv_tokens_cpu=int(rollout.kv_cache_gib * GIB) // kv_per_token,
@@ -170,9 +172,13 @@ def activation_bytes(shape: Shape, tokens: int, size: int, checkpointing: bool) 
     return tokens * size * shape.layers * shape.activations_per_layer
 
 
-def head_bytes(shape: Shape, tokens: int, frozen: bool = False) -> int:
-    """One chunk's fp32 logits and log-softmax, and the head's fp32 gradient, which a frozen one has not."""
-    return 2 * min(tokens, HEAD_CHUNK) * shape.vocab * FP32 + (0 if frozen else shape.vocab * shape.hidden * FP32)
+def head_bytes(shape: Shape, tokens: int, frozen: bool = False, widened: bool = False) -> int:
+    """One chunk's fp32 logits and log-softmax, and the head's fp32 gradient, which a frozen one has not.
+
+    And its weights once more where they are `widened`.
+    """
+    matrix = shape.vocab * shape.hidden * FP32
+    return 2 * min(tokens, HEAD_CHUNK) * shape.vocab * FP32 + matrix * ((not frozen) + widened)
 
 
 def pods(made: Plan, config: Config) -> dict[str, Pod]:

@@ -201,11 +201,11 @@ class RewardScorer:
 
     def _scored(self, group: Group, outcomes: Left) -> Group:
         """The group with the samples that have a reward; with none if it is dropped."""
-        rewards_G = [self._reward(group.prompt, sample, outcomes) for sample in group.samples]
+        parts_G = [self._parts(group.prompt, sample, outcomes) for sample in group.samples]
         samples = [
-            replace(sample, reward=reward)
-            for sample, reward in zip(group.samples, rewards_G, strict=True)
-            if reward is not None
+            self._with_reward(sample, parts)
+            for sample, parts in zip(group.samples, parts_G, strict=True)
+            if parts is not None
         ]
         lost = len(samples) < len(group.samples)
         too_few = len(samples) < min(2, len(group.samples))  # an evaluation may ask for one sample only
@@ -213,10 +213,10 @@ class RewardScorer:
             samples = []
         return replace(group, samples=tuple(samples))
 
-    def _reward(self, prompt: Prompt, sample: Sample, outcomes: Left) -> float | None:
-        """The weighted sum, or None if a part of it failed."""
+    def _parts(self, prompt: Prompt, sample: Sample, outcomes: Left) -> tuple[tuple[float, float], ...] | None:
+        """(weight, reward) of each reward, or None if one of them failed."""
         called = {name: next(left) for name, left in outcomes.items() if self._uses(prompt, name)}
-        total = 0.0
+        parts = []
         for reward in self.config.rewards_of(prompt.source):
             function = BUILT_IN[reward.function].function if reward.name in BUILT_IN else None
             if function:
@@ -226,13 +226,21 @@ class RewardScorer:
             if not isinstance(part, float):
                 return None
             self.parts.setdefault(reward.name, []).append(part)
-            total += reward.weight * part
+            parts.append((reward.weight, part))
+        return tuple(parts)
+
+    def _with_reward(self, sample: Sample, parts: tuple[tuple[float, float], ...]) -> Sample:
+        """The sample with the weighted sum; with its parts too, where those are compared one by one."""
+        total = 0.0
+        for weight, part in parts:
+            total += weight * part
         if not math.isfinite(total):
             raise RewardError(
-                f"the weighted sum of the rewards must be finite, but is {total} for prompt {prompt.id}, sample "
+                f"the weighted sum of the rewards must be finite, but is {total} for prompt {sample.prompt_id}, sample "
                 f"{sample.index}; lower the weights or the rewards"
             )
-        return total
+        apart = self.config.algorithm.reward_combination == "normalise_then_sum"
+        return replace(sample, reward=total, parts=parts if apart else ())
 
     def _count(self, outcomes: Outcomes, groups: Sequence[Group], kept: Sequence[Group]) -> None:
         failures = [outcome for of in outcomes.values() for outcome in of if isinstance(outcome, Failure)]

@@ -52,6 +52,8 @@ def engine_args(config: Config, device: str) -> AsyncEngineArgs:
         custom_histogram_buckets={"request_latency": list(LATENCIES)},
         seed=config.run.seed,
     )
+    if model.fp32_head:
+        args.hf_overrides = {"head_dtype": "float32"}
     if device == "cuda" and sequences > GRAPHS:
         args.max_cudagraph_capture_size = -(-sequences // GRAPH_STEP) * GRAPH_STEP
     if device == "cpu":

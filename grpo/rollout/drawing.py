@@ -76,8 +76,7 @@ class Drawer:
 
     def batch(self, draw: Draw) -> Batch:
         """What the step learns from."""
-        algorithm = self.config.algorithm
-        samples = masked(advantages(draw.kept, algorithm.advantage_std), algorithm.mask_truncated)
+        samples = masked(advantages(draw.kept, self.config.algorithm), draw.kept, self.config.algorithm)
         share = len(draw.skipped) / max(1, len(draw.skipped) + len(draw.kept))
         skipped = {"rollout/skipped_ratio": share} if self.config.rollout.refill else {}
         by_function = {f"reward/function/{name}": fmean(values) for name, values in draw.parts.items()}

@@ -65,4 +65,5 @@ def _prompt(row: dict[str, Any]) -> Prompt:
 def _sample(row: dict[str, Any]) -> Sample:
     sequences = {name: tuple(row[name]) for name in ("prompt_ids", "output_ids", "logprobs")}
     trained = None if row["trained"] is None else tuple(row["trained"])
-    return Sample(**row | sequences | {"trained": trained, "versions": tuple(map(tuple, row["versions"]))})
+    pairs = {name: tuple(map(tuple, row.get(name, ()))) for name in ("versions", "parts")}  # older ones have no parts
+    return Sample(**row | sequences | pairs | {"trained": trained})

@@ -20,10 +20,12 @@ CHUNK = 1024
 class LogprobHead(nn.Linear):
     """lm_head that returns logprobs of given tokens, not logits. It shares the weights of the layer it replaces."""
 
-    def __init__(self, linear: nn.Linear, shaping: Shaping) -> None:
+    def __init__(self, linear: nn.Linear, shaping: Shaping, fp32: bool = False) -> None:
+        """`fp32`: the logits are made in float32, whatever the precision of hidden states and weights."""
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight, self.bias, self.shaping = linear.weight, linear.bias, shaping
         self.kernels: Kernels = PLAIN
+        self.fp32 = fp32
         self.fused = False
         """Whether the fused head is used off GPUs too."""
 
@@ -31,14 +33,18 @@ class LogprobHead(nn.Linear):
         self, hidden_CD: torch.Tensor, targets_C: torch.Tensor, temperature: float, entropy_gradient: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """fp32 `(logprobs_C, entropy_C)` of `targets_C` under softmax(logits / temperature)."""
+        weight_VD: torch.Tensor = self.weight
+        bias_V: torch.Tensor | None = self.bias
+        if self.fp32:
+            hidden_CD, weight_VD = hidden_CD.float(), weight_VD.float()
+            bias_V = None if bias_V is None else bias_V.float()
+        product = hidden_CD, weight_VD, bias_V
         if hidden_CD.is_cuda or self.fused:
             scored = targets_C, temperature, entropy_gradient
             room = room_for_logits(hidden_CD.device) if torch.is_grad_enabled() else 0
-            return fused_logprobs(hidden_CD, self.weight, self.bias, *scored, self.shaping, self.kernels, room)
+            return fused_logprobs(*product, *scored, self.shaping, self.kernels, room)
         apply: Any = _Logprobs.apply
-        logprobs_C, entropy_C = apply(
-            hidden_CD, self.weight, self.bias, targets_C, temperature, entropy_gradient, self.shaping
-        )
+        logprobs_C, entropy_C = apply(*product, targets_C, temperature, entropy_gradient, self.shaping)
         return logprobs_C, entropy_C
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from grpo.algorithm.kl_control import KlController
 from grpo.config import Config
 from grpo.run.faults import fault_point
 from grpo.trainer import rng
@@ -35,6 +36,7 @@ class Kept:
     """Digest of the weights below an adapter."""
     engine: Engine
     budget: SkipBudget
+    control: KlController
     published: PublishedVersions
     kept: StateSnapshot
     drift: Drift
@@ -95,7 +97,7 @@ class Kept:
         fault_point("save.files", step, self.rank)
 
     def _header(self, step: int) -> dict[str, object]:
-        counters = {"skipped_in_row": self.budget.in_row}
+        counters = {"skipped_in_row": self.budget.in_row, "kl_coef": self.control.coef}
         return {
             "step": step,
             "zero_stage": self.config.train.zero_stage,
@@ -129,6 +131,8 @@ class Kept:
         """
         header = self._state_folder(folder).read(self.device, self.drift)
         self.budget.in_row = int(header["counters"].get("skipped_in_row", 0))
+        if self.control.target is not None:  # else it is the configuration's
+            self.control.coef = float(header["counters"].get("kl_coef", self.control.coef))
         fault_point("resume.loaded", step, self.rank)
         return self._go_on(bool(header.get("compiled")), tokens_before(self.config, header))
 

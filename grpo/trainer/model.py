@@ -83,13 +83,20 @@ def uncompiled(single: bool) -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if single else nullcontext()
 
 
-def load_policy(path: str, revision: str | None, dtype: torch.dtype, temperature: float, checkpointing: bool) -> Policy:
+def load_policy(
+    path: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    temperature: float,
+    checkpointing: bool,
+    fp32_head: bool = False,
+) -> Policy:
     """Loads a Hugging Face folder or hub model. Raises ConfigError for models whose logits the head cannot make."""
     causal_lm = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=dtype, trust_remote_code=False)
-    return make_policy(causal_lm, temperature, checkpointing)
+    return make_policy(causal_lm, temperature, checkpointing, fp32_head)
 
 
-def make_policy(causal_lm: Any, temperature: float, checkpointing: bool = False) -> Policy:
+def make_policy(causal_lm: Any, temperature: float, checkpointing: bool = False, fp32_head: bool = False) -> Policy:
     """Wraps a model: own attention and head. Raises ConfigError for one that cannot have them."""
     name, head, base = type(causal_lm).__name__, causal_lm.get_output_embeddings(), base_of(causal_lm)
     between = [
@@ -112,7 +119,7 @@ def make_policy(causal_lm: Any, temperature: float, checkpointing: bool = False)
         raise ConfigError(
             f"attention must go through transformers' attention interface, but that of {name} does not; {WAY_OUT}"
         )
-    causal_lm.set_output_embeddings(LogprobHead(head, shaping_of(causal_lm.config.get_text_config())))
+    causal_lm.set_output_embeddings(LogprobHead(head, shaping_of(causal_lm.config.get_text_config()), fp32_head))
     if checkpointing:
         recompute_layers(causal_lm)
     return Policy(causal_lm, temperature)

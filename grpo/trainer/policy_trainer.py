@@ -14,8 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from grpo.algorithm.inputs import LossInputs, Normaliser
-from grpo.algorithm.loss import LossOutput
+from grpo.algorithm.kl_control import KlController, with_kl_penalty
 from grpo.algorithm.mismatch import Mismatch, figures
 from grpo.algorithm.objective import Objective, policy_objective
 from grpo.algorithm.schedule import learning_rate
@@ -33,7 +32,7 @@ from grpo.trainer.kept import Kept
 from grpo.trainer.limits import make_limits
 from grpo.trainer.malloc import keep_freed_memory
 from grpo.trainer.model import Policy, load_policy
-from grpo.trainer.packing import Minibatch, PackedBatch, pack, plan_minibatches, row_tokens
+from grpo.trainer.packing import Minibatch, pack, plan_minibatches, row_tokens
 from grpo.trainer.published import PublishedVersions
 from grpo.trainer.rehearsal import prove_on_rank_0, rehearse_update
 from grpo.trainer.row_logprobs import RowLogprobs
@@ -43,6 +42,7 @@ from grpo.trainer.statistics import reduce_outputs, summarise
 from grpo.trainer.token_budget import choose_tokens, most_laid_out
 from grpo.trainer.validation import SkipBudget, check_mismatch, check_samples
 from grpo.trainer.weights import LiveWeights
+from grpo.trainer.window import LossWindow
 from grpo.types import Sample, Stats
 
 
@@ -101,6 +101,7 @@ class PolicyTrainer(Kept):
         self.kept = StateSnapshot(self.weights, self.engine.shards, *shares)
         self.stepped = False
         self.budget = SkipBudget(config.train.max_skipped_updates)
+        self.control = KlController(config.algorithm)
         self.clock: dict[str, float] = defaultdict(float)
         self.drift = Drift(config, policy, self.device)
         self.drifted: float | None = None
@@ -127,7 +128,7 @@ class PolicyTrainer(Kept):
         model = self.config.model
         dtype = getattr(torch, model.dtype)
         temperature = self.config.rollout.temperature
-        policy = load_policy(model.path, model.revision, dtype, temperature, checkpointing)
+        policy = load_policy(model.path, model.revision, dtype, temperature, checkpointing, model.fp32_head)
         check_snapshot(self.config)
         if adapter and self.config.train.lora:
             add_adapter(policy.causal_lm, self.config.train.lora, self.config.run.seed, checkpointing)
@@ -140,10 +141,9 @@ class PolicyTrainer(Kept):
         NonFiniteError after too many skipped updates; WeightSyncError, before any update, if the samples do not fit.
         """
         self.clock.clear()
-        if self.objective.sampled:
-            check_samples(batch)
+        unknown = check_samples(batch) if self.objective.sampled else 0
         fault_point("train.forward", step, self.rank)
-        self._prepare(batch, step)
+        batch = self._prepare(batch, step)
         updates: list[Stats] = []
         mismatch = Mismatch.none(self.device)
         tokens, skipped = 0.0, 0
@@ -163,11 +163,17 @@ class PolicyTrainer(Kept):
         fault_point("train.stepped", step, self.rank)
         stats = summarise(updates, learning_rate(self.config.train, step, self.total_steps), skipped)
         stats |= figures(mismatch) | {"tokens": tokens}
+        if self.objective.sampled:
+            stats["unknown_logprobs"] = float(unknown)
+        if self.control.target is not None:
+            stats["kl_coef"] = self.control.coef
+            if "kl_reference" in stats:
+                self.control.update(stats["kl_reference"], len(batch))
         stats |= {f"seconds_{name}": seconds for name, seconds in self.clock.items()}
         return {f"train/{name}": value for name, value in stats.items()}
 
-    def _prepare(self, batch: Sequence[Sample], step: int) -> None:
-        """What must be known of the weights before the step's first update moves them."""
+    def _prepare(self, batch: Sequence[Sample], step: int) -> Sequence[Sample]:
+        """What must be known of the weights before the step's first update moves them; the batch that is trained."""
         started = time.perf_counter()
         self.start.forget()
         if self.reference:
@@ -177,7 +183,12 @@ class PolicyTrainer(Kept):
         train = self.config.train
         if self.objective.corrected and train.epochs * train.minibatches > 1:  # else the update's own are those
             self.start.compute_all(batch, self._minibatches(batch, step, epoch=0), self.rank)
+        if self.reference and self.config.algorithm.kl == "k1" and self.objective.sampled:
+            self.reference.compute_all(batch, self._minibatches(batch, step, epoch=0), self.rank)
+            kl_B = [self.reference.divergence(sample, row) for row, sample in enumerate(batch)]
+            batch = with_kl_penalty(batch, kl_B, self.control.coef, self.config.algorithm)
         self.clock["before_updates"] += time.perf_counter() - started
+        return batch
 
     def _minibatches(
         self, batch: Sequence[Sample], step: int, epoch: int, parts: int | None = None
@@ -214,7 +225,7 @@ class PolicyTrainer(Kept):
         self, batch: Sequence[Sample], minibatch: Minibatch, step: int, first: bool
     ) -> tuple[Stats, Mismatch]:
         """Forward and backward of all micro-batches; before the step's first update the samples must fit."""
-        normaliser = self._normaliser([batch[row] for row in minibatch.rows])
+        window = self._window([batch[row] for row in minibatch.rows])
         mine = minibatch.micro_batches[self.rank]
         stats: Stats = {}
         mismatch = Mismatch.none(self.device)
@@ -230,7 +241,8 @@ class PolicyTrainer(Kept):
             if rows:
                 reference_C = self.reference.of(batch, rows) if self.reference else None
                 start_C = self.start.of(batch, rows) if self.start.known else None
-                outputs.append(self._loss(packed, normaliser, logprobs_C, entropy_C, reference_C, start_C))
+                inputs = window.inputs(samples, packed, logprobs_C, entropy_C, reference_C, start_C)
+                outputs.append(self.objective.loss(inputs))
                 loss = outputs[-1].loss
                 forwarded += len(packed.expand_E)
             last = number == len(mine) - 1
@@ -247,44 +259,20 @@ class PolicyTrainer(Kept):
         if found := figures(mismatch):
             check_mismatch(found, samples, step, self.config, self.limits, self.drifted)
 
-    def _loss(
-        self,
-        packed: PackedBatch,
-        normaliser: Normaliser,
-        logprobs_C: torch.Tensor,
-        entropy_C: torch.Tensor,
-        reference_C: torch.Tensor | None,
-        start_C: torch.Tensor | None,
-    ) -> LossOutput:
-        inputs = LossInputs(
-            logprobs_C,
-            packed.rollout_logprobs_C,
-            packed.advantages_C,
-            packed.rows_C,
-            packed.trained_lengths_R,
-            normaliser,
-            entropy_C,
-            reference_C,
-            start_C,
-            far=self.limits.far,
-        )
-        return self.objective.loss(inputs)
-
-    def _normaliser(self, samples: Sequence[Sample]) -> Normaliser:
-        """Of these rows, on all ranks together."""
-        trained = [sample.trained_tokens for sample in samples]
-        return Normaliser(sum(trained), sum(tokens > 0 for tokens in trained), self.config.rollout.max_tokens)
+    def _window(self, samples: Sequence[Sample]) -> LossWindow:
+        return LossWindow(samples, self.config.rollout.max_tokens, self.control.coef, self.limits.far)
 
     @torch.no_grad()
     def evaluate(self, batch: Sequence[Sample]) -> Stats:
         """The loss of these rows under the live weights, from which nothing is learned. A collective."""
         minibatch = self._minibatches(batch, 0, 0, parts=1)[0]
-        normaliser, outputs = self._normaliser(batch), []
+        window, outputs = self._window(batch), []
         for rows in minibatch.micro_batches[self.rank]:
-            packed = pack([batch[row] for row in rows]).to(self.device)
+            samples = [batch[row] for row in rows]
+            packed = pack(samples).to(self.device)
             logprobs_C, entropy_C = self.policy(packed)
             if rows:
-                outputs.append(self._loss(packed, normaliser, logprobs_C, entropy_C, None, None))
+                outputs.append(self.objective.loss(window.inputs(samples, packed, logprobs_C, entropy_C)))
         stats, _ = reduce_outputs(outputs, 0, self.objective.statistics, self.device)
         return {"eval/loss": stats["loss"]}
 

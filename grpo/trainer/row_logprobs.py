@@ -51,6 +51,13 @@ class RowLogprobs:
         distributed.all_reduce(values)  # every other rank adds 0
         self.known = dict(zip(everyone, values.split(lengths), strict=True))
 
+    def divergence(self, sample: Sample, row: int) -> float:
+        """log sampler - log of this model, over the whole completion (k1); what the sampler does not know counts 0."""
+        if row not in self.known:
+            return 0.0
+        sampler = torch.tensor([sample.logprobs[place] for place in sample.trained_places], device=self.device)
+        return float((sampler - self.known[row]).nan_to_num(nan=0.0).double().sum())
+
 
 @torch.no_grad()
 def scored(policy: Scores, samples: Sequence[Sample], device: torch.device) -> tuple[torch.Tensor, ...]:

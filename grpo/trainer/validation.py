@@ -13,20 +13,36 @@ from grpo.types import Sample, Stats
 
 NAMED = 3
 """Number of prompts that an error message names."""
+MOST_UNKNOWN = 0.01
+"""Share of a batch's tokens whose sampler's logprob may be NaN."""
+NOT_FINITE = "use model.dtype float32 or a lower train.learning_rate"
 DRIFT_FACTOR = 3.0
 """Samples of older weights may differ by so many times what was measured, on a few rows, that the policy moved."""
 
 
-def check_samples(batch: Sequence[Sample]) -> None:
-    """Raises NonFiniteError naming a sample with a logprob that is not finite: its engine cannot be trusted."""
+def check_samples(batch: Sequence[Sample]) -> int:
+    """How many trained tokens have a logprob that is not known, NaN: they count as if the trainer had sampled them.
+
+    Raises NonFiniteError naming a sample with an infinite one, or with NaN where there are many: that engine cannot be
+    trusted.
+    """
+    unknown, tokens, first = 0, 0, ""
     for sample in batch:
         for place in sample.trained_places:
             logprob = sample.logprobs[place]
+            tokens += 1
             if not math.isfinite(logprob):
-                raise NonFiniteError(
-                    f"a sampler's logprobs must be finite, but token {place} of sample {sample.index} of prompt "
-                    f"{sample.prompt_id} has {logprob}; use model.dtype float32 or a lower train.learning_rate"
-                )
+                unknown += 1
+                found = f"token {place} of sample {sample.index} of prompt {sample.prompt_id} has {logprob}"
+                first = first or found
+                if math.isinf(logprob):
+                    raise NonFiniteError(f"a sampler's logprobs must be finite, but {found}; {NOT_FINITE}")
+    if unknown > max(1.0, MOST_UNKNOWN * tokens):
+        raise NonFiniteError(
+            f"at most {MOST_UNKNOWN:.0%} of a sampler's logprobs may be unknown, but {unknown} of {tokens} are: "
+            f"{first}; {NOT_FINITE}"
+        )
+    return unknown
 
 
 def check_mismatch(

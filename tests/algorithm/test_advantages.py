@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.algorithm.advantages import advantages, spread
+from grpo.config import Algorithm
 from grpo.types import Group, Prompt, Sample
 
 
@@ -20,7 +21,7 @@ def grouped(*rewards_PG):
 
 
 def values(std, *rewards_PG):
-    return [sample.advantage for sample in advantages(grouped(*rewards_PG), std=std)]
+    return [sample.advantage for sample in advantages(grouped(*rewards_PG), Algorithm(advantage_std=std))]
 
 
 def test_group_std_as_in_the_shared_fixture():
@@ -39,7 +40,7 @@ def test_batch_std_as_in_trl():
 
 def test_samples_are_flattened_in_order_and_keep_everything_else():
     groups = grouped([1, 0], [0, 1], [1, 1])
-    batch = advantages(groups, std="none")
+    batch = advantages(groups, Algorithm(advantage_std="none"))
     assert [(s.prompt_id, s.index) for s in batch] == [("p0", 0), ("p0", 1), ("p1", 0), ("p1", 1), ("p2", 0), ("p2", 1)]
     assert [sample.reward for sample in batch] == [1, 0, 0, 1, 1, 1]
     assert groups[0].samples[0].advantage is None  # records are frozen; the batch holds new ones

@@ -7,19 +7,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.algorithm import loss as module
+from grpo.algorithm import terms as module
+from grpo.algorithm.aggregation import AGGREGATIONS
 from grpo.algorithm.correction import NONE, Bounds
 from grpo.algorithm.inputs import LossInputs, Normaliser, k3
-from grpo.algorithm.loss import LOSSES, LossOutput, Needs, Term, needs_of, policy_loss, statistics_of
+from grpo.algorithm.loss import LOSSES, LossOutput, needs_of, policy_loss, statistics_of
 from grpo.algorithm.mismatch import figures
+from grpo.algorithm.needs import Needs
+from grpo.algorithm.terms import Term
 from grpo.config import Algorithm
+from grpo.config.variants import VARIANTS
 
 OLD = [[-1.0, -0.5, -2.0], [-0.7, -1.2], [-1.5], [-1.5, -1.4]]
 NEW_MINUS_OLD = [[0.10, -0.30, 0.25], [0.05, -0.40], [1.20], [-0.02, 0.30]]
 OLD_MINUS_SAMPLER = [[0.90, -0.05, 0.02], [-0.10, 0.01], [0.0], [-1.00, 0.03]]
 REFERENCE_MINUS_NEW = [[0.10, -0.20, 0.30], [0.0, 0.5], [-0.4], [0.2, -0.1]]
 ADVANTAGES = [0.86587543, -0.86587543, -0.86587543, 0.86587543]  # rewards 1 0 0 1, std N-1, eps 1e-4
-ALL = Normaliser(tokens=8, sequences=4, max_tokens=8)
+ALL = Normaliser(tokens=8, sequences=4, max_tokens=8, prompts=1)
 
 
 def flat(rows: list[list[float]]) -> torch.Tensor:
@@ -49,13 +53,14 @@ def fixture(
 
     With the bounds of a correction the sampler is another one than the old policy.
     """
-    algorithm = Algorithm.model_validate({"loss": variant, "clip_low": 0.2, "clip_high": 0.28} | knobs)
+    clip = {"clip_low": 0.2, "clip_high": 0.28} if "clip_low" in VARIANTS[variant].keys else {}  # noqa: SIM118
+    algorithm = Algorithm.model_validate({"loss": variant, **clip} | knobs)
     old_C = flat([OLD[row] for row in rows])
     new_C = (old_C + flat([NEW_MINUS_OLD[row] for row in rows])).requires_grad_()
     reference_C = new_C.detach() + flat([REFERENCE_MINUS_NEW[row] for row in rows])
     lengths = [len(OLD[row]) for row in rows]
     advantages_C = per_token([advantages[row] for row in rows], lengths)
-    more = {"reference_logprobs_C": reference_C}
+    more = {"reference_logprobs_C": reference_C, "prompt_tokens_R": torch.full((len(rows),), ALL.tokens)}
     sampler_C = old_C
     if bounds != NONE:
         more["start_logprobs_C"], sampler_C = old_C, old_C - flat([OLD_MINUS_SAMPLER[row] for row in rows])
@@ -190,9 +195,8 @@ def test_what_a_configuration_needs():
 @pytest.mark.parametrize("knobs", [{}, {"kl_coef": 0.1}, {"entropy_coef": 0.1}])
 def test_every_output_has_the_named_statistics(knobs):
     new_C = flat(OLD).requires_grad_()
-    seen = inputs(
-        new_C, flat(OLD), new_C.detach(), [3, 2, 1, 2], ALL, entropy_C=new_C * 2, reference_logprobs_C=flat(OLD)
-    )
+    reference = {"reference_logprobs_C": flat(OLD)} if "kl_coef" in knobs else {}
+    seen = inputs(new_C, flat(OLD), new_C.detach(), [3, 2, 1, 2], ALL, entropy_C=new_C * 2, **reference)
     assert set(policy_loss(seen, Algorithm(**knobs)).sums) == set(statistics_of(Algorithm(**knobs)))
 
 
@@ -201,7 +205,7 @@ def test_the_entropy_bonus_lowers_the_loss_by_its_weighted_mean(variant):
     new_C, entropy_C = flat(OLD).requires_grad_(), flat(NEW_MINUS_OLD).requires_grad_()
     seen = inputs(new_C, flat(OLD), torch.zeros(8, dtype=torch.float64), [3, 2, 1, 2], ALL, entropy_C=entropy_C)
     output = policy_loss(seen, Algorithm(loss=variant, entropy_coef=0.5))
-    weights_C = LOSSES[variant].weights(seen).detach()
+    weights_C = AGGREGATIONS[Algorithm(loss=variant).aggregation](seen).detach()
     assert output.loss.item() == pytest.approx(-0.5 * (weights_C * entropy_C).sum().item())
     (gradient_C,) = torch.autograd.grad(output.loss, entropy_C)
     assert gradient_C.tolist() == pytest.approx((-0.5 * weights_C).tolist())
@@ -218,7 +222,8 @@ def test_a_term_that_comes_detached_is_an_error():
 
 
 def test_a_term_of_ones_own_is_one_row(monkeypatch):
-    own = Term(lambda algorithm: 2.0, lambda seen: seen.logprobs_C**2, Needs(zero_advantage_rows=True), "squares")
+    needs = Needs(zero_advantage_rows=True)
+    own = Term(lambda algorithm, inputs: 2.0, lambda seen: seen.logprobs_C**2, needs, "squares")
     monkeypatch.setattr(module, "TERMS", (*module.TERMS, own))
     assert needs_of(Algorithm()) == Needs(zero_advantage_rows=True)
     output, gradient_C = fixture("dapo", advantages=[0.0] * 4)

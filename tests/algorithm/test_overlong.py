@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from grpo.algorithm.advantages import advantages
 from grpo.algorithm.overlong import masked, overlong_penalty, penalised
-from grpo.config import Config
+from grpo.config import Algorithm, Config
 from grpo.observe.metrics import summarize
 from grpo.types import Group, Prompt, Sample
 
@@ -44,7 +44,7 @@ def test_penalties_count_in_the_advantage_and_not_in_the_reward() -> None:
     [scored] = penalised([group(4, 6, 8, 8, rewards=(1, 1, 1, 0))], configured(overlong={"buffer": 4, "penalty": 0.5}))
     assert [sample.penalty for sample in scored.samples] == [0.0, -0.25, -0.5, -0.5]
     assert scored.rewards_G == [1, 1, 1, 0] and scored.penalised_G == [1, 0.75, 0.5, -0.5]
-    samples = advantages([scored], std="none")
+    samples = advantages([scored], Algorithm(advantage_std="none"))
     assert [sample.advantage for sample in samples] == pytest.approx([0.5625, 0.3125, 0.0625, -0.9375])
     stats = summarize([scored], step=1)
     assert stats["reward/mean"] == 0.75 and stats["completion/overlong_penalty"] == -0.3125
@@ -54,14 +54,24 @@ def test_penalties_count_in_the_advantage_and_not_in_the_reward() -> None:
 
 
 def test_masked_completions_count_in_their_group_and_train_nothing() -> None:
-    samples = masked(advantages([group(4, 8, 6, 8, rewards=(1, 0, 0, 1))], std="none"), mask_truncated=True)
+    whole, cut = Algorithm(advantage_std="none"), Algorithm(mask_truncated=True)
+    groups = [group(4, 8, 6, 8, rewards=(1, 0, 0, 1))]
+    samples = masked(advantages(groups, whole), groups, cut)
     assert [sample.advantage for sample in samples] == [0.5, -0.5, -0.5, 0.5]
     assert [sample.trained_tokens for sample in samples] == [4, 0, 6, 0]
     assert [list(sample.trained_places) for sample in samples][1:3] == [[], [0, 1, 2, 3, 4, 5]]
     assert [sample.sampled_tokens for sample in samples] == [4, 8, 6, 8]
     assert summarize([Group(Prompt("p", "q", "a", (1,)), tuple(samples))], 1)["completion/tokens"] == 6.5
-    assert not any(sample.masked for sample in masked(samples[:1], mask_truncated=True))
-    assert masked([samples[0]], mask_truncated=False) == [samples[0]]
+    one = [group(4)]
+    assert masked(advantages(one, whole), one, cut) == advantages(one, whole)
+    assert masked(advantages(groups, whole), groups, whole) == advantages(groups, whole)
+
+
+def test_groups_of_equal_rewards_are_left_out_where_that_is_asked() -> None:
+    drop = Algorithm(drop_zero_variance=True)
+    groups = [group(4, 5, rewards=(1, 1)), group(6, 8, rewards=(1, 0))]
+    assert [sample.masked for sample in masked(advantages(groups, drop), groups, drop)] == [True, True, False, False]
+    assert not any(sample.masked for sample in masked(advantages(groups, Algorithm()), groups, Algorithm()))
 
 
 def test_what_cannot_be_meant_is_refused() -> None:

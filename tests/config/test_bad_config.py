@@ -54,7 +54,7 @@ def wrong_values(field: FieldInfo) -> list[Any]:
     if get_origin(kind) is Literal:
         return [*wrong, "nonsense", 17, True, "", *NUMBERS]
     if get_origin(kind) is tuple:
-        return [{"a": 1}, None, 5, "text", True, [None], [[1]], [{"a": 1}], [math.nan]]
+        return [{"a": 1}, *([] if optional else [None]), 5, "text", True, [None], [[1]], [{"a": 1}], [math.nan]]
     if get_origin(kind) is dict:
         return [None, 5, "text", True, [1], {"a b": 1}, {"": 1}, {"a": math.nan}]
     base = next(one for one in (kind, *get_args(kind)) if isinstance(one, type))
@@ -318,7 +318,8 @@ CLI = {
     "wrong type": ("run: {steps: many}", "run.steps = many: must be a valid integer"),
     "range": ("rollout: {samples_per_prompt: 1000000000}", "must be less than or equal to 1048576"),
     "misspelt": ("train: {learning_rat: 1}", "did you mean train.learning_rate?"),
-    "enum": ("algorithm: {loss: ppo}", "must be 'dapo', 'grpo' or 'dr_grpo'"),
+    "enum": ("algorithm: {loss: ppo}", "must be 'dapo', 'grpo', 'dr_grpo', 'gspo',"),
+    "preset": ("algorithm: {preset: ppo}", "must be 'grpo', 'deepseek_r1', 'deepseek_v3_2', 'dapo',"),
     "combination": ("sync: {every: 3}", "must be a multiple of sync.every = 3"),
     "unpinned": ("eval: {source: owner/rows}", "set eval.revision to its commit"),
     "steering": ('run: {name: "\\e]0;x\\a"}', "run.name = "),

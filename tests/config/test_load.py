@@ -87,7 +87,7 @@ def test_a_mistyped_key_names_the_path_the_value_and_the_nearest_key(tmp_path: P
         "rewards.0.wait = 2: unknown key; did you mean rewards.0.weight?"
     ]
     assert problems(tmp_path, MINIMAL, "model.xyz=1") == [
-        "model.xyz = 1: unknown key; model has the keys path, revision, dtype, max_length"
+        "model.xyz = 1: unknown key; model has the keys path, revision, dtype, max_length, fp32_head"
     ]
 
 

@@ -17,6 +17,9 @@ from grpo.config import Config
 ROOT = Path(__file__).parents[2] / "grpo"
 SCHEMA = {ROOT / "config" / name for name in ("schema.py", "rewards.py", "algorithm.py")}
 
+FILLS_IN = {"algorithm.preset"}
+"""Read while the configuration is made: others hold what it says."""
+
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
@@ -62,7 +65,7 @@ def unread(knobs: list[str], sources: list[str]) -> list[str]:
 
 def test_every_knob_is_read() -> None:
     sources = [path.read_text() for path in ROOT.rglob("*.py") if path not in SCHEMA]
-    assert unread(list(leaves(Config)), sources) == []
+    assert unread([knob for knob in leaves(Config) if knob not in FILLS_IN], sources) == []
 
 
 def test_the_knobs_are_all_there() -> None:

@@ -145,6 +145,7 @@ def full_step(metrics, step):
         metrics.phase_ended(phase, ok=True)
     groups = [make_group([1.0, 0.0], step)]
     scores = {"eval/accuracy": 0.5, "eval/pass@4": 0.6, "train/kl_reference": 0.1, "sync/self_test_diff": 0.0} | SYNC
+    scores["train/kl_coef"] = 0.02
     failed = {"train/skipped": 1.0, "reward/failures_timeout": 1.0, "reward/dropped_samples": 1.0}
     failed |= {"reward/source/math": 0.5, "reward/function/my_rewards:short": 0.25}
     failed |= {"pipeline/rollout_idle": 0.1, "pipeline/trainer_idle": 0.2, "pipeline/batches_ahead": 1.0}

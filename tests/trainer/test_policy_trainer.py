@@ -381,12 +381,16 @@ def skip_updates(rank: int, world_size: int, port: int, configs: list[Config]) -
         skipped_state = moving_parts(trainer)
         trainer.engine.backward = lambda loss, last, do=backward: do(loss * (math.inf if rank == 1 else 1.0), last)
         skipped.append(trainer.step(ROWS, step=1))
-        trainer.engine.backward, loss = backward, trainer._loss
+        trainer.engine.backward, objective = backward, trainer.objective
         assert trainer.budget.in_row == 2
         trainer.budget.in_row = 0
-        trainer._loss = lambda *given, do=loss: replace(output := do(*given), loss=output.loss + (rank and math.inf))
+
+        def broken(seen: LossInputs, do=objective.loss) -> Any:
+            return replace(output := do(seen), loss=output.loss + (rank and math.inf))
+
+        trainer.objective = replace(objective, loss=broken)
         skipped.append(trainer.step(ROWS, step=1))  # the gradient of this loss is finite
-        trainer._loss = loss
+        trainer.objective = objective
         unmoved = skipped_state == moving_parts(trainer) == start
         again = trainer.step(ROWS, step=1), moving_parts(trainer)
 
