@@ -25,6 +25,7 @@ SAMPLES = [
         {
             "made {{run}}": "sum by (run) (rate(grpo_train_updates_total{<run>}[$__rate_interval])) * 60",
             "skipped {{run}}": "sum by (run) (rate(grpo_train_skipped_updates_total{<run>}[$__rate_interval])) * 60",
+            "NaN logprobs {{run}}": "sum by (run) (rate(grpo_unknown_logprobs_total{<run>}[$__rate_interval])) * 60",
         },
         low=0,
         alerts=["GrpoNonFinite"],

@@ -40,6 +40,7 @@ LEARNING = [
         {
             "update {{run}}": "max by (run) (grpo_update_kl{<run>})",
             "reference {{run}}": "max by (run) (grpo_policy_kl{<run>})",
+            "coefficient of that {{run}}": "max by (run) (grpo_policy_kl_coef{<run>})",
             "sampler - trainer {{run}}": "max by (run) (grpo_rollout_train_kl{<run>})",
         },
         alerts=["GrpoKlSpike", "GrpoSamplerMismatch"],
