@@ -6,7 +6,7 @@ from statistics import median
 
 from grpo.config import Config
 from grpo.errors import ConfigError
-from grpo.plan.gpus import FLOOR, LINK_SHARE, Gpu
+from grpo.plan.gpus import BESIDE, FLOOR, LINK_SHARE, Gpu
 from grpo.plan.model_size import read_shape
 from grpo.plan.speed import Rates, Work, talk_seconds, train_flops
 
@@ -47,6 +47,10 @@ def measured(rows: Sequence[Row], spans: Sequence[Row], config: Config, gpu: Gpu
     }
     syncs = [row for row in rows if _number(row, "sync/seconds") is not None and (_number(row, "step") or 0) >= first]
     whole = _middle(syncs, "sync/seconds")
+    receive = _middle(syncs, "sync/receive_seconds") or whole
+    if rollout.max_staleness > 1 or (rollout.max_staleness and rollout.update == "in_flight"):
+        slowed = BESIDE * receive / config.sync.every
+        seconds["train"] = max(seconds["train"] - slowed, seconds["train"] / 4)
     counts = [count for row in steps if (count := _number(row, "pipeline/engines"))]
     engines = sum(counts) / len(counts) if counts and rollout.elastic else float(rollout.fewest_engines)
     rates = Rates(completion / engines / seconds["sample"], 1.0, whole, 0.0, 0.0, FLOOR, LINK_SHARE * gpu.link)
@@ -59,7 +63,7 @@ def measured(rows: Sequence[Row], spans: Sequence[Row], config: Config, gpu: Gpu
             rank_flops=train_flops(config, shape, work) / config.train.ranks / (seconds["train"] - talked),
             sync=whole,
             switch=_middle(syncs, "sync/switch_seconds") or whole,
-            receive=_middle(syncs, "sync/receive_seconds") or whole,
+            receive=receive,
             floor=FLOOR,
             link=rates.link,
         ),

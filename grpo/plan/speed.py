@@ -4,7 +4,7 @@ With n engines and m ranks: sampling G = tokens / (n x tokens a second), trainin
 ranks tell each other, S what a sync keeps engines from.
     max_staleness 0           G + T + S
     1, between batches        max(G + S, T + R): a version that is published must still arrive (R) for the next batch
-    2 and more, or in flight  max(G + S, T)
+    2 and more, or in flight  max(G + S, T + 3/4 R): training is slower while a version travels
 The longest completion adds to G where a batch is sampled whole. Rewards count as nothing.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from grpo.config import Config
 from grpo.plan.gpus import (
+    BESIDE,
     COMPILED_SHARE,
     DECODE_SHARE,
     ENGINE_TOKENS,
@@ -101,14 +102,15 @@ def rates_of(config: Config, shape: Shape, gpu: Gpu, work: Work, engines: int, t
     computed = rows * (2 * shape.parameters + 4 * shape.layers * width * context) / peak
     several = config.rollout.engines_per_gpu
     decode = DECODE_SHARE * rows / max(read, computed) * tensor_parallel / several
-    visible = FIXED_SYNC + weights / min(SYNC_RATE, LINK_SHARE * gpu.link)
+    carried = weights * several  # to one engine of a GPU after the other
+    visible = FIXED_SYNC + carried / min(SYNC_RATE, LINK_SHARE * gpu.link)
     compiled = config.train.compile is True or (config.train.compile == "auto" and config.train.zero_stage < 3)
     return Rates(
         engine_tokens=min(ENGINE_TOKENS, SHARED_TOKENS / several if several > 1 else ENGINE_TOKENS, decode),
         rank_flops=(COMPILED_SHARE if compiled else TRAIN_SHARE) * peak,
         sync=visible,
         switch=visible,
-        receive=FIXED_SYNC + weights / min(RECEIVE_RATE, LINK_SHARE * gpu.link),
+        receive=FIXED_SYNC + carried / min(RECEIVE_RATE, LINK_SHARE * gpu.link),
         floor=FLOOR,
         link=LINK_SHARE * gpu.link,
     )
@@ -161,7 +163,8 @@ def compose(config: Config, drawing: float, tail: float, training: float, rates:
     if not ahead:
         seconds, trainer = sampling + training + visible, training + visible
     else:
-        arrives = training + rates.receive / every if ahead == 1 and not in_flight else training
-        seconds, trainer = max(sampling + visible, arrives), training
+        waits = ahead == 1 and not in_flight
+        trainer = training if waits else training + BESIDE * rates.receive / every
+        seconds = max(sampling + visible, training + rates.receive / every if waits else trainer)
     idle = (1 - (sampling + visible) / seconds, 1 - trainer / seconds)
     return Step(0, 0, 0, seconds, sampling, training, visible, max(0.0, idle[0]), max(0.0, idle[1]))

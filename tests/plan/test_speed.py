@@ -39,6 +39,20 @@ def test_a_step_is_made_of_its_measured_parts_within_15_percent(
     assert step.seconds == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "staleness", "measured"), [(200, 0, 5.63), (512, 0, 12.64), (200, 2, 6.41), (512, 2, 9.01)]
+)
+def test_two_h200_with_three_engines_on_one_from_the_configuration_alone(
+    tmp_path: Path, tokens: int, staleness: int, measured: float
+) -> None:
+    how = {"max_staleness": staleness, "update": "in_flight" if staleness else "between_batches"}
+    rollout = ROLLOUT | how | {"max_tokens": tokens, "engines": 3, "engines_per_gpu": 3}
+    run = config(tmp_path, QWEN_1_5B, rollout=rollout)
+    work, shape = work_of(run, prompt_tokens=118), read_shape(run)
+    step = step_of(run, shape, work, rates_of(run, shape, H200, work, 3, 1), 3, 1, 1)
+    assert step.seconds == pytest.approx(measured, rel=0.15)
+
+
 def test_engines_are_as_busy_as_was_measured(tmp_path: Path) -> None:
     step = compose(standard(tmp_path, 1), 4.7, 0.0, 3.1, Rates(1.0, 1.0, 0.75, 0.75, 2.8, 0.0, 1.0))
     assert step.seconds == pytest.approx(5.9) and 0.90 <= 1 - step.rollout_idle <= 0.96
@@ -87,7 +101,8 @@ def test_the_four_rules_of_composition(tmp_path: Path) -> None:
     assert seconds(0) == 4.0 + 2.0 + 3.5 + 0.5
     assert seconds(1) == max(4.0 + 2.0 + 0.25, 3.5 + 3.0)
     assert seconds(2) == 4.0 + 2.0 + 0.25
-    assert seconds(1, "in_flight") == 4.0 + 0.25  # the longest completion holds up nobody
+    assert seconds(1, "in_flight") == 3.5 + 0.75 * 3.0  # slower while a version travels; the longest holds up nobody
+    assert compose(standard(tmp_path, 1, "in_flight"), 8.0, 2.0, 3.5, rates).seconds == 8.0 + 0.25
     assert seconds(0, sync={"every": 5}, checkpoint={"every": 5}) == 4.0 + 2.0 + 3.5 + 0.1
 
 
