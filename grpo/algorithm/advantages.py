@@ -58,13 +58,17 @@ def centred(rewards_G: Sequence[float], algorithm: Algorithm) -> list[float]:
 
 
 def summed(group: Group) -> list[float]:
-    """Of each sample of a group: the weighted sum of its rewards, each normalised within the group."""
-    totals_G = [0.0] * len(group.rewards_G)
-    for place in range(len(group.samples[0].parts) if group.samples else 0):
-        rewards_G = [sample.parts[place][1] for sample in group.samples]
+    """Of each sample of a group: the weighted sum of its rewards, each normalised within the group.
+
+    Samples without parts, which a run that summed first has drawn, have one reward: their sum.
+    """
+    parts_G = [sample.parts or ((1.0, reward),) for sample, reward in zip(group.samples, group.rewards_G, strict=True)]
+    totals_G = [0.0] * len(parts_G)
+    for parts in zip(*parts_G, strict=True):
+        rewards_G = [reward for _, reward in parts]
         centre, scale = mean(rewards_G), spread(rewards_G) + STD_FLOOR
-        for row, (sample, reward) in enumerate(zip(group.samples, rewards_G, strict=True)):
-            totals_G[row] += sample.parts[place][0] * (reward - centre) / scale
+        for row, (weight, reward) in enumerate(parts):
+            totals_G[row] += weight * (reward - centre) / scale
     return totals_G
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from grpo.config.algorithm import Algorithm
 from grpo.config.data import Data
@@ -185,6 +185,16 @@ class Rollout(Section):
         """Engines on one GPU, at most."""
         share = self.gpus_per_engine or 1.0
         return self.engines_per_gpu if share >= 1 else max(1, min(self.most_engines, int(1.0001 / share)))
+
+    @field_validator("samples_per_prompt", mode="before")
+    @classmethod
+    def _refuse_a_group_of_one(cls, count: object) -> object:
+        if count in (1, "1") and not isinstance(count, bool):
+            raise ValueError(
+                "must be greater than or equal to 2, as a completion is compared with the others of its prompt: one "
+                "alone has the advantage 0 and teaches nothing"
+            )
+        return count
 
     @model_validator(mode="after")
     def _check_shared(self) -> "Rollout":

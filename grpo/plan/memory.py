@@ -103,9 +103,7 @@ def make_plan(config: Config, gpu_gib: float = 80.0) -> Plan:
         sync_bytes=weights,
         **held,
         activations=activation_bytes(shape, micro_batch, size, train.gradient_checkpointing),
-        head=head_bytes(
-            shape, micro_batch, frozen=train.lora is not None, widened=config.model.fp32_head and size < FP32
-        ),
+        head=head_bytes(shape, micro_batch, *of_head(config, size)),
         engine_weights=weights // rollout.tensor_parallel,
         kv_per_token=kv_per_token,
         kv_tokens_cpu=int(rollout.kv_cache_gib * GIB) // kv_per_token,
@@ -160,7 +158,8 @@ def micro_batch_tokens(config: Config, shape: Shape, size: int, held: int, gpu_g
     if train.tokens_per_micro_batch != "auto" or config.cluster.device == "cpu":
         return config.fixed_tokens
     gpu, copies = gpu_gib * GIB, shape.parameters * size * (ahead + 1 if ahead else 0)
-    room = ROOM * min(1.0, train.gpus_per_rank or 1.0) * gpu - gpu / LOGITS - copies - held - head_bytes(shape, GRAIN)
+    head = head_bytes(shape, GRAIN, *of_head(config, size))
+    room = ROOM * min(1.0, train.gpus_per_rank or 1.0) * gpu - gpu / LOGITS - copies - held - head
     fitting = int(room) // activation_bytes(shape, 1, size, train.gradient_checkpointing) // GRAIN * GRAIN
     return max(min(fitting, MOST_TOKENS), config.model.max_length)
 
@@ -172,7 +171,12 @@ def activation_bytes(shape: Shape, tokens: int, size: int, checkpointing: bool) 
     return tokens * size * shape.layers * shape.activations_per_layer
 
 
-def head_bytes(shape: Shape, tokens: int, frozen: bool = False, widened: bool = False) -> int:
+def of_head(config: Config, size: int) -> tuple[bool, bool]:
+    """Whether the head's weights, of so many bytes a number, are frozen, and whether they are widened to float32."""
+    return config.train.lora is not None, config.model.fp32_head and size < FP32
+
+
+def head_bytes(shape: Shape, tokens: int, frozen: bool, widened: bool) -> int:
     """One chunk's fp32 logits and log-softmax, and the head's fp32 gradient, which a frozen one has not.
 
     And its weights once more where they are `widened`.

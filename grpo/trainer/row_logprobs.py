@@ -1,10 +1,12 @@
 """Logprobs of a step's rows under weights that do not move within it: each row once, without a gradient."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import distributed
 
+from grpo.errors import NonFiniteError
 from grpo.trainer.packing import Minibatch, Rows, pack
 from grpo.types import Sample
 
@@ -52,11 +54,20 @@ class RowLogprobs:
         self.known = dict(zip(everyone, values.split(lengths), strict=True))
 
     def divergence(self, sample: Sample, row: int) -> float:
-        """log sampler - log of this model, over the whole completion (k1); what the sampler does not know counts 0."""
+        """log sampler - log of this model, over the whole completion (k1); what the sampler does not know counts 0.
+
+        Raises NonFiniteError if it is no number: no reward can lose that.
+        """
         if row not in self.known:
             return 0.0
         sampler = torch.tensor([sample.logprobs[place] for place in sample.trained_places], device=self.device)
-        return float((sampler - self.known[row]).nan_to_num(nan=0.0).double().sum())
+        apart = float(torch.where(sampler.isnan(), 0.0, sampler - self.known[row]).double().sum())
+        if not math.isfinite(apart):
+            raise NonFiniteError(
+                f"KL to the reference must be finite to be taken off a reward, but is {apart} for sample "
+                f"{sample.index} of prompt {sample.prompt_id}; use model.dtype float32, or another model.path"
+            )
+        return apart
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ The folder holds:
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from grpo.types import TensorRecord
 FORMAT = 1
 HEADER = "trainer.json"
 FILE_BYTES = 2 << 30
-DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError)
+DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError, AttributeError)
 """What a file that is missing, cut off or of another make can raise."""
 
 
@@ -155,7 +156,9 @@ class StateFolder:
             header: dict[str, Any] = json.loads(path.read_text())
             found, names, ranks = header["format"], set(header["files"]), int(header["world_size"])
             frozen = str(header.get("frozen", ""))
-            dict(header["counters"])
+            for name, value in header["counters"].items():
+                if not 0 <= float(value) < math.inf:
+                    raise ValueError(f"counter {name} is {value}")
         except DAMAGED as error:
             raise damaged(path, "it does not open", error) from error
         if found != FORMAT or ranks < 1:
@@ -225,7 +228,7 @@ class StateFolder:
         paths = [path for rank in range(written_by) if (path := self.folder / drift_file(rank)).exists()]
         try:
             drift.restore([path.read_text() for path in paths])
-        except (*DAMAGED, AttributeError) as error:
+        except DAMAGED as error:
             raise damaged(
                 paths[0], "it and those of the other ranks do not hold rows of older versions", error
             ) from error

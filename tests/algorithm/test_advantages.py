@@ -1,5 +1,6 @@
 """Advantages: the numbers of TRL's `scale_rewards` and their properties."""
 
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -96,3 +97,82 @@ def test_group_advantages_are_bounded(rewards_G):
     """No sample can be more than (G - 1) / sqrt(G) standard deviations (N - 1) away from the mean."""
     bound = (len(rewards_G) - 1) / len(rewards_G) ** 0.5
     assert all(abs(advantage) <= bound + 1e-9 for advantage in values("group", rewards_G))
+
+
+def compared(groups, **algorithm):
+    return [sample.advantage for sample in advantages(groups, Algorithm.model_validate(algorithm))]
+
+
+def test_leave_one_out_as_in_the_shared_fixture():
+    """RLOO: 1 - 1/3 and 0 - 2/3, with no std unless another one is named."""
+    assert compared(grouped([1, 0, 0, 1]), baseline="leave_one_out") == pytest.approx([2 / 3, -2 / 3, -2 / 3, 2 / 3])
+    assert compared(grouped([3, 0]), baseline="leave_one_out") == [3.0, -3.0]
+    assert compared(grouped([0.1] * 3, [7.0]), baseline="leave_one_out") == [0.0] * 4
+
+
+def test_whiten_divides_by_the_std_of_what_is_centred():
+    """Centred +-1/2 and 1/4 x3, -3/4: squares 1 + 3/4 over 7 are 1/4, so the std is 1/2."""
+    expected = [0.5, -0.5, -0.5, 0.5, 0.25, 0.25, 0.25, -0.75]
+    found = values("whiten", [1, 0, 0, 1], [1, 1, 1, 0])
+    assert found == pytest.approx([value / 0.5001 for value in expected])
+    away = values("whiten", [11, 10, 10, 11], [1, 1, 1, 0])
+    assert away == pytest.approx(found), "unlike the std of all rewards, it does not see how groups differ"
+    assert values("batch", [11, 10, 10, 11], [1, 1, 1, 0])[0] < 0.11
+
+
+def test_leave_one_out_can_be_whitened():
+    """2 (R - mean) in groups of two: +-1 and +-2, whose squares 10 over 3 give a std of 1.825742."""
+    found = compared(grouped([1, 0], [2, 0]), baseline="leave_one_out", advantage_std="whiten")
+    assert found == pytest.approx([value / 1.825842 for value in (1, -1, 2, -2)], rel=1e-6)
+
+
+def of_parts(*parts_PG):
+    """Groups of several rewards: of each sample (weight, reward) by reward."""
+    groups = []
+    for group, parts_G in zip(grouped(*[[0.0] * len(parts_G) for parts_G in parts_PG]), parts_PG, strict=True):
+        samples = [
+            replace(sample, parts=tuple(parts), reward=sum(weight * reward for weight, reward in parts))
+            for sample, parts in zip(group.samples, parts_G, strict=True)
+        ]
+        groups.append(Group(group.prompt, tuple(samples)))
+    return groups
+
+
+GDPO = {"reward_combination": "normalise_then_sum"}
+
+
+def test_rewards_normalised_then_summed_by_weight_then_whitened():
+    """Each reward is +-1 / sqrt(2) over its own std: 1 of 0..1 counts as 100 of 0..100, and half the weight as half."""
+    rows = [[(1.0, 1.0), (0.5, 0.0)], [(1.0, 0.0), (0.5, 100.0)]]
+    one, other = 0.5 / (0.5**0.5 + 1e-4), 50.0 / (5000.0**0.5 + 1e-4)
+    total = one - 0.5 * other
+    scale = (2 * total**2) ** 0.5 + 1e-4
+    assert compared(of_parts(rows), **GDPO) == pytest.approx([total / scale, -total / scale])
+    assert compared(of_parts(rows))[0] < 0.0, "as one sum the large reward decides"
+
+
+def test_equal_sums_of_other_parts_teach_where_rewards_are_compared_apart():
+    """Rare rewards weigh more: (1, 0) stands against (0, 1) three times."""
+    rows = [[(1.0, 1.0), (2.0, 0.0)]] + [[(1.0, 0.0), (2.0, 0.5)]] * 3
+    group = of_parts(rows)
+    assert compared(group, advantage_std="none") == [0.0] * 4 and not group[0].zero_variance
+    high = compared(group, **GDPO)
+    totals = [0.75 / 0.5001 - 2 * 0.375 / 0.2501] + [-0.25 / 0.5001 + 2 * 0.125 / 0.2501] * 3
+    scale = spread(totals) + 1e-4
+    assert high == pytest.approx([total / scale for total in totals])
+    assert of_parts([[(1.0, 1.0), (2.0, 0.5)]] * 3)[0].zero_variance
+
+
+def test_the_sum_is_whitened_over_the_whole_batch():
+    first = [[(1.0, 1.0)], [(1.0, 0.0)]]
+    second = [[(3.0, 1.0)], [(3.0, 0.0)]]
+    unit = 0.5 / (0.5**0.5 + 1e-4)
+    scale = spread([unit, -unit, 3 * unit, -3 * unit]) + 1e-4
+    expected = [value * unit / scale for value in (1, -1, 3, -3)]
+    assert compared(of_parts(first, second), **GDPO) == pytest.approx(expected)
+
+
+def test_samples_that_were_drawn_without_parts_have_one_reward():
+    groups = grouped([1, 0, 0, 1])
+    alone = of_parts([[(1.0, 1.0)], [(1.0, 0.0)], [(1.0, 0.0)], [(1.0, 1.0)]])
+    assert compared(groups, **GDPO) == compared(alone, **GDPO) != [0.0] * 4

@@ -130,6 +130,7 @@ def test_activations_and_head(tmp_path: Path) -> None:
         (141, {}, 34 * 1024),  # 0.9 - 1/16 of it without 25.9 GiB of states and 2 of the head, by 2.72 MB a token
         (80, {}, 15 * 1024),
         (80, {"rollout": {"max_staleness": 1}}, 12 * 1024),  # two copies of the weights travel
+        (80, {"model": {"fp32_head": True}}, 14 * 1024),  # the head once more in fp32, 0.87 GiB
         (80, {"train": {"gpus_per_rank": 0.5}}, 2048),  # model.max_length, at least
         (24, {}, 2048),
         (141, {"train": {"gradient_checkpointing": True}}, 65536),
@@ -249,3 +250,27 @@ def test_an_adapter(tmp_path):
     assert some.trained == 8 * 28 * 2 * 1536
     with pytest.raises(ConfigError, match="train.lora.targets: plan knows .* not lm_head"):
         make_plan(config(tmp_path, QWEN_1_5B, train={"lora": {"targets": ["lm_head"]}}))
+
+
+@pytest.mark.parametrize(
+    ("sections", "matrices"),
+    [
+        ({}, 1),
+        ({"model": {"fp32_head": True}}, 2),
+        ({"model": {"fp32_head": True, "dtype": "float32"}}, 1),
+        ({"train": {"lora": {"rank": 8}}}, 0),
+        ({"train": {"lora": {"rank": 8}}, "model": {"fp32_head": True}}, 1),
+    ],
+)
+def test_a_head_in_fp32_has_its_weights_once_more(tmp_path: Path, sections: Any, matrices: int) -> None:
+    """Beside its gradient, which a frozen one has not; weights that are fp32 already are not copied."""
+    made = make_plan(config(tmp_path, QWEN_1_5B, **sections))
+    assert made.head == 2 * 1024 * 151936 * 4 + matrices * 151936 * 1536 * 4
+
+
+@pytest.mark.parametrize("sections", [{}, {"model": {"fp32_head": True}}, {"train": {"lora": {"rank": 8}}}])
+def test_auto_leaves_room_for_the_head_as_it_is(tmp_path: Path, sections: Any) -> None:
+    """All that a rank needs fits, and another grain of tokens would not."""
+    made = make_plan(config(tmp_path, QWEN_1_5B, cluster={"device": "cuda"}, **sections), 80)
+    left = ROOM * 80 * GIB - 80 * GIB / LOGITS - made.rank_bytes
+    assert 0 <= left < GRAIN * made.activations / made.micro_batch
