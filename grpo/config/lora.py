@@ -2,10 +2,24 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from grpo.config.fields import LayerName
 from grpo.config.section import Section
+
+
+def _all_or_names(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    """One sentence where pydantic has one for each kind of value."""
+    try:
+        return handler(value)
+    except ValidationError:
+        raise ValueError("must be all, or a list of 1 to 256 names of layers, such as [q_proj, v_proj]") from None
+
+
+Targets = Annotated[
+    Literal["all"] | Annotated[tuple[LayerName, ...], Field(min_length=1, max_length=256)],
+    WrapValidator(_all_or_names),
+]
 
 
 class Lora(Section):
@@ -15,7 +29,7 @@ class Lora(Section):
     """Rank of the change of each matrix: rows of A, columns of B."""
     alpha: float = Field(32.0, gt=0, le=1e6)
     """The change is scaled by alpha / rank."""
-    targets: Literal["all"] | Annotated[tuple[LayerName, ...], Field(min_length=1, max_length=256)] = "all"
+    targets: Targets = "all"
     """Names of the linear layers that are changed, such as q_proj or self_attn.q_proj; all: each but the head."""
 
     @property
