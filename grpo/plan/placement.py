@@ -1,5 +1,6 @@
 """Which actor may run on which node: what `cluster` asks of Ray, worked out beforehand to say what is missing."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -167,8 +168,11 @@ def _place(groups: list[Group], nodes: Sequence[Node]) -> Placement:
 
 def room_for_engines(config: Config, device: str, nodes: Sequence[Node], roles: Sequence[Role] = ROLES) -> int:
     """How many engines find a place on these nodes beside all ranks: from the fewest to the most of the run."""
-    rollout = config.rollout
-    for engines in range(rollout.most_engines, rollout.fewest_engines, -rollout.engines_per_gpu):
+    rollout, each = config.rollout, needs(config, device)["rollout"]
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    beyond = rollout.most_engines - int(min(cpus / CPUS, gpus / each + SMALL if each else math.inf))
+    most = rollout.most_engines - rollout.engines_per_gpu * max(0, -(-beyond // rollout.engines_per_gpu))
+    for engines in range(most, rollout.fewest_engines, -rollout.engines_per_gpu):
         if not any(place(with_engines(config, engines), device, nodes, roles).missing.values()):
             return engines
     return rollout.fewest_engines

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpo.plan import placement
 from grpo.plan.placement import Node, crowded, grouped, place, refusal, room_for_engines, with_engines
 from tests.plan.preflight.sites import config, node
 
@@ -165,3 +166,14 @@ def test_how_many_of_the_engines_that_may_come_find_room() -> None:
     shared = config(rollout={"engines": {"min": 2, "max": 6}, "engines_per_gpu": 2}, train={"ranks": 2})
     assert [room_for_engines(shared, "cuda", [node("a", gpus=gpus)]) for gpus in (3, 4, 8)] == [2, 4, 6]
     assert members(with_engines(shared, 4)) == ["t0", "t1", "r0r1", "r2r3"], "that share a GPU they come together"
+
+
+@pytest.mark.parametrize(("device", "gpus", "found"), [("cpu", 0, 15), ("cuda", 8, 7)])
+def test_no_number_of_engines_is_tried_that_the_nodes_cannot_hold(monkeypatch, device, gpus, found) -> None:
+    tried = []
+    whole = placement.place
+    monkeypatch.setattr(placement, "place", lambda config, *rest: tried.append(config) or whole(config, *rest))
+    wanted = config(rollout={"engines": {"min": 1, "max": 10_000}})
+    assert room_for_engines(wanted, device, [node("a", cpus=16, gpus=gpus)]) == found
+    assert len(tried) <= 2, "each takes as long as there are engines"
+    assert room_for_engines(wanted, device, []) == 1
