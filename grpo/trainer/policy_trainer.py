@@ -34,7 +34,7 @@ from grpo.trainer.malloc import keep_freed_memory
 from grpo.trainer.model import Policy, load_policy
 from grpo.trainer.packing import Minibatch, pack, plan_minibatches, row_tokens
 from grpo.trainer.published import PublishedVersions
-from grpo.trainer.rehearsal import prove_on_rank_0, rehearse_update
+from grpo.trainer.rehearsal import check_adapter, prove_on_rank_0, rehearse_update
 from grpo.trainer.row_logprobs import RowLogprobs
 from grpo.trainer.saving import prepare_saving
 from grpo.trainer.snapshot import StateSnapshot
@@ -83,6 +83,8 @@ class PolicyTrainer(Kept):
         policy = self._load(config.train.gradient_checkpointing, adapter=True).to(self.device)
         policy.entropy_gradient = self.needs.entropy_gradient
         prepare_saving(policy.causal_lm)
+        if config.train.lora:
+            check_adapter(policy, config.model.max_length)
         if compiling.wanted(config, self.device):
             phases.begin("compile")
         notes = compiling.compile_where_wanted(policy, config, self.device)

@@ -9,11 +9,12 @@ from transformers import AutoModelForCausalLM
 from grpo.config import Config
 from grpo.config.text import first_line
 from grpo.errors import ConfigError, GrpoError
+from grpo.trainer.adapter import adapted_layers
 from grpo.trainer.collective import raise_on_all_ranks
 from grpo.trainer.deepspeed import Engine
 from grpo.trainer.model import Policy, make_policy
 from grpo.trainer.packing import pack
-from grpo.trainer.proof import Proof, prove
+from grpo.trainer.proof import Proof, packed_logprobs, proof_rows, prove
 
 SPARE = 2.0
 """The copies of the proof go to the GPU if it has this many times their size free, else to the CPU."""
@@ -46,6 +47,31 @@ def prove_on_rank_0(policy: Policy, config: Config) -> Proof:
         torch.cuda.empty_cache()
     assert found[0] is not None, "rank 0 has a proof or an error"
     return found[0]
+
+
+def check_adapter(policy: Policy, max_length: int) -> None:
+    """Whether the model calls its layers that have an adapter, before anything is compiled.
+
+    A model that reads a layer's weight would not see what the adapter adds: it would learn nothing there, silently.
+    Experts of one name count together, since rows need not reach them all. Raises ConfigError.
+    """
+    called: set[str] = set()
+    kinds = {one.name: one.name.rpartition(".")[2] for one in adapted_layers(policy.causal_lm).values()}
+    hooks = [
+        one.layer.register_forward_pre_hook(lambda *_, kind=kinds[one.name]: called.add(kind))
+        for one in adapted_layers(policy.causal_lm).values()
+    ]
+    try:
+        packed_logprobs(policy, proof_rows(policy.causal_lm.config.get_text_config(), max_length))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if never := sorted(set(kinds.values()) - called):
+        names = ", ".join(sorted(called)) or "none of them"
+        raise ConfigError(
+            f"train.lora.targets: a layer with an adapter must be called, but {type(policy.causal_lm).__name__} only "
+            f"reads the weights of {', '.join(never)}; name others (called are: {names}), or leave train.lora out"
+        )
 
 
 def copies_device(policy: Policy, config: Config) -> torch.device:

@@ -28,6 +28,7 @@ from grpo.trainer.adapter import (
 )
 from grpo.trainer.model import Policy, make_policy
 from grpo.trainer.packing import pack
+from grpo.trainer.rehearsal import check_adapter
 from grpo.types import Sample
 from tests.models import random_samples, tiny_folder, tiny_model
 from tests.ranks import free_port, run_ranks
@@ -237,6 +238,23 @@ def test_targets_are_linear_layers_below_the_head(targets, said):
     policy = make_policy(tiny_model("qwen2"), 1.0)
     with pytest.raises(ConfigError, match=said):
         add_adapter(policy.causal_lm, Lora(targets=targets), 0, False)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_layer_whose_weight_is_only_read_would_not_see_its_adapter(monkeypatch, reads):
+    def forward(mlp, x):
+        gate = torch.nn.functional.linear(x, mlp.gate_proj.weight) if reads else mlp.gate_proj(x)
+        return mlp.down_proj(mlp.act_fn(gate) * mlp.up_proj(x))
+
+    policy = adapted()
+    monkeypatch.setattr(type(policy.causal_lm.model.layers[0].mlp), "forward", forward)
+    if reads:
+        said = r"train.lora.targets: .*only reads the weights of gate_proj; name others \(called are: down_proj, k_proj"
+        with pytest.raises(ConfigError, match=said):
+            check_adapter(policy, 64)
+    else:
+        check_adapter(policy, 64)
+    assert not any(one.layer._forward_pre_hooks for one in adapted_layers(policy.causal_lm).values())
 
 
 def test_some_targets():
