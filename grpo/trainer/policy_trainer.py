@@ -185,8 +185,11 @@ class PolicyTrainer(Kept):
         train = self.config.train
         if self.objective.corrected and train.epochs * train.minibatches > 1:  # else the update's own are those
             self.start.compute_all(batch, self._minibatches(batch, step, epoch=0), self.rank)
-        if self.reference and self.config.algorithm.kl == "k1" and self.objective.sampled:
+        in_reward = self.config.algorithm.kl == "k1"
+        if self.reference and (in_reward or self.weights.adapted):
+            # Below an adapter it is the policy itself, at stage 3 in parts: no rank may score what others do not.
             self.reference.compute_all(batch, self._minibatches(batch, step, epoch=0), self.rank)
+        if self.reference and in_reward:
             kl_B = [self.reference.divergence(sample, row) for row, sample in enumerate(batch)]
             batch = with_kl_penalty(batch, kl_B, self.control.coef, self.config.algorithm)
         self.clock["before_updates"] += time.perf_counter() - started

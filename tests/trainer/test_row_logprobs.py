@@ -2,15 +2,20 @@
 
 import math
 import threading
+from collections import defaultdict
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import distributed
 
+from grpo.algorithm.needs import Needs
+from grpo.config import Config
 from grpo.errors import NonFiniteError
 from grpo.trainer import row_logprobs
 from grpo.trainer.packing import plan_minibatches, row_tokens
+from grpo.trainer.policy_trainer import PolicyTrainer
 from grpo.trainer.row_logprobs import RowLogprobs
 from tests.models import random_samples
 
@@ -92,6 +97,40 @@ def test_ranks_share_the_work_and_each_knows_all(monkeypatch):
         assert {row: values.tolist() for row, values in each.known.items()} == {
             row: expected(sample) for row, sample in enumerate(ROWS)
         }
+
+
+def trainer_of(reference, rank: int, adapted: bool) -> PolicyTrainer:
+    """What of a rank of two prepares a step."""
+    trainer = object.__new__(PolicyTrainer)
+    trainer.config = Config.model_validate(
+        {"model": {"path": "-"}, "algorithm": {"kl_coef": 0.1}, "train": {"ranks": 2, "epochs": 2, "minibatches": 2}}
+    )
+    trainer.rank, trainer.world_size, trainer.token_budget, trainer.device = rank, 2, 48, CPU
+    trainer.objective, trainer.needs = SimpleNamespace(corrected=False), Needs(reference=True, zero_advantage_rows=True)
+    trainer.reference, trainer.start = reference, RowLogprobs(ByToken(), CPU)
+    trainer.weights, trainer.clock = SimpleNamespace(adapted={"layer": None} if adapted else {}), defaultdict(float)
+    return trainer
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_below_an_adapter_no_rank_scores_while_another_does_not(monkeypatch, adapted):
+    """At stage 3 each forward of the policy is a collective, and ranks have other numbers of rows to look up."""
+    monkeypatch.setattr(row_logprobs.distributed, "all_reduce", lambda values: None)
+    found = []
+    for rank in range(2):
+        policy = ByToken()
+        trainer = trainer_of(RowLogprobs(policy, CPU), rank, adapted)
+        assert trainer._prepare(ROWS, step=1) is ROWS
+        before = len(policy.rows)
+        for epoch in range(2):
+            for minibatch in trainer._minibatches(ROWS, 1, epoch):
+                for rows in filter(None, minibatch.micro_batches[rank]):
+                    trainer.reference.of(ROWS, rows)
+        found.append((before, len(policy.rows) - before))
+    if adapted:
+        assert found[0] == found[1] and found[0][0] > 0 == found[0][1], "all in step, and before the updates"
+    else:
+        assert found[0][1] != found[1][1], "a model of its own is asked for what is missing"
 
 
 def test_k1_is_sampler_less_reference_over_the_trained_tokens():
