@@ -8,7 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-LossName = Literal["dapo", "grpo", "dr_grpo", "gspo", "gspo_token", "luspo", "cispo", "sapo", "vespo", "reinforce"]
+LossName = Literal[
+    "dapo",
+    "grpo",
+    "dr_grpo",
+    "gspo",
+    "gspo_token",
+    "luspo",
+    "cispo",
+    "sapo",
+    "vespo",
+    "reinforce",
+]
 AggregationName = Literal["token_mean", "sequence_mean", "prompt_mean", "sequence_sum", "constant"]
 AGGREGATIONS: tuple[str, ...] = get_args(AggregationName)
 
