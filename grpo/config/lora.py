@@ -27,7 +27,7 @@ class Lora(Section):
 
     rank: int = Field(16, ge=1, le=4096)
     """Rank of the change of each matrix: rows of A, columns of B."""
-    alpha: float = Field(32.0, gt=0, le=1e6)
+    alpha: float = Field(32.0, ge=1e-3, le=1e6)
     """The change is scaled by alpha / rank."""
     targets: Targets = "all"
     """Names of the linear layers that are changed, such as q_proj or self_attn.q_proj; all: each but the head."""
