@@ -20,6 +20,7 @@ from grpo.cluster import processes, ray_private
 from grpo.cluster.private_folder import PrivateFolder
 from grpo.config import Config
 from grpo.errors import ClusterError, ConfigError, Interrupted
+from grpo.plan.placement import cpus_alone
 from grpo.run import shell
 from grpo.run.layout import LOGS
 from grpo.run.stopping import StopRequest
@@ -92,12 +93,11 @@ class LocalRay:
 
     def _try_to_start(self, environment: dict[str, str]) -> BaseException | None:
         """Why Ray did not come up; on a busy machine it gives up with a plain Exception, at SIGTERM it exits."""
-        actors = self.config.rollout.most_engines + self.config.train.ranks
         try:
             with ray_private.daemons(environment):
                 ray.init(
                     address="local",
-                    num_cpus=max(actors, os.cpu_count() or 1),
+                    num_cpus=cpus_alone(self.config, os.cpu_count() or 1),
                     include_dashboard=False,
                     logging_level=logging.ERROR,
                     log_to_driver=False,

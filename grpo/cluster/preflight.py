@@ -24,7 +24,7 @@ from grpo.config import Config
 from grpo.config.text import short
 from grpo.errors import ConfigError, GrpoError, Interrupted
 from grpo.plan.memory import make_plan
-from grpo.plan.placement import Node, place
+from grpo.plan.placement import Node, cpus_alone, place
 from grpo.plan.preflight import inputs, links, nodes, sizes
 from grpo.plan.preflight.facts import Facts, look
 from grpo.plan.preflight.probe import Probe
@@ -41,8 +41,8 @@ def preflight(config: Config) -> list[Check]:
     """All checks, in the order in which they are told. Raises nothing for what they find."""
     if config.cluster.address is None:
         driver = look(config)
-        cores = float(max(config.rollout.most_engines + config.train.ranks, os.cpu_count() or 1))
-        here = Node(HERE, platform.node(), "127.0.0.1", None, cores, float(len(driver.gpus)))
+        cpus = float(cpus_alone(config, os.cpu_count() or 1))
+        here = Node(HERE, platform.node(), "127.0.0.1", None, cpus, float(len(driver.gpus)))
         return [_shell(config), *_checks(config, driver, [here], LocalProbe())]
     return _on_cluster(config, look(config, weights=False))
 

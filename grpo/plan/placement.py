@@ -178,6 +178,15 @@ def room_for_engines(config: Config, device: str, nodes: Sequence[Node], roles: 
     return rollout.fewest_engines
 
 
+def cpus_alone(config: Config, cores: int) -> int:
+    """Ray CPUs of a machine on its own: one for each actor that the run needs, and for further engines up to its cores.
+
+    No node comes there: all engines that it has room for start at once.
+    """
+    engines = max(config.rollout.fewest_engines, min(config.rollout.most_engines, cores))
+    return max(engines + config.train.ranks, cores)
+
+
 def crowded(config: Config, device: str) -> str:
     """Why engines cannot share a GPU as they would, or ""."""
     most = max((group.count("rollout") for group in grouped(config, "cuda")), default=0)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.plan import placement
-from grpo.plan.placement import Node, crowded, grouped, place, refusal, room_for_engines, with_engines
+from grpo.plan.placement import Node, cpus_alone, crowded, grouped, place, refusal, room_for_engines, with_engines
 from tests.plan.preflight.sites import config, node
 
 
@@ -166,6 +166,17 @@ def test_how_many_of_the_engines_that_may_come_find_room() -> None:
     shared = config(rollout={"engines": {"min": 2, "max": 6}, "engines_per_gpu": 2}, train={"ranks": 2})
     assert [room_for_engines(shared, "cuda", [node("a", gpus=gpus)]) for gpus in (3, 4, 8)] == [2, 4, 6]
     assert members(with_engines(shared, 4)) == ["t0", "t1", "r0r1", "r2r3"], "that share a GPU they come together"
+
+
+@pytest.mark.parametrize(
+    ("engines", "cores", "cpus", "found"),
+    [(1, 2, 3, 1), (5, 2, 7, 5), ({"min": 1, "max": 2}, 2, 4, 2), ({"min": 3, "max": 9}, 2, 5, 3)]
+    + [({"min": 1, "max": 10_000}, 16, 18, 16), ({"min": 1, "max": 4}, 16, 16, 4)],
+)
+def test_a_machine_on_its_own_starts_no_more_spare_engines_than_it_has_cores(engines, cores, cpus, found) -> None:
+    wanted = config(rollout={"engines": engines}, train={"ranks": 2})
+    assert cpus_alone(wanted, cores) == cpus
+    assert room_for_engines(wanted, "cpu", [node("a", None, cpus=cpus_alone(wanted, cores))]) == found
 
 
 @pytest.mark.parametrize(("device", "gpus", "found"), [("cpu", 0, 15), ("cuda", 8, 7)])
