@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import distributed
 
+from grpo.algorithm.kl_control import KlController
 from grpo.algorithm.needs import Needs
+from grpo.algorithm.objective import policy_objective
 from grpo.config import Config
 from grpo.errors import NonFiniteError
 from grpo.trainer import row_logprobs
 from grpo.trainer.packing import plan_minibatches, row_tokens
 from grpo.trainer.policy_trainer import PolicyTrainer
 from grpo.trainer.row_logprobs import RowLogprobs
+from grpo.types import Sample
 from tests.models import random_samples
 
 CPU = torch.device("cpu")
@@ -153,3 +156,29 @@ def test_a_reference_that_is_not_finite_is_refused_by_name(broken):
         known.divergence(sample, 0)
     known.known[0] = torch.tensor([-2.0, broken])
     assert known.divergence(sample, 0) == 1.0, "where the sampler is unknown nothing is compared"
+
+
+def drawn(prompt: str, index: int, reward: float, output: tuple[int, ...], *logprobs: float, **more) -> Sample:
+    return Sample(prompt, index, (1,), output, logprobs, ((0, 0),), "stop", "", reward, 0.0, **more)
+
+
+@pytest.mark.parametrize(("kl", "expected"), [("k1", [0.875, -0.875, -0.25, 0.25]), ("k2", [0.0] * 4)])
+def test_the_rewards_of_a_step_lose_their_kl_by_the_controllers_coefficient(alone, kl, expected):
+    """KL -1 and 0.5 in one group, 1 in the other: rewards 1.5 and -0.25, 0.5 and the masked one's 1."""
+    batch = [
+        drawn("p", 0, 1.0, (8, 16), -1.5, -2.5),
+        drawn("p", 1, 0.0, (8,), -0.5),
+        drawn("q", 0, 1.0, (24,), -2.0),
+        drawn("q", 1, 1.0, (24, 8), -9.0, -9.0, masked=True),
+    ]
+    trainer = trainer_of(RowLogprobs(ByToken(), CPU), 0, adapted=False)
+    algorithm = {"kl": kl, "kl_coef": 0.1, "kl_target": 0.2, "advantage_std": "none"}
+    trainer.config = Config.model_validate({"model": {"path": "-"}, "algorithm": algorithm})
+    trainer.world_size, trainer.objective = 1, policy_objective(trainer.config)
+    trainer.control = KlController(trainer.config.algorithm)
+    trainer.control.coef = 0.5
+    trainer.token_budget = 2048
+    prepared = trainer._prepare(batch, step=1)
+    assert [sample.advantage for sample in prepared] == expected
+    assert sorted(trainer.reference.known) == ([0, 1, 2] if kl == "k1" else [])
+    assert [sample.reward for sample in prepared] == [1.0, 0.0, 1.0, 1.0]
