@@ -14,7 +14,7 @@ class EngineRange(Section):
     min: Actors = 1
     """Engines that the run starts with; only a loss that leaves fewer counts for run.max_recoveries."""
     max: Actors
-    """Engines that the run asks the cluster for, as long as it goes on."""
+    """Engines that it asks the cluster for, as long as it goes on; alone, as many as the machine has GPUs or cores."""
 
     @model_validator(mode="after")
     def _check_order(self) -> "EngineRange":
