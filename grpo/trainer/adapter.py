@@ -86,6 +86,12 @@ class Adapted:
         return float(self.layer.scaling[NAME])
 
     @property
+    def reach(self) -> float:
+        """How far each number of W moves, about, when all of B's move by 1: A is as large as PEFT makes it."""
+        rank, inputs = getattr(self.a_RI, "ds_shape", self.a_RI.shape)  # at stage 3 only a part of it is here
+        return self.scaling * math.sqrt(rank / (3.0 * inputs))
+
+    @property
     def frozen(self) -> nn.Parameter:
         """W, which nothing moves."""
         weight: nn.Parameter = self.layer.base_layer.weight

@@ -30,6 +30,9 @@ from grpo.weights.digest import record
 SMALLEST_NOISE = 0.01
 """Root mean square below which a tensor (a bias of zeros) is perturbed as if it had this one."""
 
+LEAST_REACH = 0.02
+"""Below it (`Adapted.reach`) a whole step of an adapter may round away in bfloat16, from any matrix."""
+
 
 class LiveWeights:
     """The weights of a causal LM, whole or sharded by ZeRO, tied ones once. All ranks must call every verb."""
@@ -59,7 +62,7 @@ class LiveWeights:
         for name, tensor in [*self.whole.items(), *self.buffers.items()]:
             shape = getattr(tensor, "ds_shape", tensor.shape)
             empty = torch.empty(tuple(shape), dtype=tensor.dtype, device="meta")
-            moves = not self.adapted or name in self.adapted
+            moves = not self.adapted or (name in self.adapted and self.adapted[name].reach >= LEAST_REACH)
             saved = as_saved(self.causal_lm, name, empty)
             found += [replace(_record(*each), moves=moves) for each in saved.items()]
         return found

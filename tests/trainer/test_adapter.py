@@ -29,6 +29,7 @@ from grpo.trainer.adapter import (
 from grpo.trainer.model import Policy, make_policy
 from grpo.trainer.packing import pack
 from grpo.trainer.rehearsal import check_adapter
+from grpo.trainer.weights import LiveWeights
 from grpo.types import Sample
 from tests.models import random_samples, tiny_folder, tiny_model
 from tests.ranks import free_port, run_ranks
@@ -135,8 +136,6 @@ def test_merged_is_the_sum_in_float32_rounded_once(seed, size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_policy_computes_with_the_weights_that_are_sent_bit_for_bit(dtype):
     """And plain PEFT does not in bfloat16, by as much as rounding makes."""
-    from grpo.trainer.weights import LiveWeights
-
     policy = adapted(dtype)
     sent = {name: tensor.clone() for name, tensor in LiveWeights(policy.causal_lm).published()}
     engine = tiny_model("qwen2").to(dtype)
@@ -165,8 +164,6 @@ def test_a_change_below_half_a_step_of_bfloat16_is_none_for_trainer_and_engine_a
 
 
 def test_the_self_tests_noise_lies_in_the_adapter_as_much_as_below_it_and_goes_without_a_trace():
-    from grpo.trainer.weights import LiveWeights
-
     policy = make_policy(tiny_model("qwen2"), 1.0)
     add_adapter(policy.causal_lm, LORA, 0, False)
     weights = LiveWeights(policy.causal_lm)
@@ -182,6 +179,16 @@ def test_the_self_tests_noise_lies_in_the_adapter_as_much_as_below_it_and_goes_w
     weights.restore()
     assert all(torch.equal(param, before[name]) for name, param in policy.named_parameters())
     assert weights.frozen_digest() == digest and not weights.originals
+
+
+@pytest.mark.parametrize(("alpha", "moves"), [(6.0, True), (0.01, False)])
+def test_matrices_count_as_moved_by_an_update_only_where_the_adapter_reaches_them(alpha, moves):
+    weights = LiveWeights(adapted(alpha=alpha).causal_lm)
+    assert {record.moves for record in weights.records() if record.name in weights.adapted} == {moves}
+    assert not any(record.moves for record in weights.records() if record.name not in weights.adapted)
+    one = next(iter(weights.adapted.values()))
+    size_a = float(one.a_RI.detach().square().mean().sqrt())
+    assert one.reach == pytest.approx(one.scaling * math.sqrt(len(one.a_RI)) * size_a, rel=0.2)
 
 
 def test_b_is_zero_at_the_start_and_a_follows_the_seed():
