@@ -347,11 +347,14 @@ def test_samples_are_the_same_to_the_bit_whatever_else_the_engine_does(tmp_path:
     engine = EngineProcess(config.model_copy(update={"rollout": small}), counted=True)
     try:
         engine.call("commit_weights", 0)
-        generating = engine.begin("generate", requests, EXACT)
-        answers = []
-        while not generating.done():
-            answers.append(engine.call("health", 0.2))
-        assert drawn(generating.result()) == expected
+        answers: list[str] = []
+        for _ in range(4):  # a machine that is busy itself may always ask when there is room
+            generating = engine.begin("generate", requests, EXACT)
+            while not generating.done():
+                answers.append(engine.call("health", 0.2))
+            assert drawn(generating.result()) == expected
+            if "busy" in answers:
+                break
         assert "busy" in answers
         told = engine.call("counted")
         samples = sum(len(samples) for samples in expected.values())

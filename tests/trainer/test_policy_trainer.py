@@ -445,12 +445,12 @@ def nearly(row: Sample, nats: float, tokens: int) -> Sample:
 
 
 def meet_strangers(rank: int, world_size: int, port: int, config: Config, sampled: list[Sample]) -> dict[str, Any]:
-    """Steps with samples of the trainer's weights, of other ones, and with a logprob that is NaN."""
+    """Steps with samples of the trainer's weights, of other ones, and with a logprob that is infinite."""
     found: dict[str, Any] = {}
     strange = [replace(row, versions=((0, 2),)) for row in ROWS]
     trainer = open_trainer(config, rank, world_size, port)
     start = moving_parts(trainer)
-    broken = replace(ROWS[3], index=5, logprobs=(*ROWS[3].logprobs[:-1], math.nan))
+    broken = replace(ROWS[3], index=5, logprobs=(*ROWS[3].logprobs[:-1], -math.inf))
     for name, batch, error in (
         ("sample", [*ROWS[:3], broken], NonFiniteError),
         ("gate", strange, WeightSyncError),
@@ -483,7 +483,7 @@ def test_samples_of_other_weights_are_refused_before_any_update(folder):
         said = float(found["gate"].partition("KL(sampler || trainer) is ")[2].partition(" nats")[0])
         assert said > 0.05
         place = len(ROWS[3].logprobs) - 1
-        assert f"token {place} of sample 5 of prompt {ROWS[3].prompt_id} has nan" in found["sample"]
+        assert f"token {place} of sample 5 of prompt {ROWS[3].prompt_id} has -inf" in found["sample"]
         assert found["unmoved"]
         assert found["fit"]["train/updates"] == 2.0 and found["fit"]["train/rollout_kl"] < 1e-6
         assert found["fit"]["train/approx_kl"] > found["fit"]["train/rollout_kl"]
