@@ -10,7 +10,17 @@ from grpo.errors import WeightSyncError
 from grpo.rollout.places import Places, Watch
 from grpo.weights.digest import record
 from tests.stack import PARITY, Stack, open_stack, prompt
-from tests.weights.test_attacks import BETWEEN, GATE, IN_FLIGHT, STREAMED, UP, exchanged, self_test, verified_sync
+from tests.weights.test_attacks import (
+    BETWEEN,
+    GATE,
+    IN_FLIGHT,
+    UP,
+    every_way,
+    exchanged,
+    renewed,
+    self_test,
+    verified_sync,
+)
 
 SHAPES = {"q": (4, 6), "k": (2, 6), "norm": (6,), "embed": (7, 6)}
 
@@ -155,14 +165,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def stack(shared: Stack) -> Stack:
-    shared.engine.call("renew")
-    shared.engine.call("attack", "none")
-    shared.join()
-    verified_sync(shared, 100)
-    return shared
-
-
-every_way = pytest.mark.parametrize("way", [STREAMED, BETWEEN, IN_FLIGHT])
+    return renewed(shared)
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from grpo.algorithm.correction import NONE
-from grpo.algorithm.inputs import LossInputs, Normaliser
 from grpo.algorithm.loss import policy_loss
 from grpo.config import Algorithm, Config, Lora
 from grpo.errors import CheckpointError, ConfigError
@@ -33,7 +32,7 @@ from grpo.trainer.weights import LiveWeights
 from grpo.types import Sample
 from tests.models import random_samples, tiny_folder, tiny_model
 from tests.ranks import free_port, run_ranks
-from tests.trainer.test_policy_trainer import RATE, STAGES, open_trainer
+from tests.trainer.test_policy_trainer import RATE, STAGES, loss_inputs, open_trainer
 from tests.trainer.test_policy_trainer import settings as trainer_settings
 
 ROWS = random_samples(9)
@@ -82,16 +81,7 @@ def padded_logprobs(model: Any, rows: list[Sample]) -> torch.Tensor:
 
 
 def loss_of(logprobs_C: torch.Tensor, rows: list[Sample]) -> torch.Tensor:
-    lengths = [len(row.output_ids) for row in rows]
-    inputs = LossInputs(
-        logprobs_C,
-        torch.tensor([value for row in rows for value in row.logprobs]),
-        torch.tensor([row.advantage for row in rows for _ in row.output_ids]),
-        torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths)),
-        torch.tensor(lengths),
-        Normaliser(sum(lengths), len(rows), max_tokens=16),
-    )
-    return policy_loss(inputs, Algorithm(), NONE).loss
+    return policy_loss(loss_inputs(rows, logprobs_C), Algorithm(), NONE).loss
 
 
 def factors_of(policy: Policy) -> dict[str, torch.Tensor]:

@@ -68,6 +68,20 @@ def train_once(rank: int, world_size: int, port: int, runs: list[tuple[Config, l
     return answers
 
 
+def loss_inputs(batch: list[Sample], logprobs_C: torch.Tensor, **more: Any) -> LossInputs:
+    """Those of whole rows, one behind the other."""
+    lengths = [len(sample.output_ids) for sample in batch]
+    return LossInputs(
+        logprobs_C,
+        torch.tensor([value for sample in batch for value in sample.logprobs]),
+        torch.tensor([sample.advantage for sample in batch for _ in sample.output_ids]),
+        torch.arange(len(batch)).repeat_interleave(torch.tensor(lengths)),
+        torch.tensor(lengths),
+        Normaliser(sum(lengths), len(batch), max_tokens=16),
+        **more,
+    )
+
+
 def plain(
     folder: Path,
     batch: list[Sample],
@@ -79,17 +93,8 @@ def plain(
     """Gradients, weights after one AdamW step and the loss, by the plain road: row by row, one backward."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     logprobs_C, entropy_C = row_logprobs(model, batch, temperature=1.0)
-    lengths = [len(sample.output_ids) for sample in batch]
-    inputs = LossInputs(
-        logprobs_C,
-        torch.tensor([value for sample in batch for value in sample.logprobs]),
-        torch.tensor([sample.advantage for sample in batch for _ in sample.output_ids]),
-        torch.arange(len(batch)).repeat_interleave(torch.tensor(lengths)),
-        torch.tensor(lengths),
-        Normaliser(sum(lengths), len(batch), max_tokens=16),
-        entropy_C=entropy_C,
-        reference_logprobs_C=logprobs_C.detach() if kl_coef else None,
-    )
+    reference_C = logprobs_C.detach() if kl_coef else None
+    inputs = loss_inputs(batch, logprobs_C, entropy_C=entropy_C, reference_logprobs_C=reference_C)
     algorithm = Algorithm(loss=loss, clip_low=0.2, clip_high=0.28, kl_coef=kl_coef, entropy_coef=entropy_coef)
     output = policy_loss(inputs, algorithm, bounds)
     output.loss.backward()

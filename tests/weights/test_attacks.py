@@ -32,6 +32,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def stack(shared: Stack) -> Stack:
+    return renewed(shared)
+
+
+def renewed(shared: Stack) -> Stack:
     """The engine as it is after a good sync, whatever was done to it before."""
     shared.engine.call("renew")
     shared.engine.call("attack", "none")
