@@ -8,7 +8,7 @@ from grpo.config import Config
 from grpo.errors import ConfigError
 from grpo.plan.gpus import BESIDE, FLOOR, LINK_SHARE, Gpu
 from grpo.plan.model_size import read_shape
-from grpo.plan.speed import Rates, Work, talk_seconds, train_flops
+from grpo.plan.speed import Rates, Work, talk_seconds, train_flops, trains_beside
 
 Row = Mapping[str, object]
 WARM_UP = 2
@@ -48,7 +48,7 @@ def measured(rows: Sequence[Row], spans: Sequence[Row], config: Config, gpu: Gpu
     syncs = [row for row in rows if _number(row, "sync/seconds") is not None and (_number(row, "step") or 0) >= first]
     whole = _middle(syncs, "sync/seconds")
     receive = _middle(syncs, "sync/receive_seconds") or whole
-    if rollout.max_staleness > 1 or (rollout.max_staleness and rollout.update == "in_flight"):
+    if trains_beside(config):
         slowed = BESIDE * receive / config.sync.every
         seconds["train"] = max(seconds["train"] - slowed, seconds["train"] / 4)
     counts = [count for row in steps if (count := _number(row, "pipeline/engines"))]

@@ -154,6 +154,12 @@ def step_of(
     return replace(step, engines=engines, tensor_parallel=tensor_parallel, ranks=ranks)
 
 
+def trains_beside(config: Config) -> bool:
+    """Whether the next batch is trained while a version travels; else nothing is, or the version is waited for."""
+    rollout = config.rollout
+    return rollout.max_staleness > 1 or (rollout.max_staleness == 1 and rollout.update == "in_flight")
+
+
 def compose(config: Config, drawing: float, tail: float, training: float, rates: Rates) -> Step:
     """A step of both pools from what each needs by itself; `tail` is the wait for the longest completion."""
     ahead, in_flight = config.rollout.max_staleness, config.rollout.update == "in_flight"
@@ -163,8 +169,9 @@ def compose(config: Config, drawing: float, tail: float, training: float, rates:
     if not ahead:
         seconds, trainer = sampling + training + visible, training + visible
     else:
-        waits = ahead == 1 and not in_flight
-        trainer = training if waits else training + BESIDE * rates.receive / every
-        seconds = max(sampling + visible, training + rates.receive / every if waits else trainer)
+        trainer, receive = training, rates.receive / every
+        if trains_beside(config):
+            trainer += BESIDE * receive
+        seconds = max(sampling + visible, trainer if trains_beside(config) else training + receive)
     idle = (1 - (sampling + visible) / seconds, 1 - trainer / seconds)
     return Step(0, 0, 0, seconds, sampling, training, visible, max(0.0, idle[0]), max(0.0, idle[1]))
