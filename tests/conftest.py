@@ -25,6 +25,16 @@ def _no_server_left():
     stop_server()
 
 
+@pytest.fixture(autouse=True)
+def _environment_as_it_was():
+    """What a test calls may set variables for its process: an engine's does, and the tests after it are not engines."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer()

@@ -295,7 +295,7 @@ def test_results_in_a_bucket_are_replaced_as_a_whole(client, tmp_path, monkeypat
     for name in ("report.html", "metrics.jsonl"):
         (tmp_path / name).write_text(name)
     monkeypatch.setattr(
-        results, "export", lambda run, out: (out.mkdir(), (out / "model.safetensors").write_bytes(b"w"))
+        results, "export", lambda run, out, part: (out.mkdir(), (out / "model.safetensors").write_bytes(b"w"))
     )
     config = Config.model_validate({"model": {"path": "/m"}, "run": {"name": "mine", "results": "s3://models/results"}})
     assert results.deliver(config, tmp_path) == "s3://models/results/mine"
