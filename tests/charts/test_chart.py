@@ -18,6 +18,7 @@ from charts.generate import manifests, schema
 from charts.generate.schema import CHART
 from charts.generate.tools import ROOT
 from grpo import cli
+from grpo.config.diff import FREE, FREE_SECTIONS
 from grpo.config.load import load_config
 from tests import helm as charts
 from tests.helm import HELMS, RDMA, SMOKE, SPOT, container, env, helm, job, one, pods, rules, run_yaml, template
@@ -135,6 +136,70 @@ def test_another_image_is_another_job_of_the_same_run_and_another_config_another
     assert image[0] != before[0] != nodes[0] != image[0] and image[1] == before[1] == nodes[1]
     assert config[0] != before[0] and config[1] != before[1]
     assert kept[1] == "kept"
+
+
+MAY_CHANGE: dict[str, object] = {
+    "run.results": "/runs/results",
+    "run.restart": "2",
+    "run.allow_drift": ["run.seed"],
+    "run.lease_seconds": 40,
+    "run.grace_seconds": 40,
+    "run.max_recoveries": 5,
+    "reward_code.workers": 3,
+    "reward_code.isolation": "none",
+    "rollout.engines": 2,
+    "metrics.port": 9500,
+    "deadlines.health": 70,
+    "cluster.device": "auto",
+    "checkpoint.every": 7,
+    "sft.steps": 7,
+}
+
+
+def test_what_a_resume_may_change_is_known_to_the_chart() -> None:
+    """But for other folders, in which nothing of the run is there to go on with, and for the start from nothing."""
+    free = {key for key in FREE | FREE_SECTIONS if key not in ("run.dir", "run.resume")}
+    assert {key if key in FREE else key.partition(".")[0] for key in MAY_CHANGE} == free
+
+
+@pytest.mark.parametrize("key", MAY_CHANGE)
+def test_what_a_resume_may_change_is_another_job_of_the_same_run(key: str) -> None:
+    section, _, name = key.partition(".")
+    before, after = names({}), names({"config": {section: {name: MAY_CHANGE[key]}}})
+    assert after[1] == before[1] and after[0] != before[0]
+
+
+@pytest.mark.parametrize(
+    ("section", "keys"),
+    [
+        ("checkpoint", {"dir": "/runs/other"}),
+        ("run", {"dir": "/runs/other"}),
+        ("run", {"resume": "never"}),
+        ("rollout", {"temperature": 0.9}),
+        ("train", {"ranks": 2}),
+    ],
+)
+def test_other_folders_and_other_results_are_another_run(section: str, keys: dict[str, Any]) -> None:
+    assert names({"config": {section: keys}})[1] != names({})[1]
+
+
+RANGE: dict[str, Any] = {
+    "config": {"rollout": {"engines": {"min": 2, "max": 8}}},
+    "rollout": {"replicas": 1, "maxReplicas": 4},
+}
+
+
+def test_more_pods_at_the_start_are_no_other_job_where_engines_come_and_go() -> None:
+    more = RANGE | {"rollout": {"replicas": 3, "maxReplicas": 4}}
+    assert names(more) == names(RANGE)
+    assert names(more | {"rollout": {"replicas": 3, "maxReplicas": 5}})[0] != names(RANGE)[0]
+    assert names(more | {"trainer": {"shmSize": "300Mi"}})[0] != names(RANGE)[0]
+    assert names(more | {"queue": {"name": "q"}})[0] != names(RANGE | {"queue": {"name": "q"}})[0]
+    for replicas in (1, 3):
+        [rollout, _] = job(RANGE | {"rollout": {"replicas": replicas, "maxReplicas": 4}})["spec"]["rayClusterSpec"][
+            "workerGroupSpecs"
+        ]
+        assert [rollout[key] for key in ("replicas", "minReplicas", "maxReplicas")] == [replicas, 1, 4]
 
 
 def test_the_version_of_the_chart_changes_no_job(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@
 {{- end }}
 
 {{- define "grpo.runName" -}}
-{{- include "grpo.config.get" (list . "run" "name" (include "grpo.configName" .)) -}}
+{{- include "grpo.config.get" (list . "run" "name" (include "grpo.defaultName" .)) -}}
 {{- end }}
 
 {{- define "grpo.runDir" -}}
@@ -79,6 +79,20 @@ fetch.yaml: |
 {{- define "grpo.mostReplicas" -}}
 {{- $group := get .root.Values .role -}}
 {{- $group.maxReplicas | default $group.replicas | int -}}
+{{- end }}
+
+{{/* "true" if the number of rollout pods may change while the job runs, by whoever patches the RayCluster. */}}
+{{- define "grpo.scalable" -}}
+{{- and .Values.rollout.maxReplicas (not .Values.queue.name) (eq .Values.scheduler.name "none") | empty | not -}}
+{{- end }}
+
+{{/* Pods below which a role's number is not brought: where engines come and go, those of the fewest. */}}
+{{- define "grpo.fewestReplicas" -}}
+{{- $group := get .root.Values .role -}}
+{{- if $group.maxReplicas -}}
+{{- $each := include "grpo.actorsPerPod" . | int -}}
+{{- div (add (include "grpo.engines" (dict "root" .root "bound" "min") | int) (sub $each 1)) $each -}}
+{{- else }}{{ int $group.replicas }}{{ end -}}
 {{- end }}
 
 {{/* The fewest or the most engines: (dict "root" $ "bound" "min"). */}}

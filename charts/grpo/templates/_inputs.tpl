@@ -32,9 +32,28 @@ sha256:{{ $code.files | toJson | sha256sum }}
 {{- end -}}
 {{- end }}
 
-{{/* All that makes a run the run it is: its configuration, and code, rows and model where values name them. */}}
+{{/*
+The configuration without what may change between two starts of a run, as grpo/config/diff.py has it: where and how it is
+run, not what it computes. Other folders stay in, as nothing of the run is there to go on with.
+*/}}
+{{- define "grpo.computes" -}}
+{{- $free := dict "run" (list "results" "restart" "allow_drift" "lease_seconds" "grace_seconds" "max_recoveries") "rollout" (list "engines") "reward_code" (list "workers" "isolation") -}}
+{{- $kept := dict -}}
+{{- range $name, $section := omit .Values.config "metrics" "deadlines" "cluster" "sft" -}}
+{{- if kindIs "map" $section -}}
+{{- $rest := dict -}}
+{{- range $key, $value := $section -}}
+{{- if not (or (has $key (get $free $name | default list)) (and (eq $name "checkpoint") (ne $key "dir"))) }}{{ $_ := set $rest $key $value }}{{ end -}}
+{{- end -}}
+{{- if $rest }}{{ $_ := set $kept $name $rest }}{{ end -}}
+{{- else }}{{ $_ := set $kept $name $section }}{{ end -}}
+{{- end -}}
+{{- $kept | toJson -}}
+{{- end }}
+
+{{/* All that makes a run the run it is: what it computes, and code, rows and model where values name them. */}}
 {{- define "grpo.identity" -}}
-{{- .Values.config | toJson -}}
+{{- include "grpo.computes" . -}}
 {{- range $key := list "code" "data" "model" -}}
 {{- $section := get $.Values $key -}}
 {{- $named := dict -}}

@@ -28,7 +28,7 @@ annotations:
 {{- define "grpo.group" -}}
 groupName: {{ .role }}
 replicas: {{ int .group.replicas }}
-minReplicas: {{ int .group.replicas }}
+minReplicas: {{ include "grpo.fewestReplicas" . }}
 maxReplicas: {{ include "grpo.mostReplicas" . }}
 numOfHosts: 1
 {{- if ne (include "grpo.together" .root) "true" }}

@@ -16,14 +16,25 @@
 {{- $name -}}
 {{- end }}
 
-{{/* The name of the run's ConfigMap: another configuration, other code, rows or model are another run. */}}
-{{- define "grpo.configName" -}}
+{{/* What a run is called that has no name: with what it computes, other code, rows or model it is another run. */}}
+{{- define "grpo.defaultName" -}}
 {{- printf "%s-%s" (include "grpo.fullname" .) (include "grpo.identity" . | sha256sum | trunc 8) -}}
 {{- end }}
 
-{{/* Changes with everything that makes the job, so that a change starts a new one. */}}
+{{/* The name of the run's ConfigMap, which changes with every key. */}}
+{{- define "grpo.configName" -}}
+{{- $all := printf "%s\n%s" (.Values.config | toJson) (include "grpo.identity" .) -}}
+{{- printf "%s-%s" (include "grpo.fullname" .) (sha256sum $all | trunc 8) -}}
+{{- end }}
+
+{{/*
+Changes with everything that makes the job, so that a change starts a new one. Not with the pods that engines start with
+where these come and go: KubeRay gives them to the next attempt, and who wants them now patches the RayCluster. A queue
+has to admit them.
+*/}}
 {{- define "grpo.jobName" -}}
 {{- $all := printf "%s\n%s" (include "grpo.jobMetadata" .) (include "grpo.jobSpec" .) -}}
+{{- if eq (include "grpo.scalable" .) "true" }}{{ $all = regexReplaceAll "(groupName: rollout\\s+replicas:) \\d+" $all "${1}" }}{{ end -}}
 {{- with include "grpo.resultsPlace" . }}{{ $all = printf "%s\n%s" $all . }}{{ end -}}
 {{- printf "%s-%s" (include "grpo.fullname" .) (sha256sum $all | trunc 8) -}}
 {{- end }}
