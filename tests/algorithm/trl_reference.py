@@ -1,12 +1,16 @@
 """What TRL's own GRPOTrainer computes on random rows: `python tests/algorithm/trl_reference.py` prints it as JSON.
 
-It runs in the environment of `make bench`, which has TRL and not this program; the numbers are kept beside it.
+It runs in the environment of `make bench`, which has TRL and not this program; the numbers are kept beside it. With a
+file, a JSON list of pairs of settings and case, it prints what TRL computes of each of those instead.
 """
 
 import collections
 import json
 import random
+import sys
 import types
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 LENGTHS = (5, 2, 1, 6, 3)
@@ -30,20 +34,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def random_case(seed: int) -> dict[str, list[list[float]]]:
-    """Logprobs of the tokens of each row, by who gives them, and each row's advantage."""
+def random_case(seed: int, lengths: Sequence[int] = LENGTHS, spread: float = 1.0) -> dict[str, list[list[float]]]:
+    """Logprobs of the tokens of each row, by who gives them, and each row's advantage.
+
+    How far these are apart grows with the spread.
+    """
     rng = random.Random(seed)
 
-    def rows(spread: float, centre: float = 0.0) -> list[list[float]]:
-        return [[round(rng.gauss(centre, spread), 6) for _ in range(length)] for length in LENGTHS]
+    def rows(deviation: float, centre: float = 0.0) -> list[list[float]]:
+        return [[round(rng.gauss(centre, deviation), 6) for _ in range(length)] for length in lengths]
 
     old = rows(0.6, -2.0)
-    near = {"new": rows(0.4), "sampler": rows(0.3), "reference": rows(0.3)}
+    near = {"new": rows(0.4 * spread), "sampler": rows(0.3 * spread), "reference": rows(0.3 * spread)}
     moved = {
         name: [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(old, by, strict=True)]
         for name, by in near.items()
     }
-    advantages = [round(rng.gauss(0.0, 1.0), 6) for _ in LENGTHS]
+    advantages = [round(rng.gauss(0.0, 1.0), 6) for _ in lengths]
     return {"old": old, **moved, "advantages": [[advantage] for advantage in advantages]}
 
 
@@ -52,13 +59,14 @@ def trl_loss(settings: dict[str, Any], case: dict[str, list[list[float]]]) -> di
     import torch
     from trl.trainer.grpo_trainer import GRPOTrainer
 
-    width = max(LENGTHS)
+    lengths = [len(row) for row in case["new"]]
+    width = max(lengths)
 
     def padded(name: str) -> Any:
         rows = [row + [0.0] * (width - len(row)) for row in case[name]]
         return torch.tensor(rows, dtype=torch.float64)
 
-    mask = torch.tensor([[place < length for place in range(width)] for length in LENGTHS]).double()
+    mask = torch.tensor([[place < length for place in range(width)] for length in lengths]).double()
     new = padded("new").requires_grad_()
     args = {
         **{"delta": None, "use_bias_correction_kl": False, "steps_per_generation": 1},
@@ -92,7 +100,7 @@ def trl_loss(settings: dict[str, Any], case: dict[str, list[list[float]]]) -> di
     ids = torch.zeros(mask.shape, dtype=torch.long)
     inputs = {
         **{"prompt_ids": ids[:, :1], "prompt_mask": mask[:, :1], "completion_ids": ids, "completion_mask": mask},
-        **{"advantages": torch.tensor(case["advantages"]).double()[:, 0], "old_per_token_logps": old},
+        **{"advantages": torch.tensor(case["advantages"], dtype=torch.float64)[:, 0], "old_per_token_logps": old},
         **{"ref_per_token_logps": padded("reference"), "num_items_in_batch": mask.sum()},
     }
     if "cap" in settings:
@@ -105,7 +113,11 @@ def trl_loss(settings: dict[str, Any], case: dict[str, list[list[float]]]) -> di
 
 
 def main() -> None:
-    """All variants on all rows."""
+    """All variants on all rows, or what a file asks for."""
+    if sys.argv[1:]:
+        asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+        print(json.dumps([trl_loss(settings, case) for settings, case in asked]))
+        return
     cases = {seed: random_case(seed) for seed in SEEDS}
     found = {name: [trl_loss(settings, cases[seed]) for seed in SEEDS] for name, settings in VARIANTS.items()}
     print(json.dumps(found))
