@@ -57,9 +57,10 @@ class Background:
     def join(self, seconds: float) -> bool:
         """Whether all threads have ended after `cancel`, within that time; then new ones may start."""
         deadline = time.monotonic() + seconds
-        for thread in list(self._threads):
-            thread.join(max(0.0, deadline - time.monotonic()))
-        if self._threads:
-            return False
+        while left := list(self._threads):  # one that ends may have started another
+            if time.monotonic() > deadline:
+                return False
+            for thread in left:
+                thread.join(max(0.0, deadline - time.monotonic()))
         self._cancelled.clear()
         return True

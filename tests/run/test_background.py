@@ -45,3 +45,16 @@ def test_what_is_not_a_cancellation_is_the_own_affair_of_who_started_it(monkeypa
     background = Background()
     background.start("broken", lambda: [][0])
     assert background.join(10) and seen == ["list index out of range"]
+
+
+def test_a_thread_that_one_of_them_starts_as_it_ends_is_waited_for_too() -> None:
+    background, may_end = Background(), threading.Event()
+
+    def first() -> None:
+        may_end.wait()
+        background.start("second", lambda: threading.Event().wait(0.05))
+
+    background.start("first", first)
+    background.cancel()
+    threading.Timer(0.02, may_end.set).start()
+    assert background.join(10)
