@@ -92,7 +92,7 @@ class Controller:
             batch = parts.collector.next(step, sampled=self.commit_if_leaving)
             zero_variance_steps = self.check_signal(batch)
             stats = self.learn(batch, step)
-            parts.recorder.log_step(step, batch.groups, batch.stats | stats, batch.skipped)
+            parts.recorder.log_step(step, batch.groups, batch.stats | stats, batch.skipped, batch.not_drawn)
         score = self.progress.score if parts.collector.held_out else mean_reward(batch.groups)
         self.progress = Progress(batch.prompts, step, zero_variance_steps, self.progress.evaluated, score)
         self.training = False

@@ -36,6 +36,22 @@ class Prompt:
     completion_ids: tuple[int, ...] = ()
 
 
+Difficulty = Literal["easy", "hard"]
+"""Of a prompt that is nearly always or nearly never right; what a curriculum skips it for (`data.curriculum`)."""
+Skipped = tuple[str, Difficulty]
+"""The id of a prompt whose turn a curriculum has skipped, and why."""
+Outcome = tuple[str, int, int]
+"""The id of a prompt that was sampled, how many of its completions were right, and how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The next prompts of a stream, and those whose turn came before the last of them and was skipped."""
+
+    prompts: list[Prompt]
+    skipped: list[Skipped]
+
+
 VersionSpans = tuple[tuple[int, int], ...]
 """(first output token, weight version that made the tokens from there on), in order; the first span begins at 0."""
 
@@ -127,6 +143,10 @@ class Group:
     def penalised_G(self) -> list[float]:
         """Rewards with their penalties: what advantages compare."""
         return [reward + sample.penalty for reward, sample in zip(self.rewards_G, self.samples, strict=True)]
+
+    def right(self, pass_reward: float) -> int:
+        """How many of its samples have at least that reward."""
+        return sum(reward >= pass_reward for reward in self.rewards_G)
 
     @property
     def zero_variance(self) -> bool:

@@ -1,7 +1,7 @@
 """The controller's Protocols as implementations without torch or ray; all write what happens into `events`."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 from grpo.checkpoint import Commit
 from grpo.errors import ClusterError, TrainerLost
 from grpo.store import open_store
-from grpo.types import FileRecord, Group, Prompt, Sample, Sampling, Stats
+from grpo.types import Chosen, FileRecord, Group, Outcome, Prompt, Sample, Sampling, Skipped, Stats
 
 
 def prompt(number: int) -> Prompt:
@@ -46,6 +46,15 @@ class FakePrompts:
     def take(self, count: int) -> list[Prompt]:
         self.taken += count
         return [prompt(number) for number in range(self.taken - count, self.taken)]
+
+    def choose(self, count: int, known: int = 0) -> Chosen:
+        return Chosen(self.take(count), [])
+
+    def record(self, batch: int, outcomes: Iterable[Outcome]) -> None:
+        raise AssertionError("without a curriculum nobody asks what became of prompts")
+
+    def recorded(self, batch: int) -> dict[str, Any]:
+        return {}
 
 
 @dataclass
@@ -297,7 +306,14 @@ class FakeRecorder:
         self.commits.append((step, size))
         self.measured.append(stats or {})
 
-    def log_step(self, step: int, groups: Sequence[Group], stats: Stats, skipped: Sequence[Group] = ()) -> None:
+    def log_step(
+        self,
+        step: int,
+        groups: Sequence[Group],
+        stats: Stats,
+        skipped: Sequence[Group] = (),
+        not_drawn: Sequence[Skipped] = (),
+    ) -> None:
         self.events.append(f"log_step {step}")
         self.steps[step] = stats
 

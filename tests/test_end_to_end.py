@@ -158,3 +158,36 @@ def test_no_process_stays_when_a_run_is_killed(tmp_path: Path) -> None:
     assert driver.returncode == -signal.SIGKILL
     assert "Traceback" not in errors
     assert left_behind(mark, within=60) == set()
+
+
+def chosen(run_dir: Path) -> list[dict[str, Any]]:
+    """Of each step, all that the choice of prompts follows from, and digests of what was sampled."""
+    lines = map(json.loads, (run_dir / "books.jsonl").read_text().splitlines())
+    kept = ("step", "prompts", "curriculum", "samples", "versions")
+    return [{key: row[key] for key in kept} for row in lines if row["event"] == "step"]
+
+
+@pytest.mark.slow
+def test_a_curriculum_that_is_killed_and_resumed_chooses_as_one_that_was_not(tmp_path: Path) -> None:
+    """Few prompts, so that each comes several times; batches are drawn ahead of the outcomes of those before."""
+    overrides = (
+        *("run.steps=9", "checkpoint.every=3", "eval.prompts=0", "rollout.max_staleness=1", "model.dtype=bfloat16"),
+        *("data.size=40", "rollout.prompts_per_step=16", "rollout.samples_per_prompt=4"),
+        *("data.curriculum.easy_fraction=0.1", "data.curriculum.hard_fraction=0.2"),
+    )
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    for run_dir, faults in ((whole, ""), (again, "reward.ended@5:kill"), (again, "reward.ended@5:kill")):
+        environment = os.environ | {"GRPO_FAULTS": faults, "GRPO_FAULT_DIR": str(tmp_path)}
+        ended = subprocess.run(
+            command(run_dir, *overrides), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540
+        )
+        killed = bool(faults) and not (run_dir / "checkpoints/step_000009").exists()
+        assert ended.returncode == (-signal.SIGKILL if killed else 0), ended.stdout + ended.stderr
+    proof = audit(again)
+    assert (proof.steps, proof.starts, proof.notes) == (9, 2, [])
+    assert chosen(again) == chosen(whole)
+    assert proof.not_drawn == audit(whole).not_drawn > 0
+    for row, other in zip(rows(again, "step"), rows(whole, "step"), strict=True):
+        same = ("prompts", "tokens", "weights", "curriculum/skipped_easy", "curriculum/skipped_hard", "reward/mean")
+        assert [row.get(key) for key in same] == [other.get(key) for key in same]
+        assert 0 <= row["rollout/effective_groups"] <= 1

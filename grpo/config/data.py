@@ -42,6 +42,32 @@ class DataSource(DataRows):
     """Terms of the reward of its prompts; none: those of the key `rewards`."""
 
 
+class Curriculum(Section):
+    """Prompts that are always or never right, and so teach nothing, are drawn less often."""
+
+    easy_threshold: float = Field(1.0, gt=0, le=1)
+    """Pass rate from which on a prompt is easy: 1 is always right."""
+    hard_threshold: float = Field(0.0, ge=0, lt=1)
+    """Pass rate up to which a prompt is hard: 0 is never right. Below easy_threshold."""
+    easy_fraction: float = Field(0.2, ge=0.01, le=1)
+    """Share of the easy prompts that are drawn in an epoch; the others are skipped. By a seeded coin for each."""
+    hard_fraction: float = Field(0.5, ge=0.01, le=1)
+    """The same of the hard prompts, which may become easier."""
+    window: int = Field(1, ge=1, le=1000)
+    """Last times that a prompt was sampled which make its pass rate; all completions of them count alike."""
+    pass_reward: float = Field(1.0, ge=-1e9, le=1e9)
+    """Reward from which on a completion is right; that of evaluations is 1."""
+
+    @model_validator(mode="after")
+    def _check_thresholds(self) -> "Curriculum":
+        if self.hard_threshold >= self.easy_threshold:
+            raise ValueError(
+                f"a prompt is not easy and hard at once: data.curriculum.hard_threshold = {self.hard_threshold:g} must "
+                f"be below easy_threshold = {self.easy_threshold:g}"
+            )
+        return self
+
+
 class Data(DataRows):
     """The prompts to train on."""
 
@@ -55,6 +81,8 @@ class Data(DataRows):
     """File with a chat template, or the name of one of the tokenizer's; null: the tokenizer's, if it has one."""
     chat_template_kwargs: dict[TemplateVariable, JsonValue] = Field(default_factory=dict)
     """Variables for the chat template, such as `{enable_thinking: false}`."""
+    curriculum: Curriculum | None = None
+    """Draw prompts that are always or never right less often. {}: with its defaults; null: all alike."""
     on_bad_row: Literal["fail", "skip"] = "fail"
     """What to do with a row that cannot be used: stop and name it, or leave it out and count it."""
 

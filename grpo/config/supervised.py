@@ -27,6 +27,7 @@ def supervised(config: Config) -> Config:
     name = f"{run.name[: LONGEST_NAME - len(FOLDER) - 1].rstrip('-')}-{FOLDER}"
     rate = {"learning_rate": sft.learning_rate, "schedule": sft.schedule, "warmup_steps": 0}
     sections = {
+        "data": config.data.model_copy(update={"curriculum": None}),
         "run": run.model_copy(update={"name": name, "dir": f"{run.dir.rstrip('/')}/{FOLDER}"}),
         "rollout": Rollout(
             max_tokens=config.rollout.max_tokens, prompts_per_step=sft.rows_per_step, samples_per_prompt=2

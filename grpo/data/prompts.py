@@ -80,8 +80,13 @@ def eval_prompts(
 
 def prompt_stream(config: Config, prompts: Sequence[Prompt], began: str = "") -> PromptStream | MixedStream:
     """The order in which a run takes its prompts. `began` is the time that its template sees, if it looks at it."""
-    if not config.data.sources:
-        return PromptStream(prompts, config.run.seed, began)
+    mixed = bool(config.data.sources)
+    stream = _mixed(config, prompts, began) if mixed else PromptStream(prompts, config.run.seed, began)
+    stream.follow(config.data.curriculum)
+    return stream
+
+
+def _mixed(config: Config, prompts: Sequence[Prompt], began: str) -> MixedStream:
     weights = {source.name: source.weight for source in config.data.sources}
     own = {name: [prompt for prompt in prompts if prompt.source == name] for name in weights}
     streams = {name: PromptStream(some, config.run.seed) for name, some in own.items()}

@@ -1,12 +1,17 @@
-"""The order of prompts, exactly once: every epoch of a source is a permutation, and sources are mixed by weight."""
+"""The order of prompts, exactly once: every epoch of a source is a permutation, and sources are mixed by weight.
+
+With a curriculum a prompt's turn still comes once an epoch; it is then taken, or skipped and counted (`curriculum.py`).
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
+from grpo.config.data import Curriculum
+from grpo.data.curriculum import KEY, PassRates, parsed
 from grpo.errors import DataError
-from grpo.types import Prompt
+from grpo.types import Chosen, Difficulty, Outcome, Prompt, Skipped
 
 State = dict[str, object]
 MOST_PROMPTS = 10_000_000
@@ -17,7 +22,34 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-class PromptStream:
+class Stream:
+    """What both kinds share: a curriculum, if there is one, that knows what became of prompts."""
+
+    rates: PassRates | None = None
+
+    def follow(self, rule: Curriculum | None) -> None:
+        """Lets a curriculum choose from now on, which knows nothing yet."""
+        self.rates = PassRates(rule) if rule else None
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next `count` prompts, of whose outcomes nothing is known."""
+        return self.choose(count).prompts
+
+    def choose(self, count: int, known: int = 0) -> Chosen:
+        """The next `count` prompts; a curriculum knows the outcomes of batches up to `known`."""
+        raise NotImplementedError
+
+    def record(self, batch: int, outcomes: Iterable[Outcome]) -> None:
+        """What became of the prompts of a batch, in any order of batches."""
+        if self.rates:
+            self.rates.record(batch, outcomes)
+
+    def recorded(self, batch: int) -> State:
+        """What `restore` must find in a state, beside the place, to know the outcomes of batches up to that one."""
+        return {KEY: self.rates.state(batch)} if self.rates else {}
+
+
+class PromptStream(Stream):
     """Endless: every epoch is a permutation of all prompts that follows from the seed and the epoch's number alone.
 
     `began`, the time that the prompts' template has seen, is kept with the state, so that they can be made again.
@@ -30,6 +62,7 @@ class PromptStream:
         self.began = began
         self.fingerprint = digest([prompt.id for prompt in prompts])
         self.tokens = digest([prompt.token_ids + prompt.completion_ids for prompt in prompts])
+        self.skipped = 0
         self._start(epoch=0, position=0)
 
     def _start(self, epoch: int, position: int) -> None:
@@ -37,25 +70,44 @@ class PromptStream:
         self._order = sorted(range(len(self.prompts)), key=lambda index: digest([self.seed, epoch, index]))
 
     @property
-    def taken(self) -> int:
-        """Prompts so far."""
+    def turns(self) -> int:
+        """Prompts whose turn has come so far: once an epoch each."""
         return self.epoch * len(self.prompts) + self.position
 
-    def take(self, count: int) -> list[Prompt]:
+    @property
+    def taken(self) -> int:
+        """Prompts so far: those whose turn was not skipped."""
+        return self.turns - self.skipped
+
+    def choose(self, count: int, known: int = 0) -> Chosen:
         """The next `count` prompts, across the ends of epochs where need be."""
-        taken: list[Prompt] = []
-        while len(taken) < count:
+        chosen = Chosen([], [])
+        while len(chosen.prompts) < count:
             if self.position == len(self.prompts):
                 self._start(self.epoch + 1, position=0)
-            indices = self._order[self.position : self.position + count - len(taken)]
-            taken += [self.prompts[index] for index in indices]
-            self.position += len(indices)
-        return taken
+            prompt, difficulty = self._turn(known)
+            self.position += 1
+            if difficulty:
+                chosen.skipped.append((prompt.id, difficulty))
+            else:
+                chosen.prompts.append(prompt)
+        self.skipped += len(chosen.skipped)
+        return chosen
+
+    def _turn(self, known: int) -> tuple[Prompt, Difficulty | None]:
+        """Whose turn it is, and why it is skipped, if it is."""
+        index = self._order[self.position]
+        prompt = self.prompts[index]
+        difficulty = self.rates.difficulty(prompt.id, known) if self.rates else None
+        if self.rates and difficulty and self.rates.draws(difficulty, digest([KEY, self.seed, self.epoch, index])):
+            difficulty = None
+        return prompt, difficulty
 
     def state(self) -> State:
         """Where the stream is, for JSON: what was taken before does not come again after `restore`."""
         where = {"tokens": self.tokens, "epoch": self.epoch, "position": self.position}
-        return {**self._identity(), **where, **_began(self.began)}
+        skipped = {"skipped": self.skipped} if self.skipped else {}
+        return {**self._identity(), **where, **skipped, **_began(self.began)}
 
     def contents(self) -> list[State]:
         """What the order follows from, for JSON: seed and ids (source, first and last row)."""
@@ -73,6 +125,13 @@ class PromptStream:
 
     def restore(self, state: Mapping[str, object]) -> None:
         """Resumes where `state` was taken. Raises DataError for a state of other prompts, or of another seed."""
+        seen = parsed(state.get(KEY))
+        self.go_to(state)
+        if self.rates:
+            self.rates.restore(seen)
+
+    def go_to(self, state: Mapping[str, object]) -> None:
+        """The part of `restore` that is the place. Raises DataError."""
         for name, own in self._identity().items():
             if state.get(name) != own:
                 raise DataError(
@@ -85,16 +144,19 @@ class PromptStream:
                 "the tokenizer's files or the version of transformers are others, or the template writes what changes; "
                 "resume with those that the run was begun with, or start a new run"
             )
-        epoch, position = state.get("epoch"), state.get("position")
+        epoch, position, skipped = state.get("epoch"), state.get("position"), state.get("skipped", 0)
         if not (type(epoch) is int and type(position) is int and epoch >= 0 and 0 <= position <= len(self.prompts)):
             raise DataError(f"data: the saved order is damaged (epoch {epoch!r}, row {position!r}); start a new run")
+        if type(skipped) is not int or not 0 <= skipped <= epoch * len(self.prompts) + position:
+            raise DataError(f"data: the saved order is damaged ({skipped!r} turns were skipped); start a new run")
         self._start(epoch, position)
+        self.skipped = skipped
 
 
-class MixedStream:
+class MixedStream(Stream):
     """Several streams, each in its own order; the next prompt is of the source that lags most behind its weight.
 
-    So every stretch has the shares of the weights, up to one prompt a source.
+    So every stretch has the shares of the weights, up to one prompt a source. Turns that are skipped do not count.
     """
 
     def __init__(self, streams: Mapping[str, PromptStream], weights: Mapping[str, float], began: str = "") -> None:
@@ -103,16 +165,25 @@ class MixedStream:
         total = sum(Fraction(weights[name]) for name in streams)
         self.shares = {name: Fraction(weights[name]) / total for name in streams}
 
-    def take(self, count: int) -> list[Prompt]:
+    def follow(self, rule: Curriculum | None) -> None:
+        """As for one stream; all of them know the same."""
+        super().follow(rule)
+        for stream in self.streams.values():
+            stream.rates = self.rates
+
+    def choose(self, count: int, known: int = 0) -> Chosen:
         """The next `count` prompts."""
-        taken: list[Prompt] = []
+        prompts: list[Prompt] = []
+        skipped: list[Skipped] = []
         made = {name: stream.taken for name, stream in self.streams.items()}
-        while len(taken) < count:
+        while len(prompts) < count:
             after = sum(made.values()) + 1
             name = max(self.streams, key=lambda name: self.shares[name] * after - made[name])
-            taken += self.streams[name].take(1)
+            chosen = self.streams[name].choose(1, known)
+            prompts += chosen.prompts
+            skipped += chosen.skipped
             made[name] += 1
-        return taken
+        return Chosen(prompts, skipped)
 
     def contents(self) -> list[State]:
         """What the order follows from, for JSON: each stream's contents, by name, with its weight."""
@@ -132,14 +203,17 @@ class MixedStream:
                 f"data: the saved order belongs to the sources {names or 'none'}, these are {sorted(self.streams)}; "
                 "resume with the same data section, or start a new run"
             )
+        seen = parsed(state.get(KEY))
         before = {name: stream.state() for name, stream in self.streams.items()}
         try:
             for name, stream in self.streams.items():
-                stream.restore(saved[name] if isinstance(saved[name], dict) else {})
+                stream.go_to(saved[name] if isinstance(saved[name], dict) else {})
         except DataError:
             for name, stream in self.streams.items():
-                stream.restore(before[name])
+                stream.go_to(before[name])
             raise
+        if self.rates:
+            self.rates.restore(seen)
 
 
 def _began(time: str) -> State:

@@ -4,14 +4,27 @@
 `Weights` brings the policy to the engines; `Checkpoints` and `Recorder` keep what happened.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from grpo.checkpoint import Commit, Folders
 from grpo.run.stopping import StopRequest
-from grpo.types import EngineEvent, FileRecord, Group, Groups, Lane, Prompt, Sample, Sampling, Stats
+from grpo.types import (
+    Chosen,
+    EngineEvent,
+    FileRecord,
+    Group,
+    Groups,
+    Lane,
+    Outcome,
+    Prompt,
+    Sample,
+    Sampling,
+    Skipped,
+    Stats,
+)
 
 
 class PromptStream(Protocol):
@@ -21,12 +34,24 @@ class PromptStream(Protocol):
         """The next prompts, across the ends of epochs."""
         ...
 
+    def choose(self, count: int, known: int = 0) -> Chosen:
+        """The next prompts that a curriculum does not skip, by the outcomes of batches up to `known`, which it has."""
+        ...
+
+    def record(self, batch: int, outcomes: Iterable[Outcome]) -> None:
+        """What became of the prompts of a batch. Batches may come in any order, from any thread."""
+        ...
+
+    def recorded(self, batch: int) -> Mapping[str, object]:
+        """What was recorded of batches up to that one, to be added to `state`."""
+        ...
+
     def state(self) -> Mapping[str, object]:
         """Where the stream is: what was taken before does not come again after `restore`."""
         ...
 
     def restore(self, state: Mapping[str, object]) -> None:
-        """Goes back to where `state` was taken."""
+        """Goes back to where `state` was taken, and to what was recorded if that was added to it."""
         ...
 
 
@@ -38,8 +63,8 @@ DRAWN = "drawn.jsonl"
 class Batch:
     """What a step learns from: its groups, scored if they were sampled, their B samples with advantages, and counts.
 
-    `skipped` are groups that were sampled for it and left out, as they teach nothing; `prompts` is where the stream of
-    prompts is behind it.
+    `skipped` are groups that were sampled for it and left out, as they teach nothing; `not_drawn` are prompts whose
+    turn a curriculum skipped; `prompts` is where the stream of prompts is behind it.
     """
 
     groups: Groups
@@ -47,6 +72,7 @@ class Batch:
     stats: Stats
     skipped: Groups = ()
     prompts: Mapping[str, object] = field(default_factory=dict)
+    not_drawn: Sequence[Skipped] = ()
 
 
 class Collector(Protocol):
@@ -276,8 +302,18 @@ class Recorder(Observer, Protocol):
         """Engines have taken that version beside the steps: a row of its own."""
         ...
 
-    def log_step(self, step: int, groups: Groups, stats: Stats, skipped: Groups = ()) -> None:
-        """Inside of a step: its scored groups, what was measured, and groups that were left out of the batch."""
+    def log_step(
+        self,
+        step: int,
+        groups: Groups,
+        stats: Stats,
+        skipped: Groups = (),
+        not_drawn: Sequence[Skipped] = (),
+    ) -> None:
+        """Inside of a step: its scored groups, what was measured, and groups that were left out of the batch.
+
+        `not_drawn` are prompts whose turn a curriculum skipped for it.
+        """
         ...
 
     def log_eval(self, step: int, groups: Groups, scores: Stats) -> None:

@@ -9,8 +9,10 @@
 A batch is the ids of its prompts in order, those that were skipped with their reward, how many were dropped as their
 rewards failed, digests of all samples (tokens, logprobs, reward; 16 digits each, a text a group), their versions
 (`[how many samples, [first token, version, …]]`), the digests of these versions, and digests of its own lines in
-metrics.jsonl and samples.jsonl. Each row ends with the chain: sha256 of the row before's and of this row. A checkpoint
-seals the chain (books.json); going back to it cuts the rows behind it off, as a resumed run writes them again.
+metrics.jsonl and samples.jsonl. With `data.curriculum` it also is what that choice follows from: the turns that were
+skipped, with the reason, and how many completions of each group were right, of how many. Each row ends with the chain:
+sha256 of the row before's and of this row. A checkpoint seals the chain (books.json); going back to it cuts the rows
+behind it off, as a resumed run writes them again.
 """
 
 import json
@@ -27,7 +29,7 @@ from grpo.observe.chain import Seal, lines_of, packed, sample_digest, short
 from grpo.run.clock import Clock
 from grpo.run.layout import BOOKS, SUPERSEDED
 from grpo.store.files import json_object, open_append, replace
-from grpo.types import Groups
+from grpo.types import Groups, Skipped
 
 Row = dict[str, object]
 
@@ -127,10 +129,23 @@ class Books:
         with self._lock:
             return self._weights.get(version)
 
-    def step(self, step: int, groups: Groups, skipped: Groups, dropped: int, lines: "Lines") -> None:
+    def step(
+        self,
+        step: int,
+        groups: Groups,
+        skipped: Groups,
+        dropped: int,
+        not_drawn: Sequence[Skipped],
+        lines: "Lines",
+    ) -> None:
         """A batch that was trained."""
         rewards = [[group.prompt.id, group.penalised_G[0]] for group in skipped]
-        counted = {"skipped": rewards, "dropped": dropped} if skipped or dropped else {}
+        counted: Row = {"skipped": rewards, "dropped": dropped} if skipped or dropped else {}
+        if rule := self.config.data.curriculum:
+            right, replaced = (
+                [[group.right(rule.pass_reward), len(group.samples)] for group in some] for some in (groups, skipped)
+            )
+            counted["curriculum"] = {"not_drawn": not_drawn, "right": right, "replaced": replaced}
         prompts = [group.prompt.id for group in groups]
         samples = ["".join(map(sample_digest, group.samples)) for group in groups]
         self._made("step", step, groups, {"prompts": prompts, **counted, "samples": samples}, lines)
@@ -179,7 +194,13 @@ def rules(config: Config, base: int) -> Row:
     rollout = config.rollout
     names = ("prompts_per_step", "samples_per_prompt", "refill", "max_refills")
     clock = asdict(Clock.of(config, config.eval.prompts > 0, base))
-    return {"clock": clock, **{name: value for name in names if (value := getattr(rollout, name, None)) is not None}}
+    curriculum = config.data.curriculum
+    choice = {"curriculum": curriculum.model_dump()} if curriculum else {}
+    return {
+        "clock": clock,
+        **choice,
+        **{name: value for name in names if (value := getattr(rollout, name, None)) is not None},
+    }
 
 
 def _sync(line: bytes) -> Iterator[tuple[int, str]]:

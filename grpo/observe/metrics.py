@@ -66,6 +66,7 @@ EFFECTIVE, CHI_SQUARE, DROPPED = (
 )
 BY_SOURCE = {"reward/source/*": "*"}
 BY_FUNCTION = {"reward/function/*": "*"}
+BY_DIFFICULTY = {f"curriculum/skipped_{difficulty}": difficulty for difficulty in ("easy", "hard")}
 BY_POOL = {f"pipeline/{pool}_idle": pool for pool in ("rollout", "trainer")}
 ENDS = [f"{end}_{part}" for end in ("send", "receive") for part in ("wire", "digest", "load")]
 LEGS = ("connect", "self_test", "publish", "receive", "switch", "exchange", "verify", "commit", *ENDS)
@@ -120,6 +121,8 @@ CATALOGUE: tuple[Metric, ...] = (
     _histogram("grpo_sample_staleness_steps", "steps", "Weight versions between trainer and sample.", STEPS),
     _gauge("grpo_sample_staleness_mean_steps", "steps", "Mean lag of the last step's samples.", "rollout/staleness"),
     _gauge("grpo_skipped_groups_ratio", "share", "Sampled groups that others replaced.", "rollout/skipped_ratio"),
+    Metric("grpo_curriculum_skipped_ratio", "gauge", "share", "Turns skipped.", ("difficulty",), BY_DIFFICULTY),
+    _gauge("grpo_effective_groups_ratio", "share", "Sampled groups with an advantage.", "rollout/effective_groups"),
     _gauge("grpo_sample_staleness_max_steps", "steps", "Largest lag in the last step.", "rollout/staleness_max"),
     Metric("grpo_max_staleness_steps", "gauge", "steps", "rollout.max_staleness; 0: no overlap.", ("update",)),
     # The overlap of sampling and training

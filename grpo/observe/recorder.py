@@ -30,7 +30,7 @@ from grpo.observe.tracking import Tracking
 from grpo.run.faults import fault_point, phase_point
 from grpo.run.layout import METRICS
 from grpo.run.start import Phases
-from grpo.types import EngineEvent, Group, Groups, Lane, Stats
+from grpo.types import EngineEvent, Group, Groups, Lane, Skipped, Stats
 
 ENGINE = "engine"
 """Event of a row that says what became of an engine."""
@@ -182,7 +182,14 @@ class RunRecorder:
         self.health.ready()
         self.alive()
 
-    def log_step(self, step: int, groups: Groups, stats: Stats, skipped: Groups = ()) -> None:
+    def log_step(
+        self,
+        step: int,
+        groups: Groups,
+        stats: Stats,
+        skipped: Groups = (),
+        not_drawn: Sequence[Skipped] = (),
+    ) -> None:
         assert self._depth > 0, "log_step belongs inside of step()"
         self._row |= stats | summarize(groups, step)
         self._digests |= digests(groups)
@@ -193,7 +200,7 @@ class RunRecorder:
         )
         if books := self._books:
             dropped = int(stats.get("reward/dropped_groups", 0))
-            self._booked = partial(books.step, step, groups, skipped, dropped)
+            self._booked = partial(books.step, step, groups, skipped, dropped, not_drawn)
 
     def log_eval(self, step: int, groups: Sequence[Group], scores: Stats) -> None:
         assert self._depth > 0, "log_eval belongs inside of phase('eval')"

@@ -73,7 +73,8 @@ class AheadCollector:
         with self._changed:
             for old in [number for number in self._batches if number < step]:
                 del self._batches[old]
-        return replace(batch, stats=batch.stats | {"pipeline/batches_ahead": float(ahead)})
+        batch = replace(batch, stats=batch.stats | {"pipeline/batches_ahead": float(ahead)})
+        return self.drawer.settled(batch, step)
 
     def evaluate(self, step: int) -> tuple[Groups, Stats]:
         """Scored groups of the held-out prompts. The engines go on with batches that have the same version."""
@@ -103,9 +104,9 @@ class AheadCollector:
         self.clock = Clock.of(self.drawer.config, bool(self.held_out), base=step)
         ahead = load_drawn(drawn) if drawn else Ahead(self._rule(), [])
         draws = ahead.draws if ahead.rule == self._rule() else []
-        self.drawer.prompts.restore(draws[-1].prompts if draws else prompts)
+        batches = self.drawer.restore(prompts, draws)
         with self._changed:
-            self._reset(step, [self.drawer.batch(draw) for draw in draws])
+            self._reset(step, batches)
 
     def stop_ahead(self) -> None:
         """Tells the feeder to end; whoever waits for a batch is told that it will not come."""
@@ -128,7 +129,8 @@ class AheadCollector:
         """What drawn batches depend on, besides what else a run may not change."""
         rollout = self.drawer.config.rollout
         names = ("max_staleness", "update", "refill", "max_refills", "prompts_per_step", "samples_per_prompt")
-        return {name: getattr(rollout, name) for name in names}
+        rule = self.drawer.config.data.curriculum
+        return {name: getattr(rollout, name) for name in names} | ({"curriculum": rule.model_dump()} if rule else {})
 
     # What the loop's thread does
 

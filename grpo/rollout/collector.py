@@ -34,7 +34,7 @@ class InlineCollector:
             with record.phase("reward"), self.stop.abortable():
                 self.drawer.score(draw, groups)
         with record.phase("advantage"):
-            return self.drawer.batch(draw)
+            return self.drawer.settled(self.drawer.batch(draw), step)
 
     def evaluate(self, step: int) -> tuple[Groups, Stats]:
         """Scored groups of the held-out prompts, and their scores."""

@@ -2,11 +2,13 @@
 
 With `rollout.refill` groups of equal rewards, which teach nothing, give their places to further prompts, round by
 round, in the order of the stream: DAPO's dynamic sampling (arXiv:2503.14476), without prompts that are sampled in vain.
+With `data.curriculum` prompts that were always or never right are skipped before they are sampled.
 """
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from statistics import fmean
 
 from grpo.algorithm.advantages import advantages
@@ -16,7 +18,8 @@ from grpo.config import Config
 from grpo.errors import WeightSyncError
 from grpo.interfaces import Batch, PromptStream, Rewards, Rollouts
 from grpo.rewards.built_in import answers_by_source, answers_of
-from grpo.types import Group, Groups, Prompt, Sampling, Stats
+from grpo.run.clock import Clock
+from grpo.types import Group, Groups, Prompt, Sample, Sampling, Skipped, Stats
 
 
 @dataclass
@@ -31,6 +34,8 @@ class Draw:
     rounds: int = 0
     taken: int = 0
     prompts: dict[str, object] = field(default_factory=dict)
+    not_drawn: list[Skipped] = field(default_factory=list)
+    """Prompts whose turn a curriculum skipped on the way."""
 
 
 class Drawer:
@@ -38,6 +43,7 @@ class Drawer:
 
     def __init__(self, config: Config, prompts: PromptStream, rollouts: Rollouts, rewards: Rewards) -> None:
         self.config, self.prompts, self.rollouts, self.rewards = config, prompts, rollouts, rewards
+        self.clock = Clock.of(config, held_out=False)
         self._scoring = threading.Lock()
 
     @property
@@ -51,11 +57,13 @@ class Drawer:
 
     def take(self, draw: Draw) -> list[Prompt]:
         """The next prompts, as many as the batch lacks."""
-        prompts = self.prompts.take(self.config.rollout.prompts_per_step - len(draw.kept))
+        lacking = self.config.rollout.prompts_per_step - len(draw.kept)
+        chosen = self.prompts.choose(lacking, self.clock.known(draw.step))
         draw.prompts = dict(self.prompts.state())
+        draw.not_drawn += chosen.skipped
         draw.rounds += 1
-        draw.taken += len(prompts)
-        return prompts
+        draw.taken += len(chosen.prompts)
+        return chosen.prompts
 
     def sample(self, draw: Draw, prompts: Sequence[Prompt]) -> list[Group]:
         """G samples of each of the prompts that were taken last."""
@@ -75,12 +83,31 @@ class Drawer:
             (draw.skipped if group.zero_variance and draw.rounds < self.rounds else draw.kept).append(group)
 
     def batch(self, draw: Draw) -> Batch:
-        """What the step learns from."""
+        """What the step learns from. The curriculum is told what became of its prompts."""
         samples = masked(advantages(draw.kept, self.config.algorithm), draw.kept, self.config.algorithm)
-        share = len(draw.skipped) / max(1, len(draw.skipped) + len(draw.kept))
+        groups = [*draw.kept, *draw.skipped]
+        share = len(draw.skipped) / max(1, len(groups))
         skipped = {"rollout/skipped_ratio": share} if self.config.rollout.refill else {}
+        effective = {"rollout/effective_groups": teaching(draw.kept, samples) / max(1, len(groups))}
         by_function = {f"reward/function/{name}": fmean(values) for name, values in draw.parts.items()}
-        return Batch(draw.kept, samples, draw.stats | by_function | skipped, draw.skipped, draw.prompts)
+        if rule := self.config.data.curriculum:
+            right = [(group.prompt.id, group.right(rule.pass_reward), len(group.samples)) for group in groups]
+            self.prompts.record(draw.step, right)
+            turns = len(groups) + int(draw.stats.get("reward/dropped_groups", 0)) + len(draw.not_drawn)
+            why = [difficulty for _, difficulty in draw.not_drawn]
+            skipped |= {f"curriculum/skipped_{each}": why.count(each) / max(1, turns) for each in ("easy", "hard")}
+        stats = draw.stats | by_function | skipped | effective
+        return Batch(draw.kept, samples, stats, draw.skipped, draw.prompts, draw.not_drawn)
+
+    def settled(self, batch: Batch, step: int) -> Batch:
+        """The batch of a step, once all before it are made: its state says what became of their prompts too."""
+        return replace(batch, prompts={**batch.prompts, **self.prompts.recorded(step)})
+
+    def restore(self, prompts: Mapping[str, object], draws: Sequence[Draw]) -> list[Batch]:
+        """Goes back to behind a step, whose batch said `prompts`, and behind what was drawn ahead; makes that again."""
+        place = draws[-1].prompts if draws else {}
+        self.prompts.restore({**prompts, **place})
+        return [self.batch(draw) for draw in draws]
 
     def evaluate(self, held_out: Sequence[Prompt], step: int) -> Groups:
         """Sampled groups of the held-out prompts, of the weights of that step."""
@@ -93,6 +120,13 @@ class Drawer:
         with self._scoring:
             scored = self.rewards.score(groups)
         return scored, score_evaluation(scored, answers_of(self.config.rewards), answers_by_source(self.config))
+
+
+def teaching(groups: Groups, samples: Sequence[Sample]) -> int:
+    """How many of the groups have a sample with an advantage; `samples` are those of all of them, in order."""
+    rest = iter(samples)
+    own = [list(islice(rest, len(group.samples))) for group in groups]
+    return sum(any(sample.advantage and not sample.masked for sample in group) for group in own)
 
 
 def check_versions(groups: Groups, oldest: int, newest: int) -> None:

@@ -27,7 +27,8 @@ def dump_drawn(rule: Mapping[str, object], step: int, batches: Sequence[Batch]) 
     rows: list[dict[str, object]] = [{"rule": dict(rule)}]
     for number, batch in enumerate(batches, start=step + 1):
         groups = {"groups": _plain(batch.groups), "skipped": _plain(batch.skipped)}
-        rows.append({"step": number, **groups, "stats": batch.stats, "prompts": batch.prompts})
+        not_drawn = {"not_drawn": list(batch.not_drawn)} if batch.not_drawn else {}
+        rows.append({"step": number, **groups, "stats": batch.stats, "prompts": batch.prompts, **not_drawn})
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
@@ -37,7 +38,12 @@ def load_drawn(content: bytes) -> Ahead:
         first, *rows = map(json.loads, content.splitlines())
         draws = [
             Draw(
-                row["step"], _groups(row["groups"]), _groups(row["skipped"]), row["stats"], prompts=dict(row["prompts"])
+                row["step"],
+                _groups(row["groups"]),
+                _groups(row["skipped"]),
+                row["stats"],
+                prompts=dict(row["prompts"]),
+                not_drawn=[(prompt_id, difficulty) for prompt_id, difficulty in row.get("not_drawn", ())],
             )
             for row in rows
         ]

@@ -49,6 +49,10 @@ class Clock:
         """The newest version that a sample of the step's batch may have."""
         return max(step - 1, 0) if self.in_flight else self.oldest(step)
 
+    def known(self, step: int) -> int:
+        """The last batch by whose outcomes the prompts of the step's batch may be chosen, however early others are."""
+        return step - 1 - self.staleness
+
     def furthest(self, trained: int) -> int:
         """The last step whose batch may be sampled once that many steps are trained."""
         return min(trained + 1 + self.staleness, self.last)

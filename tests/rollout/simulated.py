@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from grpo.config import Config
-from grpo.interfaces import Batch, Collector
+from grpo.interfaces import Batch, Collector, PromptStream
 from grpo.rollout.ahead import AheadCollector
 from grpo.rollout.collector import InlineCollector
 from grpo.rollout.drawing import Drawer
@@ -164,15 +164,22 @@ class State:
 class Loop:
     """Trains batch after batch; what it did is in `batches`, `weights` and `seconds`."""
 
-    def __init__(self, config: Config, delay: Delay = quick, length: Callable[[str], int] = lambda _: TOKENS) -> None:
+    def __init__(
+        self,
+        config: Config,
+        delay: Delay = quick,
+        length: Callable[[str], int] = lambda _: TOKENS,
+        prompts: PromptStream | None = None,
+    ) -> None:
         self.config, self.delay = config, delay
         self.weights, self.step = 0, 0
         self.batches: dict[int, Batch] = {}
         self.history: dict[int, int] = {0: 0}
         self.clock = Clock.of(config, held_out=False)
-        self.engines = Engines(self.clock.in_flight, delay, length, weights=lambda: self.weights)
+        at_once = self.clock.in_flight or not self.clock.staleness  # engines take what is published
+        self.engines = Engines(at_once, delay, length, weights=lambda: self.weights)
         self.stop, self.background = StopRequest(30), Background()
-        drawer = Drawer(config, FakePrompts(), self.engines, Parity(delay))
+        drawer = Drawer(config, prompts or FakePrompts(), self.engines, Parity(delay))
         parts = (drawer, self.engines, Recording([]), self.stop, ())
         ahead = config.rollout.max_staleness > 0
         self.collector: Collector = AheadCollector(*parts, self.background) if ahead else InlineCollector(*parts)

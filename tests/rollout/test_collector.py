@@ -47,7 +47,7 @@ def test_a_batch_has_scored_groups_their_samples_in_order_and_what_was_counted()
     assert rows == [(f"fake:{p}", g) for p in range(3) for g in range(2)]
     assert [row.advantage > 0 for row in batch.samples if row.advantage is not None] == [True, False] * 3
     parts = {"reward/function/short": 0.5, "reward/function/http://judge:8000/v1 (m)": 0.25}
-    assert batch.stats == {"reward/dropped_samples": 1.0} | parts
+    assert batch.stats == {"reward/dropped_samples": 1.0, "rollout/effective_groups": 1.0} | parts
 
 
 def test_the_stream_goes_back_to_where_it_was() -> None:

@@ -164,6 +164,7 @@ def run(config: Config, fate: Fate, run_dir: Path, rollouts_of: type[FleetRollou
     """A whole run as `cluster/job.py` puts it together."""
     wire: Wire = {}
     prompts = PromptStream([Prompt(f"fake:{row}", "q", "a", (1, row)) for row in range(PROMPTS)], config.run.seed)
+    prompts.follow(config.data.curriculum)
     stop, ahead = StopRequest(30), config.rollout.max_staleness > 0
     with RunRecorder(config, run_dir, quiet_progress(config), ["grpo"], streams=prompts.contents()) as record:
         workers = Workers(config, stop, LocalHead(), lambda text: None)
@@ -183,9 +184,10 @@ def run(config: Config, fate: Fate, run_dir: Path, rollouts_of: type[FleetRollou
         drawer = Drawer(config, prompts, rollouts_of(context, fleet, weights.ensure, mixes), Parity())
         parts = (drawer, weights, record, stop, ())
         collector = AheadCollector(*parts, workers.background) if ahead else InlineCollector(*parts)
-        components = Components(collector, trainer, weights, Checkpoints(config, run_dir, FakeFence()), record, stop)
+        checkpoints = Checkpoints(config, run_dir, FakeFence())
+        components = Components(collector, trainer, weights, checkpoints, record, stop)
         try:
-            Controller(config, components).run(None)
+            Controller(config, components).run(checkpoints.newest())
         finally:
             collector.stop_ahead()
             assert workers.background.join(30)
@@ -199,12 +201,16 @@ def check(config: Config, fate: Fate, run_dir: Path) -> None:
     assert [row["step"] for row in rows] == sorted(fate.trained) == [*range(1, STEPS + 1)]
     for row in rows:
         skipped = [prompt for prompt, _ in row.get("skipped", ())]
-        turn = [prompt.id for prompt in stream.take(len(row["prompts"]) + len(skipped))]
+        passed_over = Counter(prompt for prompt, _ in row.get("curriculum", {}).get("not_drawn", ()))
+        turns = stream.take(len(row["prompts"]) + len(skipped) + passed_over.total())
+        turn = [*(Counter(prompt.id for prompt in turns) - passed_over).elements()]
+        if not passed_over:
+            turn = [prompt.id for prompt in turns]
         batch = fate.trained[row["step"]]
         assert [sample.prompt_id for sample in batch[::PER_PROMPT]] == row["prompts"]
         assert [sample.index for sample in batch] == [*range(PER_PROMPT)] * len(row["prompts"])
         assert sorted([*row["prompts"], *skipped]) == sorted(turn)
-        assert row["prompts"] == turn or config.rollout.refill
+        assert row["prompts"] == turn or config.rollout.refill or passed_over
         assert all(0 <= sample.lag(row["step"]) <= config.rollout.max_staleness for sample in batch)
         assert all(sample.newest_version < row["step"] for sample in batch)
         left_out += skipped
@@ -222,14 +228,16 @@ def mean_length(completions: Counter[Completion]) -> float:
     return sum(len(ids) for _, _, ids in completions.elements()) / completions.total()
 
 
-def settled(mode: tuple[str, int], refill: bool) -> Config:
+def settled(mode: tuple[str, int], refill: bool, curriculum: bool = False, steps: int = STEPS) -> Config:
     rollout = {"prompts_per_step": PER_STEP, "samples_per_prompt": PER_PROMPT, "refill": refill, "engines": 2}
-    return make_config(mode[1], mode[0], STEPS, rollout=rollout, checkpoint={"every": 2})
+    rule = {"curriculum": {"easy_fraction": 0.1, "hard_fraction": 0.2}} if curriculum else {}
+    return make_config(mode[1], mode[0], steps, rollout=rollout, checkpoint={"every": 2}, data=rule)
 
 
 @settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from(MODES),
+    st.booleans(),
     st.booleans(),
     st.lists(st.integers(1, LONGEST), min_size=1, max_size=8),
     st.lists(st.integers(0, 10), min_size=1, max_size=8),
@@ -238,11 +246,12 @@ def settled(mode: tuple[str, int], refill: bool) -> Config:
 def test_what_is_trained_is_what_was_drawn_whatever_takes_long_or_is_lost(
     mode: tuple[str, int],
     refill: bool,
+    curriculum: bool,
     tokens: list[int],
     milliseconds: list[int],
     losses: frozenset[tuple[str, int]],
 ) -> None:
-    config, fate = settled(mode, refill), Fate(tokens, milliseconds, losses)
+    config, fate = settled(mode, refill, curriculum), Fate(tokens, milliseconds, losses)
     with tempfile.TemporaryDirectory() as folder:
         run(config, fate, Path(folder))
         check(config, fate, Path(folder))

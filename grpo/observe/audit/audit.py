@@ -8,10 +8,11 @@ from typing import Any
 
 from grpo.data.stream import MixedStream, PromptStream, stream_of
 from grpo.errors import AuditError, NotProved
+from grpo.observe.audit.choice import Choice
 from grpo.observe.audit.lines import Beside, check_named, reading
 from grpo.observe.audit.proof import Proof, refuted, shown
-from grpo.observe.audit.rules import Spans, Versions, check_prompts, natural, spans_of
-from grpo.observe.audit.seals import Sealed, check_sealed, read_checkpoints
+from grpo.observe.audit.rules import Spans, Versions, natural, spans_of
+from grpo.observe.audit.seals import Drawn, Sealed, check_sealed, read_checkpoints
 from grpo.observe.chain import DIGITS, LINK, Seal, lines_of
 from grpo.run.clock import Clock
 from grpo.run.layout import BOOKS, CONFIG, METRICS, SAMPLES
@@ -19,7 +20,7 @@ from grpo.run.layout import BOOKS, CONFIG, METRICS, SAMPLES
 TRIES = 3
 AS_WRITTEN = "a row is as a run writes it"
 IN_ORDER = "steps come once, in order"
-RULE_OF_DRAWN = ("prompts_per_step", "samples_per_prompt", "refill", "max_refills")
+RULE_OF_DRAWN = ("prompts_per_step", "samples_per_prompt", "refill", "max_refills", "curriculum")
 
 
 def audit(run_dir: Path) -> Proof:
@@ -52,7 +53,7 @@ class _Audit:
         self.at_seal = 0
         self.rules: dict[str, Any] = {}
         self.metrics_of: dict[int, list[str]] = {}
-        self.drawn: dict[int, tuple[str, tuple[list[str], list[str]]]] = {}
+        self.drawn: dict[int, tuple[str, Drawn]] = {}
 
     def run(self) -> Proof:
         with reading(self.run_dir / CONFIG):
@@ -108,6 +109,7 @@ class _Audit:
             )
         self.begun = self.step = natural(row["step"])
         self.stream = stream_of(row["streams"])
+        self.choice = Choice(self.stream)
         self.metrics = Beside(self.run_dir / METRICS, self.begun)
         self.samples = Beside(self.run_dir / SAMPLES, self.begun)
 
@@ -121,6 +123,7 @@ class _Audit:
         if self.rules and self._rule(self.rules) != self._rule(row):
             self.drawn.clear()  # they are drawn again
         self.rules = dict(row)
+        self.choice.resume(row.get("curriculum"), clock, self.step)
         self.versions.resume(clock)
         self.proof.starts += 1
         if self.proof.starts == 1 and self.begun:
@@ -143,7 +146,7 @@ class _Audit:
         skipped, dropped = [prompt for prompt, _ in row.get("skipped", ())], natural(row.get("dropped", 0))
         assert self.stream
         if not self.begun:
-            check_prompts(where, self.stream, kept, skipped, dropped)
+            self.choice.check(where, step, row, kept, skipped, dropped)
         spans = spans_of(row["versions"])
         counts = [len(text) / DIGITS for text in samples]
         most = self.rules["samples_per_prompt"]
@@ -151,18 +154,19 @@ class _Audit:
             found = f"{len(kept)} prompts, {sum(counts):g} samples and {len(spans)} versions do not fit"
             raise refuted(where, "a batch has samples of each of its prompts", found, "samples are missing or too many")
         self.versions.check(where, step, spans)
-        check_named(self._common(where, row, spans), spans, row["weights"], kept, [int(count) for count in counts])
-        if step in self.drawn:
-            name, batch = self.drawn.pop(step)
-            if batch != (kept, samples):
-                found = f"that is not what checkpoints/{name} holds as drawn"
-                raise refuted(
-                    where, "what was drawn ahead is what is trained", found, "samples were exchanged or changed"
-                )
+        sizes = [int(count) for count in counts]
+        lines = self._common(where, row, spans)
+        check_named(lines, spans, row["weights"], kept, sizes)
+        name, drawn = self.drawn.pop(step, ("", None))
+        self.choice.check_right(where, row, sizes, lines, (name, drawn.rewards) if drawn else None)
+        if drawn and (drawn.prompts, drawn.samples) != (kept, samples):
+            found = f"that is not what checkpoints/{name} holds as drawn"
+            raise refuted(where, "what was drawn ahead is what is trained", found, "samples were exchanged or changed")
         self.step = step
         self.proof.steps += 1
         self.proof.prompts += len(kept)
         self.proof.skipped += len(skipped) + dropped
+        self.proof.not_drawn += len(row.get("curriculum", {}).get("not_drawn", ()))
         self.proof.samples += len(spans)
 
     def _on_eval(self, row: Mapping[str, Any]) -> None:
@@ -192,6 +196,7 @@ class _Audit:
             assert self.stream
             if not self.begun:
                 check_sealed(sealed, self.end, self.step, self.stream, self.rules)
+                self.choice.check_sealed(sealed)
             elif sealed.seal != self.end:
                 found = f"{self.where} has another chain than checkpoints/{sealed.name}"
                 raise refuted(BOOKS, "the books are as checkpoints have sealed them", found, "a row was changed")
@@ -214,7 +219,7 @@ class _Audit:
         proof, at = self.proof, max(self.at_seal, self.begun)
         proof.versions = len(self.versions.synced)
         streams = self.stream.streams.values() if isinstance(self.stream, MixedStream) else [self.stream]
-        proof.epochs = min(stream.taken // len(stream.prompts) for stream in streams)
+        proof.epochs = min(stream.turns // len(stream.prompts) for stream in streams)
         if any(rest) or size > self.end.size:
             proof.notes.append(f"what follows step {self.step} is half written: not proved")
         if self.step > at:

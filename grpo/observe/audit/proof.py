@@ -17,6 +17,8 @@ class Proof:
     prompts: int = 0
     epochs: int = 0
     skipped: int = 0
+    not_drawn: int = 0
+    """Turns that a curriculum skipped; which ones, the books say."""
     samples: int = 0
     versions: int = 0
     evaluations: int = 0

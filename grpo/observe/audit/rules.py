@@ -3,19 +3,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from grpo.data.stream import MixedStream, PromptStream
 from grpo.observe.audit.proof import refuted, shown
 from grpo.run.clock import Clock
 
 Spans = tuple[tuple[int, int], ...]
 PROMPTS = "every prompt comes once an epoch, in the order of the seed"
+"""Or is skipped by a curriculum, which is checked beside it."""
 VERSIONS = "a sample comes from weights that the clock allows"
 DIGESTS = "weights that made samples were verified on the engines"
 
 
-def check_prompts(where: str, stream: PromptStream | MixedStream, kept: list[str], skipped: list[str], n: int) -> None:
+def check_prompts(where: str, wanted: Sequence[str], kept: list[str], skipped: list[str], n: int) -> None:
     """The next prompts of the stream are those that were trained, skipped, and `n` that were dropped."""
-    wanted = [prompt.id for prompt in stream.take(len(kept) + len(skipped) + n)]
     if not skipped and not n:
         places = [place for place, pair in enumerate(zip(wanted, kept, strict=True)) if pair[0] != pair[1]]
         if places:

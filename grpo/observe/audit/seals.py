@@ -21,6 +21,15 @@ WHOLE = "a checkpoint is whole"
 AGREES = "a checkpoint agrees with the books"
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A batch that a checkpoint holds: of each group prompt, digests of samples, and rewards."""
+
+    prompts: list[str]
+    samples: list[str]
+    rewards: list[list[object]]
+
+
 @dataclass
 class Sealed:
     """What one checkpoint says."""
@@ -30,8 +39,7 @@ class Sealed:
     seal: Seal | None
     metrics: dict[int, list[str]] = field(default_factory=dict)
     """Digests of the lines of each step that it keeps."""
-    drawn: dict[int, tuple[list[str], list[str]]] = field(default_factory=dict)
-    """Prompts and digests of samples of each batch that it holds."""
+    drawn: dict[int, Drawn] = field(default_factory=dict)
 
 
 def read_checkpoints(run_dir: Path) -> tuple[int, dict[int, Sealed]]:
@@ -62,8 +70,12 @@ def _sealed(name: str, commit: Commit) -> Sealed:
         sealed.metrics.setdefault(step, []).append(digest)
     for line in commit.read(DRAWN).splitlines()[1:] if DRAWN in listed else ():
         row = json.loads(line)
-        prompts = [group["prompt"]["id"] for group in row["groups"]]
-        sealed.drawn[row["step"]] = prompts, ["".join(map(_digest, group["samples"])) for group in row["groups"]]
+        groups = [(group["prompt"]["id"], group["samples"]) for group in row["groups"]]
+        sealed.drawn[row["step"]] = Drawn(
+            [name for name, _ in groups],
+            ["".join(map(_digest, samples)) for _, samples in groups],
+            [[sample["reward"] for sample in samples] for _, samples in groups],
+        )
     return sealed
 
 
@@ -97,7 +109,10 @@ def check_sealed(
         )
 
 
-def cursor(state: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Fingerprint and prompts taken, of each source."""
+def cursor(state: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """Fingerprint, turns so far and those that were skipped, of each source."""
     sources = state.get("sources", {"": state})
-    return [(of["fingerprint"], of["epoch"] * of["size"] + of["position"]) for _, of in sorted(sources.items())]
+    return [
+        (of["fingerprint"], of["epoch"] * of["size"] + of["position"], of.get("skipped", 0))
+        for _, of in sorted(sources.items())
+    ]
