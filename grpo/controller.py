@@ -137,6 +137,7 @@ class Controller:
             if background:
                 parts.trainer.snapshot(progress.step)
             attached, drawn = partial(parts.recorder.attachments, progress.step), parts.collector.drawn(progress.step)
+            progress = progress.with_prompts(parts.collector.recorded(progress.step))
             write = self.write if background else parts.trainer.save
             self.committer.begin(progress.step, began, write, lambda: content(progress, attached, drawn))
             if wait or not background:

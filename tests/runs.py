@@ -75,6 +75,7 @@ def make_stats(step: int, steps: int = 1) -> Stats:
         "train/tokens": 4000.0,
         "train/updates": 4.0,
         "train/seconds_forward": 0.7,
+        "rollout/effective_groups": 0.75,
     }
 
 

@@ -121,7 +121,7 @@ def test_training_and_evaluation_sample_differently(tmp_path: Path) -> None:
 def test_the_recorder_gets_the_statistics_of_update_and_sync(tmp_path: Path) -> None:
     job = Job(config(steps=2, eval={"samples_per_prompt": 2}), tmp_path)
     job.run()
-    assert job.recorder.steps == {1: {"loss": 1.0}, 2: {"loss": 2.0}}
+    assert job.recorder.steps == {step: {"loss": float(step), "rollout/effective_groups": 1.0} for step in (1, 2)}
     assert job.recorder.syncs == [*({"sync_version": float(version)} for version in range(3))]
     assert list(job.recorder.scores) == [0, 2] and job.recorder.scores[0]["eval/accuracy"] == 0.5
 

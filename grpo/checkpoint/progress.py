@@ -1,7 +1,7 @@
 """Where the loop is: what a checkpoint keeps of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -18,6 +18,10 @@ class Progress:
     """Step of the last evaluation."""
     score: float | None = None
     """Accuracy of the last evaluation, or the step's mean reward where nothing is evaluated."""
+
+    def with_prompts(self, more: Mapping[str, object]) -> "Progress":
+        """Where more is said of the prompts."""
+        return replace(self, prompts={**self.prompts, **more}) if more else self
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Progress":

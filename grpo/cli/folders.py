@@ -17,7 +17,12 @@ def report(run: RunFolder) -> None:
     print(write_report(run))
 
 
-def audit(run: RunFolder) -> None:
+def audit(
+    run: RunFolder,
+    skipped: Annotated[
+        bool, typer.Option("--skipped", help="Also name each prompt whose turns data.curriculum skipped.")
+    ] = False,
+) -> None:
     """Prove from a run's folder alone what it trained on, or name the first contradiction.
 
     Exit code 17: the folder contradicts itself. 18: it does not, but it does not hold all that a proof needs.
@@ -28,11 +33,13 @@ def audit(run: RunFolder) -> None:
     print(f"{run}: nothing contradicts")
     table = Table("proved", "")
     for name, count in vars(proof).items():
-        if name != "notes":
+        if name not in ("notes", "turns"):
             table.add_row(name, f"{count}")
     Console().print(table)
     for note in proof.notes:
         print(f"note: {note}")
+    for (prompt, difficulty), count in sorted(proof.turns.items()) if skipped else ():
+        print(f"{prompt}: skipped {count} x, {difficulty}")
 
 
 def export(

@@ -28,8 +28,8 @@ class PassRates:
     What it answers for a batch depends on the outcomes of batches up to that one alone, in whatever order they came.
     """
 
-    def __init__(self, rule: Curriculum) -> None:
-        self.rule = rule
+    def __init__(self, curriculum: Curriculum) -> None:
+        self.curriculum = curriculum
         self._lock = threading.Lock()
         self._newest = 0
         self._seen: dict[str, tuple[Entry, ...]] = {}
@@ -45,33 +45,39 @@ class PassRates:
             self._newest = max(self._newest, batch)
             for prompt_id, (right, of) in together.items():
                 others = [entry for entry in self._seen.get(prompt_id, ()) if entry[0] != batch]
-                self._seen[prompt_id] = self._kept(sorted([*others, (batch, right, of)]), self._newest - 2 * FURTHEST)
+                self._seen[prompt_id] = self._kept(sorted([*others, (batch, right, of)]), self._newest - 3 * FURTHEST)
 
     def difficulty(self, prompt_id: str, known: int) -> Difficulty | None:
         """What the outcomes of batches up to `known` say of a prompt; None: neither, or nothing is known."""
         with self._lock:
-            entries = [entry for entry in self._seen.get(prompt_id, ()) if entry[0] <= known][-self.rule.window :]
+            entries = [entry for entry in self._seen.get(prompt_id, ()) if entry[0] <= known][-self.curriculum.window :]
         if not entries:
             return None
         rate = sum(right for _, right, _ in entries) / sum(of for _, _, of in entries)
-        if rate >= self.rule.easy_threshold:
+        if rate >= self.curriculum.easy_threshold:
             return "easy"
-        return "hard" if rate <= self.rule.hard_threshold else None
+        return "hard" if rate <= self.curriculum.hard_threshold else None
 
     def draws(self, difficulty: Difficulty, coin: str) -> bool:
         """Whether a prompt is drawn all the same; the coin is a text of hex digits."""
-        fraction = self.rule.easy_fraction if difficulty == "easy" else self.rule.hard_fraction
+        fraction = self.curriculum.easy_fraction if difficulty == "easy" else self.curriculum.hard_fraction
         return int(coin[:DIGITS], 16) < fraction * SIDES
 
     def state(self, batch: int) -> dict[str, list[Entry]]:
-        """What a resume behind a batch must know, for JSON; it says nothing of later ones."""
+        """What a resume behind a batch must know, for JSON; it says nothing of later ones. By prompt, in order."""
         with self._lock:
-            seen = {prompt_id: [entry for entry in all if entry[0] <= batch] for prompt_id, all in self._seen.items()}
-            return {prompt_id: [*self._kept(some, batch - FURTHEST)] for prompt_id, some in seen.items() if some}
+            every = [(name, self._seen[name]) for name in sorted(self._seen)]
+        known: dict[str, list[Entry]] = {}
+        for prompt_id, entries in every:
+            if len(entries) > self.curriculum.window or entries[-1][0] > batch:
+                entries = self._kept([entry for entry in entries if entry[0] <= batch], batch - FURTHEST)
+            if entries:
+                known[prompt_id] = list(entries)
+        return known
 
     def _kept(self, entries: list[Entry], old: int) -> tuple[Entry, ...]:
         """All of batches behind `old`, and the last ones up to it that make a pass rate."""
-        first = max(0, sum(entry[0] <= old for entry in entries) - self.rule.window)
+        first = max(0, sum(entry[0] <= old for entry in entries) - self.curriculum.window)
         return tuple(entries[first:])
 
     def restore(self, seen: Mapping[str, tuple[Entry, ...]]) -> None:

@@ -27,9 +27,9 @@ class Stream:
 
     rates: PassRates | None = None
 
-    def follow(self, rule: Curriculum | None) -> None:
+    def follow(self, curriculum: Curriculum | None) -> None:
         """Lets a curriculum choose from now on, which knows nothing yet."""
-        self.rates = PassRates(rule) if rule else None
+        self.rates = PassRates(curriculum) if curriculum else None
 
     def take(self, count: int) -> list[Prompt]:
         """The next `count` prompts, of whose outcomes nothing is known."""
@@ -165,9 +165,9 @@ class MixedStream(Stream):
         total = sum(Fraction(weights[name]) for name in streams)
         self.shares = {name: Fraction(weights[name]) / total for name in streams}
 
-    def follow(self, rule: Curriculum | None) -> None:
+    def follow(self, curriculum: Curriculum | None) -> None:
         """As for one stream; all of them know the same."""
-        super().follow(rule)
+        super().follow(curriculum)
         for stream in self.streams.values():
             stream.rates = self.rates
 

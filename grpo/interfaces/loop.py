@@ -97,6 +97,13 @@ class Collector(Protocol):
         """Where the stream of prompts is, before the first batch."""
         ...
 
+    def recorded(self, step: int) -> Mapping[str, object]:
+        """What a resume behind that step must know beside what its batch said of the stream; asked for as `drawn` is.
+
+        It is found at once, in the loop's thread: later steps take away what it is made of.
+        """
+        ...
+
     def drawn(self, step: int) -> Callable[[], bytes]:
         """What was drawn ahead when that step, the last that was asked for, is committed.
 
@@ -106,7 +113,10 @@ class Collector(Protocol):
         ...
 
     def restore(self, step: int, prompts: Mapping[str, object], drawn: bytes) -> None:
-        """Goes back to after a step: `prompts` is what its batch said, `drawn` what was drawn ahead then."""
+        """Goes back to after a step.
+
+        `prompts` is what its batch said, and what was recorded; `drawn` is what was drawn ahead then.
+        """
         ...
 
     def stop_ahead(self) -> None:

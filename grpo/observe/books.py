@@ -141,9 +141,10 @@ class Books:
         """A batch that was trained."""
         rewards = [[group.prompt.id, group.penalised_G[0]] for group in skipped]
         counted: Row = {"skipped": rewards, "dropped": dropped} if skipped or dropped else {}
-        if rule := self.config.data.curriculum:
+        if curriculum := self.config.data.curriculum:
             right, replaced = (
-                [[group.right(rule.pass_reward), len(group.samples)] for group in some] for some in (groups, skipped)
+                [[group.right(curriculum.pass_reward), len(group.samples)] for group in some]
+                for some in (groups, skipped)
             )
             counted["curriculum"] = {"not_drawn": not_drawn, "right": right, "replaced": replaced}
         prompts = [group.prompt.id for group in groups]

@@ -65,6 +65,16 @@ PLOTS = (
         share=True,
     ),
     Plot(
+        "Prompts that teach",
+        "Sampled groups with an advantage; turns of prompts that data.curriculum skipped, as they are easy or hard.",
+        {
+            "rollout/effective_groups": "with an advantage",
+            "curriculum/skipped_easy": "skipped: easy",
+            "curriculum/skipped_hard": "skipped: hard",
+        },
+        share=True,
+    ),
+    Plot(
         "Clipped tokens",
         "Tokens whose ratio left the trust region at its lower or upper bound.",
         {"train/clip_low": "low", "train/clip_high": "high"},

@@ -73,8 +73,7 @@ class AheadCollector:
         with self._changed:
             for old in [number for number in self._batches if number < step]:
                 del self._batches[old]
-        batch = replace(batch, stats=batch.stats | {"pipeline/batches_ahead": float(ahead)})
-        return self.drawer.settled(batch, step)
+        return replace(batch, stats=batch.stats | {"pipeline/batches_ahead": float(ahead)})
 
     def evaluate(self, step: int) -> tuple[Groups, Stats]:
         """Scored groups of the held-out prompts. The engines go on with batches that have the same version."""
@@ -89,6 +88,10 @@ class AheadCollector:
     def state(self) -> Mapping[str, object]:
         """Where the stream of prompts is; of no use once the feeder runs."""
         return self.drawer.prompts.state()
+
+    def recorded(self, step: int) -> Mapping[str, object]:
+        """What became of prompts up to that step."""
+        return self.drawer.prompts.recorded(step)
 
     def drawn(self, step: int) -> Callable[[], bytes]:
         """The batches that the step's checkpoint must hold."""

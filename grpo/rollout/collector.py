@@ -34,7 +34,7 @@ class InlineCollector:
             with record.phase("reward"), self.stop.abortable():
                 self.drawer.score(draw, groups)
         with record.phase("advantage"):
-            return self.drawer.settled(self.drawer.batch(draw), step)
+            return self.drawer.batch(draw)
 
     def evaluate(self, step: int) -> tuple[Groups, Stats]:
         """Scored groups of the held-out prompts, and their scores."""
@@ -49,6 +49,10 @@ class InlineCollector:
     def restore(self, step: int, prompts: Mapping[str, object], drawn: bytes) -> None:
         """Goes back to after a step. What a run that sampled ahead had drawn then is drawn again."""
         self.prompts.restore(prompts)
+
+    def recorded(self, step: int) -> Mapping[str, object]:
+        """What became of prompts up to that step."""
+        return self.drawer.prompts.recorded(step)
 
     def drawn(self, step: int) -> Callable[[], bytes]:
         """Nothing."""

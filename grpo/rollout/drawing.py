@@ -7,7 +7,7 @@ With `data.curriculum` prompts that were always or never right are skipped befor
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from statistics import fmean
 
@@ -90,18 +90,14 @@ class Drawer:
         skipped = {"rollout/skipped_ratio": share} if self.config.rollout.refill else {}
         effective = {"rollout/effective_groups": teaching(draw.kept, samples) / max(1, len(groups))}
         by_function = {f"reward/function/{name}": fmean(values) for name, values in draw.parts.items()}
-        if rule := self.config.data.curriculum:
-            right = [(group.prompt.id, group.right(rule.pass_reward), len(group.samples)) for group in groups]
+        if curriculum := self.config.data.curriculum:
+            right = [(group.prompt.id, group.right(curriculum.pass_reward), len(group.samples)) for group in groups]
             self.prompts.record(draw.step, right)
             turns = len(groups) + int(draw.stats.get("reward/dropped_groups", 0)) + len(draw.not_drawn)
             why = [difficulty for _, difficulty in draw.not_drawn]
             skipped |= {f"curriculum/skipped_{each}": why.count(each) / max(1, turns) for each in ("easy", "hard")}
         stats = draw.stats | by_function | skipped | effective
         return Batch(draw.kept, samples, stats, draw.skipped, draw.prompts, draw.not_drawn)
-
-    def settled(self, batch: Batch, step: int) -> Batch:
-        """The batch of a step, once all before it are made: its state says what became of their prompts too."""
-        return replace(batch, prompts={**batch.prompts, **self.prompts.recorded(step)})
 
     def restore(self, prompts: Mapping[str, object], draws: Sequence[Draw]) -> list[Batch]:
         """Goes back to behind a step, whose batch said `prompts`, and behind what was drawn ahead; makes that again."""

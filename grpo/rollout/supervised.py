@@ -33,6 +33,10 @@ class SupervisedCollector:
         """Goes back to after a step."""
         self.prompts.restore(prompts)
 
+    def recorded(self, step: int) -> Mapping[str, object]:
+        """Nothing."""
+        return {}
+
     def drawn(self, step: int) -> Callable[[], bytes]:
         """Nothing."""
         return bytes

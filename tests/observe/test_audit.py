@@ -40,7 +40,7 @@ def test_a_whole_run_is_proved(whole):
     proof = audit(whole)
     assert vars(proof) == {
         **{"steps": 6, "prompts": 24, "epochs": 2, "skipped": 0, "not_drawn": 0, "samples": 48, "versions": 7},
-        **{"evaluations": 4, "starts": 1, "checkpoints": 3, "notes": []},
+        **{"evaluations": 4, "starts": 1, "checkpoints": 3, "notes": [], "turns": {}},
     }
 
 

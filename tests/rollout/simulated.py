@@ -205,7 +205,8 @@ class Loop:
         if self.clock.published(step):
             self.engines.publish(step)
         weights, drawn = self.weights, self.collector.drawn(step)
-        return lambda: State(step, weights, batch.prompts, drawn())
+        prompts = {**batch.prompts, **self.collector.recorded(step)}
+        return lambda: State(step, weights, prompts, drawn())
 
     def run(self, steps: int) -> "Loop":
         """From the start."""

@@ -59,6 +59,7 @@ def test_whatever_takes_long_the_run_is_the_same(
     assert slow.history == quick.history and seen(slow.batches) == seen(quick.batches)
     assert sum(len(batch.not_drawn) for batch in quick.batches.values()) > 3
     assert slow.batches[12].prompts == quick.batches[12].prompts
+    assert json.dumps(slow.collector.recorded(12)) == json.dumps(quick.collector.recorded(12))
 
 
 def test_a_choice_ahead_knows_as_much_as_its_clock_says() -> None:
@@ -93,6 +94,7 @@ def test_a_resume_anywhere_is_no_resume(staleness: int, refill: bool) -> None:
         assert again.history[12] == whole.history[12], at
         assert seen(again.batches) == seen(whole.batches)[at:]
         assert again.batches[12].prompts == whole.batches[12].prompts
+        assert json.dumps(again.collector.recorded(12)) == json.dumps(whole.collector.recorded(12))
         shares = [
             [batch.stats[f"curriculum/skipped_{each}"] for each in ("easy", "hard")]
             for loop in (again, whole)
@@ -136,6 +138,7 @@ def test_without_a_curriculum_nothing_is_new() -> None:
         loop.run(6)
         assert all(batch.not_drawn == [] for batch in loop.batches.values())
         assert not any("curriculum" in key for batch in loop.batches.values() for key in (*batch.stats, *batch.prompts))
+        assert loop.collector.recorded(6) == {}
         stream = PromptStream([Prompt(f"fake:{row}", "q", "a", (1, row)) for row in range(SIZE)], 0)
         assert [group.prompt.id for batch in loop.batches.values() for group in batch.groups] == [
             each.id for each in stream.take(18)

@@ -61,3 +61,12 @@ def test_an_older_file_knows_no_parts(tmp_path: Path) -> None:
     (draw,) = load_drawn(b"\n".join(json.dumps(line).encode() for line in lines)).draws
     assert [sample.parts for sample in draw.kept[0].samples] == [()] * 3
     assert [sample.advantage for sample in advantages(draw.kept, GDPO)] == [0.0] * 3, "their one reward is the sum"
+
+
+def test_turns_that_a_curriculum_skipped_come_back_and_older_files_have_none() -> None:
+    turns = [("p:1", "easy"), ("p:2", "hard"), ("p:1", "easy")]
+    batch = Batch([GROUP], [], {}, prompts={"taken": 4, "skipped": 3}, not_drawn=turns)
+    (draw,) = load_drawn(dump_drawn(RULE, 6, [batch])).draws
+    assert draw.not_drawn == turns and draw.prompts == {"taken": 4, "skipped": 3}
+    plain = dump_drawn(RULE, 6, [Batch([GROUP], [], {})])
+    assert b"not_drawn" not in plain and load_drawn(plain).draws[0].not_drawn == []

@@ -67,6 +67,19 @@ LEARNING = [
         alerts=["GrpoNoLearningSignal"],
     ),
     lines(
+        "Prompts that teach",
+        "Share of the sampled groups with an advantage, and of the prompts whose turn data.curriculum skipped, as they "
+        "were always (easy) or never right (hard).",
+        "percentunit",
+        {
+            "with an advantage {{run}}": "max by (run) (grpo_effective_groups_ratio{<run>})",
+            "skipped: {{difficulty}} {{run}}": "max by (run, difficulty) (grpo_curriculum_skipped_ratio{<run>})",
+        },
+        low=0,
+        high=1,
+        alerts=["GrpoNoLearningSignal"],
+    ),
+    lines(
         "Loss",
         "Mean loss of the step's updates. In GRPO it stays near 0; only jumps and gaps (NaN) say something.",
         "short",

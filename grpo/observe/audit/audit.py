@@ -166,7 +166,9 @@ class _Audit:
         self.proof.steps += 1
         self.proof.prompts += len(kept)
         self.proof.skipped += len(skipped) + dropped
-        self.proof.not_drawn += len(row.get("curriculum", {}).get("not_drawn", ()))
+        turns = [(prompt, difficulty) for prompt, difficulty in row.get("curriculum", {}).get("not_drawn", ())]
+        self.proof.turns.update(turns)
+        self.proof.not_drawn += len(turns)
         self.proof.samples += len(spans)
 
     def _on_eval(self, row: Mapping[str, Any]) -> None:

@@ -22,15 +22,15 @@ class Choice:
 
     def __init__(self, stream: PromptStream | MixedStream) -> None:
         self.stream = stream
-        self.rule: Curriculum | None = None
+        self.curriculum: Curriculum | None = None
         self.clock: Clock | None = None
 
     def resume(self, rule: Mapping[str, Any] | None, clock: Clock, step: int) -> None:
         """A start, or a return to the checkpoint of a step, with the rule that it has. Raises ValueError."""
         known = self.stream.recorded(step).get(KEY)
         self.clock = clock
-        self.rule = None if rule is None else Curriculum.model_validate(rule)
-        self.stream.follow(self.rule)
+        self.curriculum = None if rule is None else Curriculum.model_validate(rule)
+        self.stream.follow(self.curriculum)
         if self.stream.rates:
             self.stream.rates.restore(parsed(known))
 
@@ -46,9 +46,11 @@ class Choice:
             wrong = next(iter(set(said) ^ set(chosen.skipped)), said[:1])
             found = f"{len(said)} turns are said to be and {len(chosen.skipped)} must be; they differ by {shown(wrong)}"
             raise refuted(where, SKIPPED, found, "a prompt was left out, or taken, without cause")
-        if self.rule:
+        if self.curriculum:
             names, pairs = [*kept, *skipped], [*row[KEY]["right"], *row[KEY]["replaced"]]
             outcomes = [(name, natural(right), natural(of)) for name, (right, of) in zip(names, pairs, strict=True)]
+            if not all(right <= of > 0 for _, right, of in outcomes):
+                raise ValueError("of a group's completions some are right")
             self.stream.record(step, outcomes)
 
     def check_right(
@@ -59,11 +61,10 @@ class Choice:
         lines: Sequence[tuple[str, bytes]],
         drawn: tuple[str, Sequence[object]] | None,
     ) -> None:
-        """Pass rates against sizes of groups and rewards: those in samples.jsonl, and all of a batch `drawn` ahead.
-
-        Where that was kept, and the rewards of its groups.
+        """Pass rates against sizes of groups and rewards: those in samples.jsonl, and all of a batch `drawn` ahead
+        (the checkpoint that holds it, and rewards of its groups).
         """
-        if not self.rule:
+        if not self.curriculum:
             return
         right = [right for right, _ in row[KEY]["right"]]
         if [of for _, of in row[KEY]["right"]] != list(sizes):
@@ -82,10 +83,10 @@ class Choice:
 
     def passed(self, rewards: object) -> int:
         """How many of a group's rewards are right."""
-        assert self.rule
+        assert self.curriculum
         if not isinstance(rewards, list):
             raise TypeError(f"rewards are a list, and not {shown(rewards)}")
-        return sum(reward >= self.rule.pass_reward for reward in rewards)
+        return sum(reward >= self.curriculum.pass_reward for reward in rewards)
 
     def check_sealed(self, sealed: Sealed) -> None:
         """What a checkpoint knows of pass rates."""

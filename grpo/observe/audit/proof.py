@@ -1,9 +1,11 @@
 """What an audit has proved, and how it says what it has refuted."""
 
 import reprlib
+from collections import Counter
 from dataclasses import dataclass, field
 
 from grpo.errors import AuditError
+from grpo.types import Skipped
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -18,13 +20,15 @@ class Proof:
     epochs: int = 0
     skipped: int = 0
     not_drawn: int = 0
-    """Turns that a curriculum skipped; which ones, the books say."""
+    """Turns that a curriculum skipped."""
     samples: int = 0
     versions: int = 0
     evaluations: int = 0
     starts: int = 0
     checkpoints: int = 0
     notes: list[str] = field(default_factory=list)
+    turns: Counter[Skipped] = field(default_factory=Counter)
+    """Which ones: how often each prompt, for each reason."""
 
 
 def refuted(where: str, rule: str, found: str, meaning: str) -> AuditError:
