@@ -150,6 +150,7 @@ def full_step(metrics, step):
     failed |= {"reward/source/math": 0.5, "reward/function/my_rewards:short": 0.25}
     failed |= {"pipeline/rollout_idle": 0.1, "pipeline/trainer_idle": 0.2, "pipeline/batches_ahead": 1.0}
     failed |= {"rollout/skipped_ratio": 0.5, "pipeline/engines": 1.0, "pipeline/queue_seconds": 2.0}
+    failed |= {"curriculum/skipped_easy": 0.2, "curriculum/skipped_hard": 0.0}
     parts = ("connect", "self_test", "publish", "receive", "switch")
     failed |= {f"sync/{part}_seconds": 0.1 for part in parts} | {"sync/snapshot_bytes": 9.0}
     failed |= {"checkpoint/stall_seconds": 0.1, "checkpoint/durable_seconds": 2.0}
