@@ -20,6 +20,10 @@ from grpo.store.files import read_regular
 from grpo.types import FileRecord
 
 
+class PartMissing(CheckpointError):
+    """A checkpoint without the part that is asked for: no second try finds it."""
+
+
 def export(run_dir: Path, out: Path, step: int | None = None, part: str = POLICY) -> Path:
     """Copies the policy of the checkpoint of `step`, or of the newest one, to the new folder `out` and returns it.
 
@@ -41,7 +45,7 @@ def export(run_dir: Path, out: Path, step: int | None = None, part: str = POLICY
         if file.name.startswith(f"{part}/")
     ]
     if not files:
-        raise CheckpointError(lacks(name, part))
+        raise PartMissing(lacks(name, part))
     with store.fetch("", [file.name for file in files]) as source, _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         # Beside its goal: a rename works only within one file system.
@@ -73,7 +77,7 @@ def policy_of(path: Path) -> Path:
     name = find_checkpoint(store)
     folder = Path(store.path(name), POLICY)
     if not folder.exists():
-        raise CheckpointError(lacks(name, POLICY))
+        raise PartMissing(lacks(name, POLICY))
     check_policy(folder)
     return folder
 

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
 from grpo.checkpoint.commit import ADAPTER, MANIFEST, POLICY
-from grpo.checkpoint.export import export
+from grpo.checkpoint.export import PartMissing, export
 from grpo.config import Config
 from grpo.errors import ConfigError, GrpoError, Interrupted, ResultsError
 from grpo.run.layout import METRICS, REPORT
@@ -43,12 +43,12 @@ def deliver(config: Config, run_dir: Path, say: Say = print) -> str:
     """Copies the results to run.results and returns where they are; "" if the configuration names no place.
 
     What fails is tried again until `deadlines.save` is over. Raises ResultsError: the run itself is done, and the same
-    command copies once more.
+    command copies once more. Raises ConfigError, at once, where the run has not kept what is to be copied.
     """
     if config.run.results is None:
         return ""
     again = Retrying(
-        retry=retry_if_exception_type(GrpoError),
+        retry=retry_if_exception(_may_pass),
         stop=stop_after_delay(config.deadlines.save),
         wait=wait_exponential(max=min(LONGEST_PAUSE, config.deadlines.save)),
         before_sleep=lambda state: say(f"run.results: {state.outcome.exception() if state.outcome else ''}; once more"),
@@ -61,12 +61,22 @@ def deliver(config: Config, run_dir: Path, say: Say = print) -> str:
                 return _copy(store, config.run.name, run_dir, parts(config))
     except (ConfigError, Interrupted):
         raise
+    except PartMissing as error:
+        raise ConfigError(
+            f"run.results: the run is done and whole in {run_dir}, but it has not kept all that is to be copied: "
+            f"{error}; or, to copy the adapter alone, give the same command with checkpoint.merged=false"
+        ) from error
     except GrpoError as error:
         raise ResultsError(
             f"run.results: the run is done and whole in {run_dir}, but its results could not be copied to "
             f"{store.path(config.run.name)}: {error}; mend that and give the same command, which only copies"
         ) from error
     raise AssertionError("tenacity ends with a result or an error")
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether a later try may succeed."""
+    return isinstance(error, GrpoError) and not isinstance(error, ConfigError | Interrupted | PartMissing)
 
 
 def parts(config: Config) -> list[str]:

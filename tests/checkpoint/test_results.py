@@ -9,7 +9,8 @@ import pytest
 from grpo.checkpoint import results as module
 from grpo.checkpoint.results import deliver
 from grpo.config import Config
-from grpo.errors import GrpoError, ResultsError, StoreLost
+from grpo.errors import ConfigError, GrpoError, Interrupted, ResultsError, StoreLost
+from tests.checkpoint.test_export import save_policy
 
 
 @pytest.fixture
@@ -88,6 +89,33 @@ def test_a_place_that_comes_back_is_tried_again(
     monkeypatch.setattr(module, "_copy", flaky)
     deliver(config(tmp_path / "results", seconds=60), run_dir)
     assert capsys.readouterr().out.count("run.results: away; once more") == 2 and (tmp_path / "results/mine").is_dir()
+
+
+@pytest.mark.parametrize("error", [ConfigError("wrong"), Interrupted("stop")])
+def test_what_no_second_try_mends_ends_at_once(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: GrpoError
+) -> None:
+    calls: list[object] = []
+
+    def fails(*given: object) -> str:
+        calls.append(given)
+        raise error
+
+    monkeypatch.setattr(module, "_copy", fails)
+    with pytest.raises(type(error)) as end:
+        deliver(config(tmp_path / "results", seconds=60), run_dir)
+    assert end.value is error and len(calls) == 1
+
+
+def test_a_policy_that_the_run_has_not_kept_is_refused_at_once_with_the_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that kept its adapter alone, started again with checkpoint.merged: true."""
+    save_policy(tmp_path / "run", 5, lambda policy: policy.rename(policy.parent / "adapter"))
+    made = config(tmp_path / "results", seconds=60).model_dump() | {"train": {"lora": {}}}
+    with pytest.raises(ConfigError, match="not kept all .* step with checkpoint.merged=true; or, .*merged=false"):
+        deliver(Config.model_validate(made), tmp_path / "run")
+    assert not capsys.readouterr().out and not list((tmp_path / "results").iterdir())
 
 
 def test_a_place_that_stays_away_has_an_exit_code_of_its_own(run_dir: Path, tmp_path: Path) -> None:
