@@ -47,15 +47,16 @@ class Shape:
         """Numbers in an adapter of this shape. Raises ConfigError for a target that is no layer of it."""
         h, i, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_width
         attention = {"q_proj": h + q, "k_proj": h + kv, "v_proj": h + kv, "o_proj": q + h}
-        layers = {f"self_attn.{name}": size for name, size in attention.items()}
-        layers |= {f"mlp.{name}": h + i for name in ("gate_proj", "up_proj", "down_proj")}
+        block = {f"self_attn.{name}": size for name, size in attention.items()}
+        block |= {f"mlp.{name}": h + i for name in ("gate_proj", "up_proj", "down_proj")}
+        layers = {f"model.layers.{n}.{name}": size for n in range(self.layers) for name, size in block.items()}
         for target in () if lora.targets == "all" else lora.targets:
             if not any(f".{layer}".endswith(f".{target}") for layer in layers):
                 raise ConfigError(
-                    f"train.lora.targets: plan knows the linear layers {', '.join(layers)}, but not {target}; name "
-                    "some of these, or all"
+                    f"train.lora.targets: plan knows the linear layers {', '.join(block)}, of layers.0 to "
+                    f"layers.{self.layers - 1}, but not {target}; name some of these, or all"
                 )
-        return lora.rank * self.layers * sum(size for layer, size in layers.items() if lora.covers(layer))
+        return lora.rank * sum(size for layer, size in layers.items() if lora.covers(layer))
 
     @property
     def activations_per_layer(self) -> int:

@@ -248,6 +248,16 @@ def test_an_adapter(tmp_path):
     assert small.checkpoint == 14 * made.trained
     some = make_plan(config(tmp_path, QWEN_1_5B, train={"lora": {"targets": ["q_proj"], "rank": 8}}))
     assert some.trained == 8 * 28 * 2 * 1536
+    one = make_plan(config(tmp_path, QWEN_1_5B, train={"lora": {"targets": ["layers.3.self_attn.q_proj"], "rank": 8}}))
+    assert one.trained == 8 * 2 * 1536
+    tenth = make_plan(config(tmp_path, QWEN_1_5B, train={"lora": {"targets": ["1.mlp.up_proj", "v_proj"], "rank": 8}}))
+    assert tenth.trained == 8 * ((1536 + 8960) + 28 * (1536 + 256)), "1 is the second layer and not the 12th"
+    single = make_plan(
+        config(tmp_path, QWEN_1_5B | {"L": 1}, train={"lora": {"targets": ["model.layers.0.mlp.up_proj"]}})
+    )
+    assert single.trained == 16 * (1536 + 8960)
+    with pytest.raises(ConfigError, match="of layers.0 to layers.27, but not layers.28.mlp.up_proj"):
+        make_plan(config(tmp_path, QWEN_1_5B, train={"lora": {"targets": ["layers.28.mlp.up_proj"]}}))
     with pytest.raises(ConfigError, match="train.lora.targets: plan knows .* not lm_head"):
         make_plan(config(tmp_path, QWEN_1_5B, train={"lora": {"targets": ["lm_head"]}}))
 
