@@ -423,6 +423,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_kept(self) -> "Config":
+        if not self.checkpoint.merged and not self.train.lora:
+            raise ValueError(
+                "a policy is left out of checkpoints where an adapter stands for it: checkpoint.merged is false, but "
+                "without train.lora the policy is all that is trained; remove checkpoint.merged, or set train.lora"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_combinations(self) -> "Config":
         rows = self.rollout.prompts_per_step * self.rollout.samples_per_prompt
         shares = self.train.minibatches * self.train.ranks

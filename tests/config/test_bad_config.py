@@ -208,6 +208,7 @@ COMBINATIONS = {
     "cluster.role_label=a/b/c": "must be a label's key",
     "model.revision=main": "must be a commit: 40 hex digits",
     "data.revision=E53F048": "must be a commit: 40 hex digits",
+    "checkpoint.merged=false": "checkpoint.merged is false, but without train.lora the policy is all that is trained",
     "train.lora.alpha=1e-9": "train.lora.alpha = 1e-09: must be greater than or equal to 0.001",
     **{
         f"train.lora.targets={value}": f"train.lora.targets = {shown}: must be all, or a list of 1 to 256 names"
