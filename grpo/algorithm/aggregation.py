@@ -31,7 +31,7 @@ def prompt_mean(inputs: LossInputs) -> torch.Tensor:
 
 
 def sequence_sum(inputs: LossInputs) -> torch.Tensor:
-    """1 / B: each sequence counts by its length (LUSPO, arXiv:2602.05261)."""
+    """1 / B: each sequence counts by its length (LUSPO, arXiv:2602.05261, and TRL's `luspo`)."""
     return torch.full_like(inputs.logprobs_C, 1.0 / max(inputs.normaliser.sequences, 1))
 
 

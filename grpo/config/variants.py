@@ -50,7 +50,9 @@ VARIANTS: dict[str, Variant] = {
     "gspo": Variant("sequence_mean", _bounds(3e-4, 4e-4), only=_GSPO),
     "gspo_token": Variant("sequence_mean", _bounds(3e-4, 4e-4), only=_GSPO),
     "luspo": Variant(
-        "sequence_sum", _bounds(2e-3, 2.5e-3), only="its sequences count by their length, which a mean takes out again"
+        "sequence_sum",
+        _bounds(2e-3, 2.5e-3),
+        only="its sequences count by their length, which a mean takes out again",
     ),
     "cispo": Variant("token_mean", {"clip_low": 1.0, "clip_high": 4.0}),
     "sapo": Variant("sequence_mean", {"sapo_temperature": (1.0, 1.05)}),
@@ -61,7 +63,10 @@ VARIANTS: dict[str, Variant] = {
     ),
     "reinforce": Variant("token_mean"),
 }
-"""By the name in `algorithm.loss`."""
+"""By the name in `algorithm.loss`.
+
+Bounds of gspo: arXiv:2507.18071, section 5.1; of luspo: arXiv:2602.05261, section 5.1, as TRL's "Paper Index" has them.
+"""
 
 OWN_KEYS = tuple(dict.fromkeys(key for variant in VARIANTS.values() for key in variant.keys))
 """Keys of `algorithm` that some losses read and others do not."""

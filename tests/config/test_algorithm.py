@@ -122,6 +122,12 @@ def test_the_documents_table_of_losses_names_each_with_its_aggregation():
     }
 
 
+@pytest.mark.parametrize("name", ["loss", "preset"])
+def test_the_bounds_of_luspo_are_those_of_its_paper(name):
+    made = Algorithm.model_validate({name: "luspo"})
+    assert (made.clip_low, made.clip_high, made.aggregation, made.kl_coef) == (0.002, 0.0025, "sequence_sum", 0.0)
+
+
 def taking(key: str) -> str:
     return ", ".join(name for name, variant in VARIANTS.items() if key in variant.keys)
 
