@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from tests.e2e.kube import CHART, Namespace, Object, cluster_tool, eventually
+from tests.e2e.kube import CHART, ROOT, Namespace, Object, cluster_tool, eventually
 
 SMOKE = CHART / "ci" / "cpu-smoke-values.yaml"
+GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
 START_SECONDS = 420  # three pods, their imports, an engine and a trainer, on two cores
 
 
@@ -77,6 +80,13 @@ def current(space: Namespace) -> Run:
     newest = max(maps, key=lambda one: str(one["metadata"]["creationTimestamp"]))
     config = yaml.safe_load(newest["data"]["run.yaml"])
     return Run(space, job["metadata"]["name"], config["run"]["name"], config["run"]["dir"])
+
+
+def block(language: str, part: str) -> str:
+    """The guide's block of that language with this part in it."""
+    found = re.findall(rf"^[ 0-9.]*```{language}\n(.*?)^ *```$", GUIDE, flags=re.MULTILINE | re.DOTALL)
+    (one,) = [text for text in found if part in text]
+    return textwrap.dedent(one)
 
 
 def show(figures: dict[str, object]) -> None:

@@ -1,9 +1,7 @@
 """The guide's own blocks, run: rows, rewards and a model of one's own by values, a mistake in them, and the results."""
 
 import json
-import re
 import shlex
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +11,12 @@ import yaml
 
 from grpo.data.arithmetic import rows
 from tests.e2e.conftest import namespace
-from tests.e2e.kube import CHART, ROOT, Namespace, eventually, fails, run
-from tests.e2e.runs import SMOKE, START_SECONDS, current, open_volume, options, show
+from tests.e2e.kube import CHART, Namespace, eventually, fails, run
+from tests.e2e.runs import SMOKE, START_SECONDS, block, current, open_volume, options, show
 
 pytestmark = pytest.mark.timeout(1200)
-GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
 IMAGE = f"localhost/grpo-controller:{yaml.safe_load((CHART / 'Chart.yaml').read_text())['appVersion']}"
 CLAIM = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
-
-
-def block(language: str, part: str) -> str:
-    """The guide's block of that language with this part in it."""
-    found = re.findall(rf"^[ 0-9.]*```{language}\n(.*?)^ *```$", GUIDE, flags=re.MULTILINE | re.DOTALL)
-    (one,) = [text for text in found if part in text]
-    return textwrap.dedent(one)
 
 
 @dataclass(frozen=True)
