@@ -6,15 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from charts.generate.schema import CHART
 from tests.charts.api_server import api_server
-from tests.helm import SMOKE, helm, template, validate
+from tests.helm import SMOKE, helm, job, one, template, validate
 
 HERE = {"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "kube-root-ca.crt"}}
 CLASSES = [
     {"kind": "StorageClass", "apiVersion": "storage.k8s.io/v1", "metadata": {"name": name}} for name in ("fast", "nfs")
 ]
+
+KEPT = {
+    "labels": {"app.kubernetes.io/managed-by": "Helm"},
+    "annotations": {"meta.helm.sh/release-name": "grpo", "meta.helm.sh/release-namespace": "team"},
+}
+"""Of what belongs to the release."""
 
 
 def made(kind: str, name: str, **more: Any) -> dict[str, Any]:
@@ -25,9 +32,7 @@ def made(kind: str, name: str, **more: Any) -> dict[str, Any]:
 def claim(phase: str = "Bound", size: str = "1Gi", modes: tuple[str, ...] = ("ReadWriteMany",), **meta: Any) -> Any:
     spec = {"storageClassName": "nfs", "accessModes": list(modes), "resources": {"requests": {"storage": size}}}
     found = made("PersistentVolumeClaim", "grpo-runs", spec=spec, status={"phase": phase})
-    release = {"meta.helm.sh/release-name": "grpo", "meta.helm.sh/release-namespace": "team"}
-    kept = {"labels": {"app.kubernetes.io/managed-by": "Helm"}, "annotations": release}
-    return found | {"metadata": {"name": "grpo-runs", **kept, **meta}}
+    return found | {"metadata": {"name": "grpo-runs", **KEPT, **meta}}
 
 
 def said(tmp_path: Path, values: dict[str, Any], *objects: dict[str, Any]) -> str:
@@ -91,6 +96,24 @@ def test_what_is_there_is_taken_and_so_is_all_where_nobody_shall_ask(tmp_path: P
     queue = made("LocalQueue", "training")
     assert said(tmp_path, HUB | QUEUE | {"storage": {"storageClassName": "nfs"}}, SECRET, queue, claim()) == ""
     assert said(tmp_path, HUB | QUEUE | {"lookup": False}) == ""
+
+
+def test_a_job_that_is_there_keeps_the_spec_that_its_controllers_wrote_back(tmp_path: Path) -> None:
+    """KubeRay fills in fields, Kueue selectors: a server-side apply of other words would be a conflict."""
+    fresh = job()
+    spec = json.loads(json.dumps(fresh["spec"])) | {"suspend": True}
+    spec["rayClusterSpec"]["workerGroupSpecs"][0]["scaleStrategy"] = {}
+    metadata = {"name": fresh["metadata"]["name"], **KEPT}
+    there = {"kind": "RayJob", "apiVersion": "ray.io/v1", "metadata": metadata, "spec": spec}
+    for values, wanted in (
+        ({}, {key: value for key, value in spec.items() if key != "suspend"}),
+        ({"job": {"restart": "2"}}, job({"job": {"restart": "2"}})["spec"]),
+    ):
+        with api_server(tmp_path, [HERE, *CLASSES, there]) as kubeconfig:
+            asked = ("--kubeconfig", str(kubeconfig), "--dry-run=server", "--disable-openapi-validation")
+            done = helm("template", "grpo", str(CHART), *asked, values=values, profile=SMOKE)
+        assert done.returncode == 0, done.stderr
+        assert one(list(yaml.safe_load_all(done.stdout)), "RayJob")["spec"] == wanted
 
 
 def notes(tmp_path: Path, values: dict[str, Any]) -> str:

@@ -27,14 +27,9 @@
 {{- printf "%s-%s" (include "grpo.fullname" .) (sha256sum $all | trunc 8) -}}
 {{- end }}
 
-{{/*
-Changes with everything that makes the job, so that a change starts a new one. Not with the pods that engines start with
-where these come and go: KubeRay gives them to the next attempt, and who wants them now patches the RayCluster. A queue
-has to admit them.
-*/}}
+{{/* Changes with everything that makes the job, so that a change starts a new one: KubeRay takes none of a job that is there. */}}
 {{- define "grpo.jobName" -}}
 {{- $all := printf "%s\n%s" (include "grpo.jobMetadata" .) (include "grpo.jobSpec" .) -}}
-{{- if eq (include "grpo.scalable" .) "true" }}{{ $all = regexReplaceAll "(groupName: rollout\\s+replicas:) \\d+" $all "${1}" }}{{ end -}}
 {{- with include "grpo.resultsPlace" . }}{{ $all = printf "%s\n%s" $all . }}{{ end -}}
 {{- printf "%s-%s" (include "grpo.fullname" .) (sha256sum $all | trunc 8) -}}
 {{- end }}
