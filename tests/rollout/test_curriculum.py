@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from grpo.config import Config
 from grpo.controller import Controller
-from grpo.data.stream import PromptStream
+from grpo.data.stream import MixedStream, PromptStream
 from grpo.errors import AuditError, GrpoError
 from grpo.interfaces import Batch
 from grpo.observe.audit import audit
@@ -301,3 +301,93 @@ def test_what_is_counted_is_what_the_rows_say(tmp_path: Path) -> None:
         right = booked["curriculum"]["right"]
         assert row["rollout/effective_groups"] == sum(0 < one < of for one, of in right) / taken
     assert sum(row["curriculum/skipped_easy"] for row in metrics) > 0
+
+
+RULES = [
+    {"easy_fraction": 0.1},
+    {"easy_fraction": 0.3, "window": 3, "easy_threshold": 0.7},
+    None,
+    {"hard_fraction": 0.01},
+]
+
+
+@pytest.mark.parametrize("staleness", [(0, 0, 0, 0), (2, 2, 2, 2), (0, 3, 1, 0), (3, 0, 2, 2)])
+def test_other_rules_and_clocks_from_a_resume_on_are_proved_too(staleness: tuple[int, ...], tmp_path: Path) -> None:
+    """`run.allow_drift`: rules that change, end and begin; what was drawn by another one is drawn again."""
+    for start, (steps, rule, s) in enumerate(zip((5, 10, 15, 25), RULES, staleness, strict=True), start=1):
+        rollout = {"prompts_per_step": 3, "samples_per_prompt": 2, "engines": 2}
+        own = {"checkpoint": {"every": 2, "keep": 99}, "data": {"curriculum": rule}}
+        run(make_config(s, steps=steps, rollout=rollout, **own), Fate(), tmp_path)
+        proof = audit(tmp_path)
+        assert (proof.steps, proof.starts, proof.prompts, proof.notes) == (steps, start, 3 * steps, [])
+    some = {row["step"] for row in rows_of(tmp_path, "books.jsonl") if row.get("curriculum", {}).get("not_drawn")}
+    assert any(step <= 10 for step in some) and any(step > 15 for step in some)
+    assert not any(10 < step <= 15 for step in some)
+
+
+def two_sources() -> MixedStream:
+    """Of three prompts two are of the smaller source."""
+    sizes = {"a": 3, "b": 5}
+    made = {
+        name: PromptStream([Prompt(f"{name}:{row}", "q", "a", (1, row), name) for row in range(1, size + 1)], 0)
+        for name, size in sizes.items()
+    }
+    return MixedStream(made, {"a": 2.0, "b": 1.0})
+
+
+@pytest.mark.parametrize("mode", [("between_batches", 0), ("between_batches", 2), ("in_flight", 2)])
+def test_several_sources_keep_their_shares_and_are_proved(
+    mode: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settled(mode, refill=False, curriculum=True, steps=10)
+    run(config, Fate(), tmp_path / "whole", stream=two_sources())
+    dies(monkeypatch, 6)
+    with pytest.raises(Killed):
+        run(config, Fate(), tmp_path / "again", stream=two_sources())
+    monkeypatch.undo()
+    run(config, Fate(), tmp_path / "again", stream=two_sources())
+    assert choice(tmp_path / "again") == choice(tmp_path / "whole")
+    for run_dir in (tmp_path / "whole", tmp_path / "again"):
+        assert audit(run_dir).not_drawn > 3
+    trained = Counter(name[0] for row in books(tmp_path / "again") for name in row["prompts"])
+    assert trained == {"a": 20, "b": 10}
+
+
+class LosesSome(Parity):
+    """Reward code fails for a sample of each third prompt, and for a whole group of each fourth."""
+
+    lost = 0
+
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        scored = super().score(groups)
+        left = [group for group in scored if int(group.prompt.id[5:]) % 4] or scored
+        self.lost = len(scored) - len(left)
+        return [replace(group, samples=group.samples[int(group.prompt.id[5:]) % 3 == 0 :]) for group in left]
+
+    def failures(self) -> dict[str, float]:
+        return {"reward/dropped_groups": float(self.lost)}
+
+
+@pytest.mark.parametrize("mode", [("between_batches", 0), ("between_batches", 2)])
+@pytest.mark.parametrize("refill", [False, True])
+def test_rewards_that_fail_count_in_no_pass_rate(
+    mode: tuple[str, int], refill: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settled(mode, refill, curriculum=True, steps=10)
+    run(config, Fate(), tmp_path / "whole", rewards=LosesSome())
+    dies(monkeypatch, 6)
+    with pytest.raises(Killed):
+        run(config, Fate(), tmp_path / "again", rewards=LosesSome())
+    monkeypatch.undo()
+    run(config, Fate(milliseconds=(4, 0)), tmp_path / "again", rewards=LosesSome())
+    assert choice(tmp_path / "again") == choice(tmp_path / "whole")
+    proof = audit(tmp_path / "again")
+    assert proof.steps == 10 and proof.not_drawn > 0
+    sizes = {of for row in books(tmp_path / "again") for _, of in row["curriculum"]["right"]}
+    assert sizes == {1, 2}
+    for row, booked in zip(
+        [row for row in rows_of(tmp_path / "again") if row["event"] == "step"], books(tmp_path / "again"), strict=True
+    ):
+        turns = booked["curriculum"]["not_drawn"]
+        taken = len(booked["prompts"]) + len(booked.get("skipped", ())) + booked.get("dropped", 0)
+        assert row["curriculum/skipped_easy"] == [why for _, why in turns].count("easy") / (taken + len(turns))

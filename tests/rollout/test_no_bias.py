@@ -28,9 +28,9 @@ from grpo.cluster.trainer_group import TrainerGroup
 from grpo.cluster.workers import Workers
 from grpo.config import Config
 from grpo.controller import Controller
-from grpo.data.stream import PromptStream
+from grpo.data.stream import MixedStream, PromptStream
 from grpo.errors import EngineLost, GrpoError, TrainerLost, WeightSyncError
-from grpo.interfaces import Call, Components
+from grpo.interfaces import Call, Components, Rewards
 from grpo.observe.audit import audit
 from grpo.observe.recorder import RunRecorder
 from grpo.rollout.ahead import AheadCollector
@@ -160,10 +160,18 @@ class Rank(LocalRank):
         return self.does(f"write {step}", files)
 
 
-def run(config: Config, fate: Fate, run_dir: Path, rollouts_of: type[FleetRollouts] = FleetRollouts) -> None:
-    """A whole run as `cluster/job.py` puts it together."""
+def run(
+    config: Config,
+    fate: Fate,
+    run_dir: Path,
+    rollouts_of: type[FleetRollouts] = FleetRollouts,
+    stream: MixedStream | None = None,
+    rewards: Rewards | None = None,
+) -> None:
+    """A whole run as `cluster/job.py` puts it together, from the newest checkpoint of its folder."""
     wire: Wire = {}
-    prompts = PromptStream([Prompt(f"fake:{row}", "q", "a", (1, row)) for row in range(PROMPTS)], config.run.seed)
+    rows = [Prompt(f"fake:{row}", "q", "a", (1, row)) for row in range(PROMPTS)]
+    prompts = stream or PromptStream(rows, config.run.seed)
     prompts.follow(config.data.curriculum)
     stop, ahead = StopRequest(30), config.rollout.max_staleness > 0
     with RunRecorder(config, run_dir, quiet_progress(config), ["grpo"], streams=prompts.contents()) as record:
@@ -181,7 +189,7 @@ def run(config: Config, fate: Fate, run_dir: Path, rollouts_of: type[FleetRollou
         shared = (context, fleet, trainer, [1, 2])
         weights = PublishedWeights(*shared, record) if ahead else WeightSync(*shared)
         mixes = ahead and config.rollout.update == "in_flight"
-        drawer = Drawer(config, prompts, rollouts_of(context, fleet, weights.ensure, mixes), Parity())
+        drawer = Drawer(config, prompts, rollouts_of(context, fleet, weights.ensure, mixes), rewards or Parity())
         parts = (drawer, weights, record, stop, ())
         collector = AheadCollector(*parts, workers.background) if ahead else InlineCollector(*parts)
         checkpoints = Checkpoints(config, run_dir, FakeFence())
