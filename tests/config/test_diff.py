@@ -122,3 +122,18 @@ def test_every_free_key_is_a_key():
     keys = set(leaves(Config))
     assert keys | {key.rpartition(".")[0] for key in keys} >= FREE
     assert {key.partition(".")[0] for key in keys} >= FREE_SECTIONS
+
+
+def test_a_curriculum_is_one_key_and_may_change_if_it_is_named():
+    old = make().model_dump(mode="json")
+    assert old["data"].pop("curriculum") is None  # as in a checkpoint of a program that knew none
+    check_config_diff(old, make())
+    with pytest.raises(ConfigError, match=r"data\.curriculum"):
+        check_config_diff(old, make(data={"curriculum": {}}))
+    named = {"run": {"allow_drift": ["data.curriculum"]}}
+    check_config_diff(old, make(data={"curriculum": {}}, **named))
+    on = make(data={"curriculum": {}}).model_dump(mode="json")
+    check_config_diff(on, make(data={"curriculum": {"easy_threshold": 1}}))
+    check_config_diff(on, make(**named))
+    with pytest.raises(ConfigError, match=r"data\.curriculum"):
+        check_config_diff(on, make(data={"curriculum": {"window": 2}}))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo.config import Config
+from grpo.config.engines import EngineRange
 from grpo.controller import Controller
 from grpo.data.stream import MixedStream, PromptStream
 from grpo.errors import AuditError, GrpoError
@@ -391,3 +392,16 @@ def test_rewards_that_fail_count_in_no_pass_rate(
         turns = booked["curriculum"]["not_drawn"]
         taken = len(booked["prompts"]) + len(booked.get("skipped", ())) + booked.get("dropped", 0)
         assert row["curriculum/skipped_easy"] == [why for _, why in turns].count("easy") / (taken + len(turns))
+
+
+@pytest.mark.parametrize("mode", [("between_batches", 0), ("between_batches", 2), ("in_flight", 2)])
+def test_engines_that_come_and_go_change_no_choice(mode: tuple[str, int], tmp_path: Path) -> None:
+    fixed = settled(mode, refill=False, curriculum=True, steps=10)
+    run(fixed, Fate(), tmp_path / "fixed")
+    rollout = fixed.rollout.model_copy(update={"engines": EngineRange(min=1, max=3)})
+    elastic = fixed.model_copy(update={"rollout": rollout})
+    assert elastic.rollout.elastic
+    lost = frozenset({("generate", 2), ("generate", 7), ("receive_weights", 3)})
+    run(elastic, Fate(milliseconds=(0, 6, 1), losses=lost), tmp_path / "elastic")
+    assert choice(tmp_path / "elastic") == choice(tmp_path / "fixed")
+    assert audit(tmp_path / "elastic").not_drawn > 3
