@@ -120,8 +120,8 @@ def use_receiver(receiver: str) -> None:
     """Another class for vLLM's worker. vLLM must not be loaded yet, so this waits for the moment in which it is."""
     prepare = core.prepare_environment
 
-    def prepare_and_replace(config: Config, device: str) -> None:
-        prepare(config, device)
+    def prepare_and_replace(config: Config, device: str, together: int) -> None:
+        prepare(config, device, together)
         from grpo.rollout import build
 
         original = build.engine_args

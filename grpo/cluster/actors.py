@@ -37,11 +37,13 @@ class VLLMActor:
         self.phases.begin("imports")
         from ray.util import metrics
 
+        from grpo.cluster.nodes import on_my_node
         from grpo.rollout.engine import RolloutEngine
 
         # A Ray of our own on this machine has nobody who collects metrics.
         wanted = metrics if self.config.cluster.address is not None else None
-        self.engine = RolloutEngine(self.config, self.index, self.device, wanted, self.phases)
+        together = on_my_node(self.config, self.config.rollout.most_engines)
+        self.engine = RolloutEngine(self.config, self.index, self.device, wanted, self.phases, together)
         await self.engine.start()
         pids, notes = [os.getpid(), *self.engine.pids()], self.engine.start_notes
         return Place(node_id(), pids, oom_kills(), self.phases.end(), notes)
@@ -102,6 +104,7 @@ class PolicyModelActor:
         if on_cpu:  # before torch is loaded
             os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
             os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", COMPILED_SHAPES)
+        from grpo.cluster.nodes import on_my_node
         from grpo.trainer import PolicyTrainer
 
         self.trainer = PolicyTrainer(
@@ -113,7 +116,7 @@ class PolicyModelActor:
             master_addr=host,
             master_port=port,
             total_steps=self.config.run.steps,
-            threads=max(1, usable_cores() // ranks) if on_cpu else None,
+            threads=max(1, usable_cores() // on_my_node(self.config, ranks)) if on_cpu else None,
             phases=self.phases,
             objective=self._objective(),
         )

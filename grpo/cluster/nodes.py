@@ -5,11 +5,12 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.actor import ActorHandle
 
 from grpo.cluster import ray_private
 from grpo.config import Config
-from grpo.plan.placement import Node
+from grpo.plan.placement import CPUS, Node
 from grpo.run.layout import LOGS
 
 CONNECT_SECONDS = 3.0
@@ -67,6 +68,18 @@ def ray_nodes(config: Config) -> list[Node]:
 def living_nodes() -> list[dict[str, Any]]:
     """What Ray's head says of each node that is alive."""
     return [node for node in ray_private.node_table() if node["Alive"]]
+
+
+def on_my_node(config: Config, actors: int) -> int:
+    """How many of so many actors of a role may share the cores of the node that this actor runs on.
+
+    Each reserves a CPU of Ray's: a node that joins with 1, as the chart's pods of one engine do, never has two.
+    """
+    if config.cluster.address is None:  # one machine has them all
+        return actors
+    mine = ray.get_runtime_context().get_node_id()
+    found = [node["Resources"].get("CPU", 0.0) for node in living_nodes() if node["NodeID"] == mine]
+    return max(1, min(actors, int(sum(found) / CPUS))) if found else actors
 
 
 def log_folder(config: Config) -> str:

@@ -38,7 +38,8 @@ Answer = TypeVar("Answer")
 class EngineCore:
     """One core on `device` ("cpu" or "cuda"). `start` builds it; all verbs belong to the event loop it ran on.
 
-    `metrics` is `ray.util.metrics` where vLLM's own metrics are wanted; `phases` are told what its start is at.
+    `metrics` is `ray.util.metrics` where vLLM's own metrics are wanted; `phases` are told what its start is at;
+    `together` engines share the cores of this machine.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class EngineCore:
         device: str,
         metrics: ModuleType | None = None,
         phases: Phases | None = None,
+        together: int = 1,
     ) -> None:
         self.config, self.index, self.device, self.metrics = config, index, device, metrics
+        self.together = together
         self.phases = phases or Phases("imports")
         self.requests = 0
         self.start_notes: tuple[str, ...] = ()  # what a person should know of the start
@@ -67,7 +70,7 @@ class EngineCore:
         """
         check_model_config(self.config, self.device)
         fork = may_fork()
-        prepare_environment(self.config, self.device)
+        prepare_environment(self.config, self.device, self.together)
         gc.disable()  # these imports make so many objects that looking for garbage among them is a tenth of the time
         from grpo.rollout import build
         from grpo.rollout.vllm_private import SPAWNED

@@ -33,8 +33,11 @@ COMPILED_SHAPES = "256"
 """Shapes whose compiled code oneDNN keeps. Its 1024 take over 0.5 GB, and most never come again; a step has fewer."""
 
 
-def prepare_environment(config: Config, device: str) -> None:
-    """Makes vLLM quiet; on the CPU also takes one process less, no compiler, and threads that soon sleep when idle."""
+def prepare_environment(config: Config, device: str, together: int = 1) -> None:
+    """Makes vLLM quiet; on the CPU also takes one process less, no compiler, and threads that soon sleep when idle.
+
+    `together` engines share the cores.
+    """
     os.environ[PARENT] = str(os.getpid())
     os.environ[SOCKETS] = tempfile.mkdtemp(prefix="grpo-")  # removed by the engine's watchdog
     for opens_a_door in FORBIDDEN:
@@ -56,7 +59,7 @@ def prepare_environment(config: Config, device: str) -> None:
     os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", COMPILED_SHAPES)
     os.environ["VLLM_CPU_ATTN_SPLIT_KV"] = "0"  # its threads spin at a barrier; a batch gives them enough to do anyway
-    os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // config.rollout.most_engines))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // together))
 
 
 def keep_what_is_compiled() -> None:

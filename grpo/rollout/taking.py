@@ -37,8 +37,9 @@ class TakingEngine(EngineCore):
         device: str,
         metrics: ModuleType | None = None,
         phases: Phases | None = None,
+        together: int = 1,
     ) -> None:
-        super().__init__(config, index, device, metrics, phases)
+        super().__init__(config, index, device, metrics, phases, together)
         self.received: int | None = None
         self.committed: int | None = None
         self.ahead: int | None = None  # the version in the copy beside the model

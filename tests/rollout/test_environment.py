@@ -71,3 +71,16 @@ def test_an_engine_knows_whether_its_gpu_is_shared(monkeypatch: pytest.MonkeyPat
         config = Config.model_validate({"model": {"path": "m"}, "rollout": rollout})
         environment.prepare_environment(config, "cuda")
         assert (environment.SHARES_GPU in environment.os.environ) is shares
+
+
+@pytest.mark.parametrize(("together", "threads"), [(1, "8"), (3, "2"), (20, "1")])
+def test_engines_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch, together: int, threads: str) -> None:
+    from grpo.config import Config
+    from grpo.rollout import environment
+
+    monkeypatch.setattr(environment.os, "environ", {})
+    monkeypatch.setattr(environment.tempfile, "mkdtemp", lambda **_: "/nowhere")
+    monkeypatch.setattr(environment, "usable_cores", lambda: 8)
+    config = Config.model_validate({"model": {"path": "m"}, "rollout": {"engines": {"min": 1, "max": 20}}})
+    environment.prepare_environment(config, "cpu", together)
+    assert environment.os.environ["OMP_NUM_THREADS"] == threads
