@@ -193,10 +193,10 @@ class PolicyModelActor:
         return self.trainer.logprobs(list(token_ids))
 
     def try_saving(self, folder: str) -> None:
-        """Writes a policy without weights to a place below `folder` that goes at once."""
+        """Writes the folders of a checkpoint without weights to a place below `folder` that goes at once."""
         store = open_store(folder)
         with store.workspace("") as local, store.filling(local, folder):
-            self.trainer.try_saving(local / "policy")
+            self.trainer.try_saving(local)
 
     def save(self, folder: str, step: int) -> tuple[FileRecord, ...]:
         """Writes this rank's share of the whole state below `folder` of the store; what it wrote."""

@@ -79,9 +79,12 @@ class Kept:
         check_finite(self.weights.params, self.engine.shards)
         self.weights.save(Path(path), self.config)
 
-    def try_saving(self, path: Path) -> None:
-        """Writes what `save` writes but the weights. Raises on all ranks alike ConfigError or CheckpointError."""
-        self.weights.try_saving(Path(path), self.config)
+    def try_saving(self, folder: Path) -> None:
+        """Writes the folders that `save_state` writes for others, without weights.
+
+        Raises on all ranks alike ConfigError or CheckpointError.
+        """
+        self.weights.try_saving(Path(folder), self.config)
         if self.config.checkpoint.background:
             self.kept.prepare()
 

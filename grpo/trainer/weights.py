@@ -173,9 +173,16 @@ class LiveWeights:
         """The same for the adapter alone, as PEFT's folder."""
         self._write(partial(self.write_adapter, path, config=config), self._copied(self.factors()), path)
 
-    def try_saving(self, path: Path, config: Config) -> None:
-        """Rank 0 writes the folders without weights, which only the disk could refuse. Raises what `save` raises."""
-        self._write(partial(write_policy, self.causal_lm, path, config=config), {}, path)
+    def try_saving(self, folder: Path, config: Config) -> None:
+        """Rank 0 writes the folders of a checkpoint without weights, which only the disk could refuse.
+
+        Raises what `save` raises.
+        """
+        if config.train.lora:
+            self._write(partial(self.write_adapter, folder / "adapter", config=config), {}, folder / "adapter")
+        if not config.train.lora or config.checkpoint.merged:
+            path = folder / "policy"
+            self._write(partial(write_policy, self.causal_lm, path, config=config), {}, path)
 
     def write_adapter(self, path: Path, factors: Mapping[str, torch.Tensor], config: Config) -> None:
         """Writes factors that were copied."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from grpo.config import Config
-from grpo.errors import ConfigError
+from grpo.errors import CheckpointError, ConfigError
 from tests.models import tiny_folder
 from tests.ranks import free_port, run_ranks
 from tests.trainer.test_policy_trainer import ROWS, moving_parts, open_trainer, settings
@@ -83,7 +83,7 @@ def try_to_save(rank: int, world_size: int, port: int, config: Config, place: Pa
     from grpo.trainer import saving
 
     trainer = open_trainer(config, rank, world_size, port)
-    trainer.try_saving(place / "policy")
+    trainer.try_saving(place)
     said = [",".join(sorted(path.name for path in (place / "policy").iterdir()))]
 
     class Unwritable:
@@ -98,6 +98,40 @@ def try_to_save(rank: int, world_size: int, port: int, config: Config, place: Pa
             said.append(f"{type(error).__name__}: {error}")
     trainer.close()
     return said
+
+
+def try_to_save_adapters(rank: int, world_size: int, port: int, configs: list[Config], place: Path) -> list[Any]:
+    from peft import LoraConfig
+
+    said: list[Any] = []
+    for number, config in enumerate(configs):
+        trainer = open_trainer(config, rank, world_size, port)
+        trainer.try_saving(place / f"{number}")
+        found = (place / f"{number}").rglob("*")
+        said.append(sorted(str(path.relative_to(place / f"{number}")) for path in found if path.is_file()))
+
+    def full(self: Any, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    LoraConfig.save_pretrained = full
+    try:
+        trainer.try_saving(place / "full")
+    except CheckpointError as error:
+        said.append(str(error))
+    trainer.close()
+    return said
+
+
+@pytest.mark.slow
+def test_a_trial_save_of_an_adapter(tmp_path: Path) -> None:
+    """What its checkpoints will hold, and no more."""
+    model, lora = tiny_folder(tmp_path / "model"), {"lora": {"rank": 2}}
+    configs = [settings(model, train=lora, checkpoint={"merged": merged}) for merged in (True, False)]
+    both, alone, refused = run_ranks(1, try_to_save_adapters, free_port(), configs, tmp_path)[0]
+    assert alone == ["adapter/adapter_config.json"]
+    names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+    assert both == [*alone, *(f"policy/{name}" for name in names)]
+    assert "full/adapter failed" in refused and "No space left" in refused
 
 
 @pytest.mark.slow
