@@ -186,6 +186,73 @@ def test_terms_of_the_loss_and_the_other_means(folder):
             assert ("train/kl_reference" in stats) == ("kl_coef" in variant)
 
 
+def groups_of_three(batch: list[Sample]) -> list[Sample]:
+    """The same rows as groups with rewards and penalties, and the advantages of those."""
+    rewards = [1.0, 1.0, 1.0, *numpy.random.default_rng(5).normal(size=len(batch) - 3)]
+    rows = [
+        replace(row, prompt_id=f"p{place // 3}", index=place % 3, reward=float(reward), penalty=-0.25 * (place > 6))
+        for place, (row, reward) in enumerate(zip(batch, rewards, strict=True))
+    ]
+    return with_advantages(rows, [row.reward + row.penalty for row in rows])
+
+
+def with_advantages(rows: list[Sample], values: list[float]) -> list[Sample]:
+    """(R - mean) / (std + 1e-4) in groups of three, written out."""
+    made = []
+    for start in range(0, len(rows), 3):
+        group = numpy.array(values[start : start + 3])
+        found = (group - group.mean()) / (group.std(ddof=1) + 1e-4)
+        made += [replace(row, advantage=float(one)) for row, one in zip(rows[start : start + 3], found, strict=True)]
+    return made
+
+
+@pytest.mark.slow
+def test_kl_in_the_reward_is_that_of_the_plain_road(folder):
+    """k1 through DeepSpeed: rewards lose it, advantages are made anew, and the loss has no term of it.
+
+    The first update is at the reference, so what rewards lose is the sampler's distance from that. A group of equal
+    rewards teaches then, too.
+    """
+    rows = groups_of_three(random_samples(12, seed=4))
+    assert [row.advantage for row in rows[:3]] == [0.0, 0.0, 0.0]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    lost = []
+    for row in rows:
+        with torch.no_grad():
+            reference = row_logprobs(model, [row], temperature=1.0)[0]
+        lost.append(0.05 * float((torch.tensor(row.logprobs) - reference).sum()))
+    expected = with_advantages(rows, [row.reward + row.penalty - kl for row, kl in zip(rows, lost, strict=True)])
+    assert max(abs(a.advantage - b.advantage) for a, b in zip(rows, expected, strict=True)) > 0.1, "KL must matter"
+    cases = [(stage, minibatches) for stage in STAGES for minibatches in (1, 2)]
+    jobs = [
+        (
+            settings(
+                folder,
+                algorithm={"kl": "k1", "kl_coef": 0.05},
+                train={"zero_stage": stage, "tokens_per_micro_batch": 24, "minibatches": minibatches},
+            ),
+            rows,
+        )
+        for stage, minibatches in cases
+    ]
+    plainly = [(settings(folder, train=config.model_dump()["train"]), expected) for config, _ in jobs]
+    first, second = run_ranks(2, train_once, free_port(), jobs + plainly)
+    for number, case in enumerate(cases):
+        updates, weights, stats = first[number]
+        others, without, _ = first[len(cases) + number]
+        assert len(updates) == len(others) == case[1]
+        for update, other in zip(updates, others, strict=True):
+            assert_same(update, other, 2e-6)
+        assert_same_after_adam(weights, without, updates[0])
+        assert_same(second[number][0][0], updates[0], 2e-6)
+        assert "train/kl_reference" in stats, case
+    gradients, weights, loss = plain(folder, expected)
+    (found,), found_weights, stats = first[0]
+    assert_same(found, gradients, 2e-6)
+    assert_same_after_adam(found_weights, weights, gradients)
+    assert stats["train/loss"] == pytest.approx(loss, abs=1e-6)
+
+
 @pytest.mark.slow
 def test_minibatches_epochs_and_rows_without_advantage(folder):
     """Four updates of two epochs; the sampler's mismatch is that of the first minibatch, before any update."""
