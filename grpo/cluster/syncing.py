@@ -15,7 +15,7 @@ from grpo.errors import ClusterError, EngineLost, GrpoError, Interrupted, Traine
 from grpo.interfaces import Call, Engine, Transfer
 from grpo.run.faults import fault_point
 from grpo.types import Manifest, Stats, TensorRecord
-from grpo.weights import check_self_test, verify
+from grpo.weights import check_adapter_sent, check_self_test, verify
 
 SURELY_CHANGED = 1_000_000  # weights of which some change their bits in any update
 PERTURBATION = 0.2  # of each tensor's root mean square: far above what precision can explain
@@ -172,13 +172,15 @@ class WeightSync:
         ranks = self.trainer.ranks
         self._exchange([rank.perturb(PERTURBATION, self.context.config.run.seed) for rank in ranks])
         try:
-            perturbed = self._compare()
+            perturbed, sent = self._compare(), self.last
         except GrpoError as error:
             if not isinstance(error, TrainerLost | Interrupted) and not self.context.workers.headless:
                 self._exchange([rank.restore() for rank in ranks])
             raise
         self._exchange([rank.restore() for rank in ranks])
         true = self._compare()
+        assert sent and self.last, "both were sent"
+        check_adapter_sent(sent, self.last, self.records)
         return check_self_test(perturbed, true, self.tolerance, [str(engine) for engine in self._engines()])
 
     def _compare(self) -> tuple[list[float], list[list[float]]]:

@@ -30,6 +30,10 @@ from grpo.weights.digest import record
 SMALLEST_NOISE = 0.01
 """Root mean square below which a tensor (a bias of zeros) is perturbed as if it had this one."""
 
+HEAD = 4.0
+"""How much more noise the head gets than other tensors. An engine that does not refresh its copy of a tied one misses
+that noise alone: without this a fifth of what all noise does, which the self-test allows for; with it a half."""
+
 LEAST_REACH = 0.02
 """Below it (`Adapted.reach`) a whole step of an adapter may round away in bfloat16, from any matrix."""
 
@@ -130,10 +134,10 @@ class LiveWeights:
         """Adds normal noise of `scale` times each tensor's root mean square, the same on all ranks; keeps a copy.
 
         On a GPU the noise is made there, and the copy stays there if it takes no more than a part of what is free.
-        An adapter gets noise that changes each matrix as much again: one that does not arrive shows itself.
+        A matrix under an adapter gets as much, but through that alone: an adapter that does not arrive shows itself.
         """
         assert not self.originals, "the weights are perturbed already"
-        device = next(iter(self.params.values())).device
+        device, head = next(iter(self.params.values())).device, self.causal_lm.get_output_embeddings()
         generator = torch.Generator(device).manual_seed(seed)
         keep = device if device.type == "cuda" and self._fits(device) else torch.device("cpu")
 
@@ -143,8 +147,11 @@ class LiveWeights:
             param.add_(noise.to(param.dtype))
 
         for name, param in self.whole.items():
+            if name in self.adapted:
+                continue
             with gathered([param], modify=True):
-                add(name, param, max(float(param.float().square().mean().sqrt()), SMALLEST_NOISE))
+                size = max(float(param.float().square().mean().sqrt()), SMALLEST_NOISE)
+                add(name, param, size * (HEAD if head is not None and param is head.weight else 1.0))
         for one in self.adapted.values():
             with gathered([one.frozen, one.a_RI, one.b_OR], modify=True):
                 add(factor_b(one.name), one.b_OR, one.size_of_b())

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 from grpo.errors import WeightSyncError
+from grpo.types import Manifest, TensorRecord
 
 STRONG = 3.0
 """The perturbation must move the trainer's own logprobs by this many tolerances, else the test proves nothing."""
@@ -55,6 +56,26 @@ def check_self_test(perturbed: Compared, true: Compared, tolerance: float, names
                 )
             differences.append(difference)
     return max(differences[-len(true[1]) :])
+
+
+def check_adapter_sent(perturbed: Manifest, true: Manifest, announced: Sequence[TensorRecord]) -> None:
+    """Whether each matrix under an adapter was sent otherwise while nothing but its adapter was perturbed.
+
+    One of many that its adapter does not reach moves logprobs by less than `check_self_test` allows for. Without an
+    adapter all weights move, and there is nothing to ask. Raises WeightSyncError.
+    """
+    if all(record.moves for record in announced):
+        return
+    moving = {record.name for record in announced if record.moves}
+    digests = {record.name: record.digest for record in perturbed.records}
+    same = [record.name for record in true.records if record.name in moving and digests[record.name] == record.digest]
+    if same:
+        more = f" and {len(same) - 1} more" if len(same) > 1 else ""
+        raise WeightSyncError(
+            f"an adapter must be merged into each matrix that it changes, but {same[0]}{more} was sent with the same "
+            "bits before and after its adapter was perturbed: engines would sample without it; leave its layer out of "
+            "train.lora.targets"
+        )
 
 
 def tail_difference(left: Sequence[float], right: Sequence[float]) -> float:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from grpo.errors import WeightSyncError
-from grpo.weights import check_self_test
+from grpo.types import Manifest, TensorRecord
+from grpo.weights import check_adapter_sent, check_self_test
 
 
 def test_self_test_returns_the_worst_difference_of_the_true_weights() -> None:
@@ -55,3 +56,26 @@ def test_a_few_tokens_that_are_wrong_are_not_averaged_away() -> None:
                 check_self_test((moved, [moved]), (true, [engine]), tolerance=0.1)
         else:
             check_self_test((moved, [moved]), (true, [engine]), tolerance=0.1)
+
+
+def sent(**digests: str) -> Manifest:
+    return Manifest(0, tuple(TensorRecord(name, (2,), "float32", digest) for name, digest in digests.items()))
+
+
+ANNOUNCED = tuple(TensorRecord(name, (2,), "float32", moves=name != "norm") for name in ("q", "k", "norm"))
+
+
+def test_each_matrix_under_an_adapter_must_be_sent_otherwise_once_that_is_perturbed() -> None:
+    true = sent(q="1", k="2", norm="3")
+    check_adapter_sent(sent(q="4", k="5", norm="6"), true, ANNOUNCED)
+    check_adapter_sent(sent(q="4", k="5", norm="3"), true, ANNOUNCED)
+    with pytest.raises(WeightSyncError, match="each matrix that it changes, but k was sent with the same bits"):
+        check_adapter_sent(sent(q="4", k="2", norm="6"), true, ANNOUNCED)
+    with pytest.raises(WeightSyncError, match="but q and 1 more was sent"):
+        check_adapter_sent(sent(q="1", k="2", norm="6"), true, ANNOUNCED)
+
+
+def test_without_an_adapter_a_tensor_may_stay_as_it_is() -> None:
+    """A buffer, which is no parameter, is not perturbed."""
+    announced = [TensorRecord(name, (2,), "float32") for name in ("q", "k", "norm")]
+    check_adapter_sent(sent(q="4", k="2", norm="3"), sent(q="1", k="2", norm="3"), announced)
