@@ -78,7 +78,7 @@ bench: setup $(BENCH_STAMP) $(SMOLLM2)  ## the same work side by side: TRL's GRP
 bench-gpu: $(BENCH_GPU_STAMP)  ## the same on the GPUs of this machine, an even number: grpo's three modes and both trainers of TRL. ARGS="--cases s1,trl"
 	.venv-bench-gpu/bin/python -m benchmarks.gpu $(ARGS)
 
-chaos: setup  ## some hundred kills and freezes of every role at every point, and slowed runs: is the run still the same? MODE=sync, between, flight or refill
+chaos: setup  ## some hundred kills and freezes of every role at every point, and slowed runs: is the run still the same? MODE=sync, between, flight, refill or turns
 	$(BIN)/python -m tests.chaos --mode $(or $(MODE),sync)
 
 soak: setup  ## half an hour of the real stack with a kill every few minutes: does anything grow?

@@ -102,6 +102,27 @@ def test_the_folder_proves_what_the_run_did(run: Path) -> None:
 
 
 @pytest.mark.slow
+def test_engines_and_ranks_in_turns_make_the_same_run(run: Path, tmp_path: Path) -> None:
+    """Rests, wakes and syncs with the real engines and ranks; on the CPU there is no memory to give away."""
+    in_turns = (
+        "cluster.colocate=true",
+        "rollout.engines=2",
+        "rollout.engines_per_gpu=2",
+        "run.steps=2",
+        "eval.prompts=0",
+    )
+    ended = subprocess.run(command(tmp_path / "run", *in_turns), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    mine, plain = rows(tmp_path / "run", "step"), rows(run, "step")
+    assert len(mine) == 2
+    for name in ("reward/mean", "rollout/completion_tokens"):
+        assert [row[name] for row in mine] == [row[name] for row in plain[:2]], name
+    for name in ("train/loss", "train/grad_norm"):  # of the second step the rate is another: a shorter run, sooner at 0
+        assert mine[0][name] == plain[0][name], name
+    assert all(row["train/seconds_rest"] > 0 for row in mine)
+
+
+@pytest.mark.slow
 def test_the_exported_policy_is_the_trained_one(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     exported = subprocess.run([sys.executable, "-m", "grpo", "export", str(run), str(out)], cwd=ROOT, timeout=300)

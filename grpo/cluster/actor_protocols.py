@@ -51,6 +51,10 @@ class EngineActor(Protocol):
         """From now on it samples from these weights; the seconds that it stood still for that."""
         ...
 
+    async def rest(self) -> None:
+        """Gives the GPU memory of its weights and cache back until others are received and committed."""
+        ...
+
     async def close(self) -> None:
         """Ends it in order."""
         ...

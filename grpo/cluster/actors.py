@@ -72,6 +72,9 @@ class VLLMActor:
     async def commit_weights(self, version: int, in_flight: bool = False) -> float:
         return await self.engine.commit_weights(version, in_flight)
 
+    async def rest(self) -> None:
+        await self.engine.rest()
+
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
         return await self.engine.prompt_logprobs(list(token_ids))
 
@@ -153,6 +156,8 @@ class PolicyModelActor:
 
     def send_weights(self, version: int) -> Manifest | None:
         """Sends every tensor; None on the ranks that only help to gather. A collective under ZeRO-3."""
+        if self.config.roles_share_gpus:
+            self.trainer.make_room()
         if self.rank == 0:
             with self._sending() as transport:
                 sent = transport.send(version, self.trainer.iter_weights())

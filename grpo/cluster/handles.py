@@ -116,6 +116,10 @@ class RayEngine(RayWorker):
         """Stamps the version from now on."""
         return self._call(EngineActor.commit_weights, version, in_flight)
 
+    def rest(self) -> Call[None]:
+        """Gives its GPU memory away."""
+        return self._call(EngineActor.rest)
+
 
 class SharedBatch(list[Sample]):
     """A batch that goes to several ranks: it lies in Ray's object store once, as long as this list is there."""

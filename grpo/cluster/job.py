@@ -20,6 +20,7 @@ from grpo.cluster.rollouts import FleetRollouts
 from grpo.cluster.session import Session, session
 from grpo.cluster.syncing import WeightSync
 from grpo.cluster.trainer_group import TrainerGroup
+from grpo.cluster.turns import TurnTakingTrainer
 from grpo.config import Config
 from grpo.config.diff import check_config_diff, config_hash
 from grpo.controller import Controller
@@ -27,7 +28,7 @@ from grpo.data.prompts import Loaded, eval_prompts, load_data, load_tokenizer, p
 from grpo.data.rendering import Rendering
 from grpo.data.stream import MixedStream, PromptStream
 from grpo.errors import BugError, GrpoError
-from grpo.interfaces import Components, Engine, Worker
+from grpo.interfaces import Components, Engine, TrainerRank, Worker
 from grpo.observe.progress import RunProgress
 from grpo.observe.recorder import RunRecorder
 from grpo.plan.placement import gpus_of
@@ -148,7 +149,7 @@ def _train(config: Config, makers: Makers, run_dir: Path, stop: StopRequest, lea
                 record.say(f"starting {roles} on {cluster.device}")
                 context = RunContext(config, cluster.workers, RecoveryBudget(config.run.max_recoveries), record)
                 fleet = Fleet(context, partial(made, cluster, config, makers.engine), cluster.most_engines)
-                trainer = TrainerGroup(context, partial(made, cluster, config, makers.rank))
+                trainer = trainer_of(context, partial(made, cluster, config, makers.rank), fleet)
                 shared = (context, fleet, trainer, loaded.prompts[0].token_ids)
                 ahead = config.rollout.max_staleness > 0
                 weights = PublishedWeights(*shared, record) if ahead else WeightSync(*shared)
@@ -165,6 +166,13 @@ def _train(config: Config, makers: Makers, run_dir: Path, stop: StopRequest, lea
                 finally:
                     collector.stop_ahead()
                     cluster.workers.background.join(END_SECONDS)
+
+
+def trainer_of(context: RunContext, create: Callable[[int], TrainerRank], fleet: Fleet) -> TrainerGroup:
+    """The ranks, which start: at once, or after engines with which they take turns."""
+    if context.config.cluster.colocate:
+        return TurnTakingTrainer(context, create, fleet)
+    return TrainerGroup(context, create)
 
 
 def finished(config: Config, newest: Commit | None) -> bool:

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from grpo.config.algorithm import Algorithm
+from grpo.config.colocated import why_not_colocated
 from grpo.config.data import Data
 from grpo.config.engines import EnginesOrRange, bounds
 from grpo.config.fields import (
@@ -259,8 +260,8 @@ class Sync(Section):
 
     every: Positive = 1
     """Steps between two weight syncs; samples are then up to every - 1 versions older."""
-    transport: Literal["auto", "nccl", "gloo"] = "auto"
-    """auto: nccl between GPUs; gloo on CPU and where roles share a GPU (gpus_per_* below 1), which NCCL refuses."""
+    transport: Literal["auto", "nccl", "gloo", "ipc"] = "auto"
+    """auto: nccl between GPUs; ipc (engines read the trainer's GPU memory) where roles share them; gloo on the CPU."""
     tolerance: float | None = Field(None, gt=0, le=100)
     """Largest mean difference, in nats, of trainer and engine logprobs in the self-test; null: by the dtype."""
     max_mismatch: float | None = Field(None, gt=0, le=100)
@@ -327,6 +328,8 @@ class Cluster(Section):
     """Address of a running Ray cluster ("auto" inside a RayJob); null starts Ray on this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where engines and ranks run; auto: cuda if the cluster has GPUs."""
+    colocate: bool = False
+    """Engines and ranks take turns on the same GPUs: an engine gives its memory away while the policy trains."""
     role_label: RayLabel = "grpo.dev/role"
     """Ray node label whose value (rollout or trainer) says what a node is for. Nodes without it take both roles."""
     environment: tuple[Variable, ...] = ()
@@ -379,6 +382,11 @@ class Config(Section):
         return tuple(reward for rewards in [*sources, *held_out] for reward in rewards)
 
     @property
+    def roles_share_gpus(self) -> bool:
+        """Whether an engine and a rank are on one GPU, in turns or at the same time."""
+        return self.cluster.colocate or (self.train.gpus_per_rank or 1.0) < 1.0
+
+    @property
     def fixed_tokens(self) -> int:
         """`train.tokens_per_micro_batch`, for auto what it is where no GPU's memory is asked."""
         given = self.train.tokens_per_micro_batch
@@ -420,6 +428,12 @@ class Config(Section):
                 f"engines that come and go share no GPU with a rank: rollout.engines has min and max, but "
                 f"train.gpus_per_rank = {share:g}; remove it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_colocated(self) -> "Config":
+        if self.cluster.colocate and (problem := why_not_colocated(self)):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

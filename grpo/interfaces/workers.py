@@ -137,6 +137,10 @@ class WeightReceiver(Worker, Protocol):
         """
         ...
 
+    def rest(self) -> Call[None]:
+        """Gives the GPU memory of its weights and cache back until others are received and committed."""
+        ...
+
 
 class Engine(Sampler, WeightReceiver, Protocol):
     """One rollout engine."""

@@ -80,6 +80,19 @@ def role_values(config: Config, made: Plan, role: Role, gpus_per_node: int) -> V
     return {"replicas": group.replicas, **values}
 
 
+def shared_values(config: Config, made: Plan, gpus_per_node: int) -> Values:
+    """Values of `trainer` where each GPU has a rank and engines, which live in its pods."""
+    group, engines = group_of(config, "trainer", True, gpus_per_node), config.rollout.engines_per_gpu
+    engine, rank, store = made.pods["rollout"], made.pods["trainer"], made.object_store
+    both = Pod(rank.memory + engines * engine.memory, rank.shm + engines * (engine.shm - store))
+    cores = max(FEWEST_BESIDE_GPU, CPUS_BESIDE_GPU * group.actors * (1 + engines))
+    values = pod_values(both, store, group, str(cores))
+    resources = values["resources"]
+    assert isinstance(resources, dict)
+    resources["limits"][GPU] = group.gpus
+    return {"replicas": group.replicas, **values}
+
+
 def elastic_values(config: Config, group: Group, values: Values) -> Values:
     """Pods of a size that the fewest engines fill, as many as the most engines need."""
     return {"replicas": group.replicas, "maxReplicas": math.ceil(config.rollout.most_engines / group.actors), **values}
@@ -94,8 +107,11 @@ def values_of(config: Config, made: Plan, registry: str | None, gpus_per_node: i
         values["image"] = {"registry": registry or REGISTRY, "worker": {"tag": f"{grpo.__version__}-cpu"}}
     head = Group(1, 1, 0)
     values["head"] = pod_values(made.pods["controller"], made.object_store, head, "2" if on_gpu else "1")
-    for role in ("rollout", "trainer"):
-        values[role] = role_values(config, made, role, gpus_per_node)  # type: ignore[arg-type]
+    if config.cluster.colocate and on_gpu:
+        values |= {"rollout": {"replicas": 0}, "trainer": shared_values(config, made, gpus_per_node)}
+    else:
+        values["rollout"] = role_values(config, made, "rollout", gpus_per_node)
+        values["trainer"] = role_values(config, made, "trainer", gpus_per_node)
     values["storage"] = {"size": whole_gib(SIDE_FILES + (0 if bucket else made.volume))}
     if bucket:
         values["storage"] = {"size": whole_gib(SIDE_FILES), "accessModes": ["ReadWriteOnce"]}

@@ -80,7 +80,9 @@ def forecast(
     gpus = question.gpus or min(MOST_GPUS, max(2, gpus_used(config)))
     all_splits = splits(config, gpu, gpu_gib, gpus, work, rates)
     note = "" if all_splits else f"{gpus} GPUs cannot be filled by engines and ranks of this run"
-    if any(share < 1 for share in (config.rollout.gpus_per_engine or 1, config.train.gpus_per_rank or 1)):
+    if config.cluster.colocate:
+        note = "what it takes engines to fall asleep and to wake is not in these figures; the splits have no turns"
+    elif any(share < 1 for share in (config.rollout.gpus_per_engine or 1, config.train.gpus_per_rank or 1)):
         note = "engines and ranks that share a GPU slow each other down, which is not in these figures"
     elif all_splits and found and known and known.rollout.sharing > 1:
         note = "the rates are those of engines that share a GPU; those of the splits have one each, and are faster"

@@ -25,6 +25,7 @@ OBJECT_STORE = GIB // 4  # the least for Ray's objects
 QUEUE = 10 * 24 * 2**20  # shared memory of a queue between the processes of one vLLM engine
 NCCL_SHM = GIB // 8  # of each GPU
 ROOM, LOGITS, GRAIN, MOST_TOKENS = 0.9, 16, 1024, 65536  # of a micro-batch, as in trainer/token_budget.py
+RESTING = 2 * GIB  # of a GPU that an engine keeps while it rests: its context and CUDA graphs; an estimate
 SPARE = 2.0  # a GPU takes the copy of weights ahead if so many times its size is free, as in rollout/shadow.py
 
 
@@ -71,7 +72,12 @@ class Plan:
     @property
     def rank_bytes(self) -> int:
         """Bytes that one rank of the trainer needs at its peak."""
-        return self.weights + self.reference + self.gradients + self.optimizer + self.activations + self.head
+        return self.resident_bytes + self.activations + self.head
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of them that it holds all the time."""
+        return self.weights + self.reference + self.gradients + self.optimizer
 
 
 def make_plan(config: Config, gpu_gib: float = 80.0) -> Plan:
@@ -157,7 +163,8 @@ def micro_batch_tokens(config: Config, shape: Shape, size: int, held: int, gpu_g
     train, ahead = config.train, config.rollout.max_staleness
     if train.tokens_per_micro_batch != "auto" or config.cluster.device == "cpu":
         return config.fixed_tokens
-    gpu, copies = gpu_gib * GIB, shape.parameters * size * (ahead + 1 if ahead else 0)
+    resting = config.rollout.engines_per_gpu * RESTING if config.cluster.colocate else 0
+    gpu, copies = gpu_gib * GIB - resting, shape.parameters * size * (ahead + 1 if ahead else 0)
     head = head_bytes(shape, GRAIN, *of_head(config, size))
     room = ROOM * min(1.0, train.gpus_per_rank or 1.0) * gpu - gpu / LOGITS - copies - held - head
     fitting = int(room) // activation_bytes(shape, 1, size, train.gradient_checkpointing) // GRAIN * GRAIN
@@ -222,10 +229,12 @@ def gpu_problems(made: Plan, config: Config) -> list[str]:
             f"a trainer rank needs {gib(made.rank_bytes)} of a GPU's {made.gpu_gib:g} GiB: raise train.zero_stage or "
             "train.ranks, lower train.tokens_per_micro_batch or set train.gradient_checkpointing"
         )
-    elif (beside := engines_beside_rank(config)) and made.rank_bytes + beside * made.engine_gpu > limit:
+    elif config.cluster.colocate and need_of_ranks_gpu(made, config) > limit:
+        found.append(turns_problem(made, config.rollout.engines_per_gpu, limit))
+    elif (beside := engines_beside_rank(config)) and need_of_ranks_gpu(made, config) > limit:
         found.append(
             f"a rank and {'an engine' if beside == 1 else f'{beside} engines'} that share a GPU need "
-            f"{gib(made.rank_bytes + beside * made.engine_gpu)} of its {made.gpu_gib:g} GiB: lower "
+            f"{gib(need_of_ranks_gpu(made, config))} of its {made.gpu_gib:g} GiB: lower "
             "rollout.memory_utilization, or give each a GPU of its own"
         )
     elif reason := crowded(config, "cuda"):
@@ -235,6 +244,29 @@ def gpu_problems(made: Plan, config: Config) -> list[str]:
         way_out = "lower rollout.engines_per_gpu" if several else "raise rollout.tensor_parallel"
         found.append(f"an engine's GPU cannot hold one row beside the weights: {way_out}")
     return found
+
+
+def need_of_ranks_gpu(made: Plan, config: Config) -> int:
+    """Bytes of the GPU of a rank at the worst moment, with those of the engines on it."""
+    engines = engines_beside_rank(config)
+    if not config.cluster.colocate:
+        return made.rank_bytes + engines * made.engine_gpu
+    return max(made.rank_bytes + engines * RESTING, made.resident_bytes + engines * made.engine_gpu)
+
+
+def turns_problem(made: Plan, engines: int, limit: float) -> str:
+    """Why a rank and engines cannot take turns on a GPU: in the rank's turn, or in theirs."""
+    if made.rank_bytes + engines * RESTING > limit:
+        return (
+            f"while engines rest a rank needs {gib(made.rank_bytes)} and each of them about {gib(RESTING)} of a GPU's "
+            f"{made.gpu_gib:g} GiB: lower train.tokens_per_micro_batch, raise train.ranks with train.zero_stage, or "
+            "set train.gradient_checkpointing"
+        )
+    share = max(0.0, 1 - made.resident_bytes / limit)
+    return (
+        f"while engines sample the rank on their GPU keeps {gib(made.resident_bytes)} of {made.gpu_gib:g} GiB: lower "
+        f"rollout.memory_utilization to {int(100 * share) / 100:g}"
+    )
 
 
 def engines_beside_rank(config: Config) -> int:

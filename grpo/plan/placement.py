@@ -101,8 +101,11 @@ def with_engines(config: Config, engines: int) -> Config:
 
 def gpus_of(config: Config, role: Role) -> float:
     """Ray GPUs of an actor on CUDA."""
+    several = config.rollout.engines_per_gpu
+    if config.cluster.colocate:
+        return SMALL * (1 / SMALL // (several + 1))
     if role == "rollout":
-        each, several = config.rollout.gpus_per_engine, config.rollout.engines_per_gpu
+        each = config.rollout.gpus_per_engine
         return each or (SMALL * (1 / SMALL // several) if several > 1 else config.rollout.tensor_parallel)
     return config.train.gpus_per_rank or 1
 
@@ -142,8 +145,13 @@ def _fits(room: float, share: float) -> int:
 
 
 def place(config: Config, device: str, nodes: Sequence[Node], roles: Sequence[Role] = ROLES) -> Placement:
-    """Fills the nodes. Roles share a GPU where nodes of both have room for that, else each has GPUs of its own."""
+    """Fills the nodes. Roles share a GPU where nodes of both have room for that, else each has GPUs of its own.
+
+    With `cluster.colocate` they must.
+    """
     together = _place(grouped(config, device, True, roles), nodes)
+    if config.cluster.colocate:
+        return together
     apart = _place(grouped(config, device, False, roles), nodes)
     both = any(node.gpus and all(node.may_host(role) for role in ROLES) for node in nodes)
     lacking = any(together.missing.values())

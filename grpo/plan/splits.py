@@ -60,7 +60,7 @@ def configurations(config: Config, gpus: int, parallels: Sequence[int]) -> Itera
                 sections = {
                     "rollout": {"engines": engines, "tensor_parallel": parallel, **OWN_GPUS},
                     "train": {"ranks": ranks, "gpus_per_rank": None},
-                    "cluster": {"device": "cuda"},
+                    "cluster": {"device": "cuda", "colocate": False},
                 }
                 yield config.model_copy(
                     update={name: getattr(config, name).model_copy(update=new) for name, new in sections.items()}

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from grpo.config import Config
 from grpo.plan.forecast import Forecast
-from grpo.plan.memory import GIB, Plan, engines_beside_rank, gib, gpu_problems
+from grpo.plan.memory import GIB, Plan, gib, gpu_problems, need_of_ranks_gpu
 from grpo.plan.placement import crowded, gpus_of
 from grpo.plan.speed import Step
 from grpo.plan.splits import Split
@@ -67,7 +67,7 @@ def verdicts(made: Plan, config: Config, tokens: int) -> tuple[str, str]:
     engine = "fits" if tokens >= config.model.max_length and not crowded(config, made.device) else "does not fit"
     if made.device == "cpu":
         return engine, NONE
-    share = made.rank_bytes + made.engine_gpu * engines_beside_rank(config)
+    share = need_of_ranks_gpu(made, config)
     rank = f"fits ({share / (made.gpu_gib * GIB):.0%})" if share <= made.gpu_gib * GIB else "does not fit"
     assert ("does not fit" in (engine, rank)) == bool(gpu_problems(made, config))
     return engine, rank

@@ -54,6 +54,7 @@ def engine_args(config: Config, device: str) -> AsyncEngineArgs:
     )
     if model.fp32_head:
         args.hf_overrides = {"head_dtype": "float32"}
+    args.enable_sleep_mode = device == "cuda" and config.cluster.colocate
     if device == "cuda" and sequences > GRAPHS:
         args.max_cudagraph_capture_size = -(-sequences // GRAPH_STEP) * GRAPH_STEP
     if device == "cpu":

@@ -58,6 +58,7 @@ class EngineCore:
         self.start_notes: tuple[str, ...] = ()  # what a person should know of the start
         self.salt: str | None = None  # of the prefix cache
         self.stale: str | None = None  # why the model is in pieces: nothing may be generated from it
+        self.asleep: Literal["", "cache", "all"] = ""  # what of its GPU memory it has given away
         self.exclusive = 0  # transfers and commits under way: nothing else may be asked of the core
         self.failure: Failure | None = None  # that ended the core
         self.probe: asyncio.Task[object] | None = None  # the health check's request
@@ -123,13 +124,13 @@ class EngineCore:
         """Whether the engine still works, found out by letting it generate a token and, beside it, answer a call.
 
         "ok": the token came, whatever weights are loaded, committed or not. "busy": only the call was answered within
-        `seconds` (KV memory is full, or the weights are stale and nothing may be generated); or weights are travelling,
+        `seconds` (KV memory is full; or it rests or is stale, and nothing may be generated); or weights are travelling,
         when the core answers nobody: then all its processes run, and `deadlines.sync` judges it. Samples do not notice:
         one place of the batch is kept for the token, which shares no cache. Raises: EngineLost.
         """
         probing = self.probe is not None and not self.probe.done()
         token = None
-        if not (self.exclusive or self.stale or probing):
+        if not (self.exclusive or self.stale or self.asleep or probing):
             token = self.probe = asyncio.create_task(self.complete([0], self.build.probe_params()))
         ping = asyncio.create_task(self.answer(self.llm.collective_rpc("ping")))
         async with self.lost("a health check"):

@@ -50,7 +50,8 @@ def prepare_environment(config: Config, device: str, together: int = 1) -> None:
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # before torch looks for GPUs: else it uses CUDA
         # It cannot tell logprobs of what was sampled, and is compiled anew where a start finds no cache.
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
-        if config.rollout.engines_per_gpu > 1 or (config.rollout.gpus_per_engine or 1.0) < 1.0:
+        shares = config.rollout.engines_per_gpu > 1 or (config.rollout.gpus_per_engine or 1.0) < 1.0
+        if shares or config.cluster.colocate:
             os.environ[SHARES_GPU] = "1"
         return
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else the CPU build moves its worker into a third process

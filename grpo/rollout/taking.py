@@ -9,7 +9,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from grpo.config import Config
 from grpo.errors import ClusterError, EngineLost, WeightSyncError
@@ -82,6 +82,8 @@ class TakingEngine(EngineCore):
             self.committed = None
             async with self.alone():
                 self.stale = f"the transfer of version {version} broke off"
+                if self.asleep == "all":
+                    await self._wake("weights", "cache")
                 self.received = version
                 answers = await self.on_workers("receive_tensors", expected)
                 self.stale = None
@@ -122,6 +124,10 @@ class TakingEngine(EngineCore):
         """
         self._refuse_stale()
         began = time.perf_counter()
+        if self.asleep == "all":
+            raise WeightSyncError(
+                f"engine {self.index} rests without weights, but was asked to commit version {version}; sync it first"
+            )
         if self.ahead != version and self.received not in (None, version):
             raise WeightSyncError(
                 f"engine {self.index} commits only what it received last, version {self.received}, but was asked for "
@@ -137,9 +143,38 @@ class TakingEngine(EngineCore):
                 await self._switch(version)
             else:
                 await self._load_ahead(version)
+                if self.asleep:
+                    self.stale = "waking broke off"
+                    await self._wake("kv_cache", "")
                 self.stale = None
                 await self._take(version, resume=False)
         return time.perf_counter() - began
+
+    async def rest(self) -> None:
+        """Gives the memory of its weights and cache back to the GPU; it samples nothing until others are committed.
+
+        Raises: WeightSyncError if samples are being drawn; EngineLost, also if the engine is stale.
+        """
+        self._refuse_stale()
+        if self.drawing:
+            raise WeightSyncError(
+                f"engine {self.index} rests between batches, but {len(self.drawing)} samples are being drawn; wait for "
+                "them before the trainer's turn"
+            )
+        if self.asleep == "all":
+            return
+        async with self.alone():
+            self.committed = None
+            self.stale = "falling asleep broke off"
+            if self.device == "cuda":
+                await self.answer(self.llm.sleep(level=2))
+            self.stale, self.asleep = None, "all"
+
+    async def _wake(self, part: str, left: Literal["", "cache"]) -> None:
+        """Takes the memory of a part; `left` is still away then. With all of it requests run again."""
+        if self.device == "cuda":
+            await self.answer(self.llm.wake_up([part]))
+        self.asleep = left
 
     async def _switch(self, version: int) -> None:
         """Between two steps of the core, which has told of all tokens of the older weights by then."""

@@ -5,7 +5,8 @@ two sides that count differently.
 
     stream  := bucket* end              end := a header without tensors; none behind a bucket that says it is the last
     bucket  := header payload           header := [bytes of the JSON] JSON {"tensors": [[name, shape, dtype], ...], ...}
-    payload := all bytes in one piece; or between GPUs ("direct") each tensor from where it lies to where it belongs
+    payload := all bytes in one piece; or between GPUs ("direct") each tensor from where it lies to where it belongs;
+               or none where the receivers read from the sender's memory ("shared"): see `shared_gpu.py`
 """
 
 import contextlib
@@ -35,7 +36,8 @@ Place = Callable[[str, tuple[int, ...], torch.dtype], Tensor | None]
 """Where a tensor belongs; None: anywhere."""
 
 
-NOTHING: dict[str, Any] = {"tensors": [], "direct": False, "last": True}
+Header = dict[str, Any]
+NOTHING: Header = {"tensors": [], "way": "piece", "last": True}
 
 
 def nowhere(_name: str, _shape: tuple[int, ...], _dtype: torch.dtype) -> None:
@@ -75,19 +77,19 @@ class GroupTransport(Group):
             payload = torch.cat([data for _, data in bucket])
             with self._timed("wire"):
                 for group in groups:
-                    group._send_header([each for each, _ in bucket], direct=False, last=False)
+                    group._send_header([each for each, _ in bucket], "piece", last=False)
                     group._broadcast(payload)
             if not sent:
                 fault_point("sync.tensor", step=version)
             sent += [each for each, _ in bucket]
         for group in groups:
-            group._send_header([], direct=False, last=True)
+            group._send_header([], "piece", last=True)
         return tuple(sent)
 
     def _send_in_place(self, version: int, tensors: Sequence[tuple[str, Tensor]]) -> tuple[TensorRecord, ...]:
         """From where they lie, and their digests beside it."""
         whole = [(name, tensor.detach().contiguous()) for name, tensor in tensors]
-        outline = [TensorRecord(name, tuple(tensor.shape), _name(tensor.dtype)) for name, tensor in whole]
+        outline = [TensorRecord(name, tuple(tensor.shape), type_name(tensor.dtype)) for name, tensor in whole]
         left = iter([_flat(tensor) for _, tensor in whole])
         parts = [
             [next(left) for _ in part]
@@ -96,7 +98,7 @@ class GroupTransport(Group):
         found: list[Tensor] = []
         for group in [self, *self.others]:
             with self._timed("wire"):
-                group._send_header(outline, direct=True, last=True)
+                group._send_header(outline, "direct", last=True)
                 works = [work for part in parts for work in group._start(part)]
                 found = found or [sums([tensor for _, tensor in whole])]
                 group._finish(works)
@@ -105,9 +107,9 @@ class GroupTransport(Group):
         with self._timed("digest"):
             return tuple(records(whole, found[0]))
 
-    def _send_header(self, outline: Sequence[TensorRecord], direct: bool, last: bool) -> None:
+    def _send_header(self, outline: Sequence[TensorRecord], way: str, last: bool, **more: object) -> None:
         names = [[each.name, each.shape, each.dtype] for each in outline]
-        text = json.dumps({"tensors": names, "direct": direct, "last": last}).encode()
+        text = json.dumps({"tensors": names, "way": way, "last": last, **more}).encode()
         head = len(text).to_bytes(8, "little") + text
         self._broadcast(as_bytes(head[:HEAD_BYTES].ljust(HEAD_BYTES, b"\0"), self.wire))
         if len(head) > HEAD_BYTES:
@@ -122,19 +124,22 @@ class GroupTransport(Group):
                 header = self._receive_header()
             last = header["last"]
             outline = [(name, tuple(shape), getattr(torch, kind)) for name, shape, kind in header["tensors"]]
-            if header["direct"]:
-                yield from self._receive_in_place(outline, place)
-            elif outline:
-                yield from self._receive_piece(outline, place)
+            if outline:
+                yield from self._take(header, outline, place)
 
-    def _receive_header(self) -> dict[str, Any]:
+    def _take(self, header: Header, outline: Sequence[Outline], place: Place) -> Iterator[tuple[TensorRecord, Tensor]]:
+        """What a header announces, by its way."""
+        take = self._receive_in_place if header["way"] == "direct" else self._receive_piece
+        return take(outline, place)
+
+    def _receive_header(self) -> Header:
         """Of nothing but zeros, as where nothing has moved: no tensor."""
         head = self._broadcast(torch.zeros(HEAD_BYTES, dtype=torch.uint8, device=self.wire)).cpu().numpy().tobytes()
         length = int.from_bytes(head[:8], "little")
         rest = length + 8 - HEAD_BYTES
         if rest > 0:
             head += self._broadcast(torch.zeros(rest, dtype=torch.uint8, device=self.wire)).cpu().numpy().tobytes()
-        header: dict[str, Any] = json.loads(head[8 : 8 + length]) if length else NOTHING
+        header: Header = json.loads(head[8 : 8 + length]) if length else NOTHING
         return header
 
     def _receive_piece(self, outline: Sequence[Outline], place: Place) -> Iterator[tuple[TensorRecord, Tensor]]:
@@ -182,6 +187,11 @@ class GroupTransport(Group):
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
 
+    @property
+    def packing(self) -> torch.device:
+        """Where tensors are put together that do not travel from where they lie."""
+        return self.wire
+
     def _buckets(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[TensorRecord, Tensor]]]:
         """Records and padded byte copies: the first tensor alone, which sets the workers going, then BUCKET_BYTES."""
         summed: list[tuple[str, Tensor]] = []
@@ -190,11 +200,11 @@ class GroupTransport(Group):
         filled, limit = 0, 0
         for name, tensor in tensors:
             data = tensor.detach().reshape(-1).view(torch.uint8)
-            padded = torch.zeros(_aligned(data.numel()), dtype=torch.uint8, device=self.wire)
+            padded = torch.zeros(_aligned(data.numel()), dtype=torch.uint8, device=self.packing)
             padded[: data.numel()].copy_(data)
             if copies and filled + padded.numel() > limit:
                 yield list(zip(records(summed, torch.cat(found)), copies, strict=True))
-                summed, found, copies, filled, limit = [], [], [], 0, BUCKET_BYTES[self.wire.type]
+                summed, found, copies, filled, limit = [], [], [], 0, BUCKET_BYTES[self.packing.type]
             summed.append((name, torch.empty_like(tensor, device="meta")))
             found.append(sums([tensor]))
             copies.append(padded)
@@ -211,7 +221,8 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def _name(dtype: torch.dtype) -> str:
+def type_name(dtype: torch.dtype) -> str:
+    """`bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 

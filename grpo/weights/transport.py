@@ -49,22 +49,28 @@ def seconds_of(transport: Transport) -> Stats:
 
 
 def choose_backend(config: Config, device: str) -> str:
-    """ "nccl" or "gloo" by `sync.transport`. NCCL refuses a rank and an engine on one GPU; gloo goes through the host.
+    """ "nccl", "gloo" or "ipc" by `sync.transport`. NCCL refuses a rank and an engine on one GPU.
 
-    Engines that share a GPU take places in several groups: see `lane`.
+    By it engines that share a GPU take places in several groups: see `lane`.
     """
     if config.sync.transport != "auto":
         return config.sync.transport
-    return "nccl" if device == "cuda" and (config.train.gpus_per_rank or 1) >= 1 else "gloo"
+    if device != "cuda":
+        return "gloo"
+    return "ipc" if config.roles_share_gpus else "nccl"
 
 
 def process_group(config: Config, device: str, address: str, rank: int, world_size: int, secret: str) -> Transport:
     """A process group that meets at host:port. Raises: ClusterError if not all ranks join in time."""
     from grpo.weights.process_group import GroupTransport
+    from grpo.weights.shared_gpu import SharedGpuTransport
 
     host, _, port = address.rpartition(":")
     backend = choose_backend(config, device)
-    return GroupTransport(backend, device, host, int(port), rank, world_size, secret, seconds=config.deadlines.sync)
+    where = device, host, int(port), rank, world_size, secret, config.deadlines.sync
+    if backend == "ipc":
+        return SharedGpuTransport(*where, strict=config.sync.transport == "ipc")
+    return GroupTransport(backend, *where)
 
 
 TRANSPORTS: dict[str, Callable[[Config, str, str, int, int, str], Transport]] = {"tcp": process_group}

@@ -135,6 +135,9 @@ class FakeEngineActor:
         self.version = version
         return 0.0
 
+    async def rest(self) -> None:
+        self.weights, self.version = {}, None
+
     async def abandon(self) -> None:
         self.abandoned += 1
 

@@ -18,6 +18,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "sync": (),
     "between": ("rollout.max_staleness=2",),
     "flight": ("rollout.max_staleness=2", "rollout.update=in_flight"),
+    "turns": ("cluster.colocate=true",),
     "refill": ("rollout.max_staleness=1", "rollout.refill=true"),
 }
 """Overrides of a run, by how it samples ahead."""

@@ -94,7 +94,9 @@ def fresh(seen: Seen, folder: Path) -> Iterator[tuple[dict[str, str], Path]]:
 def run(scenario: Scenario, folder: Path, command: Sequence[str], starts: int) -> Seen:
     """Runs `command` with the scenario's overrides, up to `starts` times, in `folder`/<name>."""
     seen = Seen(scenario, folder / scenario.name / "run")
-    overrides = [f"run.dir={seen.run_dir}", f"run.seed={scenario.seed}", *scenario.overrides]
+    fixed = "cluster.colocate=true" in command  # then there are as many engines as ranks
+    own = [each for each in scenario.overrides if not (fixed and each.startswith("rollout.engines="))]
+    overrides = [f"run.dir={seen.run_dir}", f"run.seed={scenario.seed}", *own]
     with fresh(seen, folder) as (environment, faults):
         while len(seen.starts) < starts:
             start(

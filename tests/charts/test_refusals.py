@@ -84,6 +84,11 @@ def test_engines_and_ranks_of_one_pod_must_fit_it_together() -> None:
     assert "5 engines of 1 GPUs and 4 ranks of 1 share the trainer's pods, but 1 of 8" in refusal(together(5, 4, 8))
     assert "share the trainer's pods" in refusal(together(13, 4, 8, engines_per_gpu=3))
     assert "must find them in one" in refusal(together(4, 8, 8, replicas=2, tensor_parallel=2))
+    taking_turns = together(6, 2, 2, engines_per_gpu=3)
+    taking_turns["config"]["cluster"]["colocate"] = True
+    template(taking_turns)
+    taking_turns["rollout"] = {"replicas": 1, "resources": GPU}
+    assert "config.cluster.colocate puts engines and ranks on the same GPUs" in refusal(taking_turns)
     assert "there are 2 engines and ranks" in refusal(together(1, 1, 1, replicas=3))
 
 

@@ -96,6 +96,9 @@ class HttpEngine:
     def commit_weights(self, version: int, in_flight: bool = False) -> Call[float]:
         return self._call("commit", {"version": version}, lambda _: 0.0)
 
+    def rest(self) -> Call[None]:
+        raise NotImplementedError("this server has a GPU of its own")
+
     def close(self) -> Call[None]:
         return self._call("health", {}, lambda _: None)
 

@@ -99,6 +99,7 @@ class LocalEngine(LocalWorker):
         self.shadow: Wire = {}
         self.version = -1
         self.drops = ""
+        self.resting = False
         self.starting: Future[Place] = Future()
 
     def start(self) -> Call[Place]:
@@ -151,9 +152,16 @@ class LocalEngine(LocalWorker):
         def switch() -> float:
             self.weights, self.shadow = self.shadow or self.weights, {}
             self.version = version
+            self.resting = False
             return 0.0
 
         return self.does(f"commit_weights {version}{' in flight' if in_flight else ''}", switch)
+
+    def rest(self) -> Call[None]:
+        def give_away() -> None:
+            self.weights, self.shadow, self.resting = {}, {}, True
+
+        return self.does("rest", give_away)
 
 
 class LocalRank(LocalWorker):

@@ -139,6 +139,24 @@ def test_engines_that_come_and_go_have_as_many_pods_as_they_may_need(tmp_path: P
     validate(job(made, profile=None))
 
 
+def test_engines_and_ranks_that_take_turns_are_in_the_same_pods(tmp_path: Path) -> None:
+    base = {"model": {"path": model(tmp_path / "m", SMOLLM2)}, "data": {"source": "arithmetic"}}
+    rollout, train = {"engines": 8, "engines_per_gpu": 2, "memory_utilization": 0.6}, {"ranks": 4}
+    config = Config.model_validate(base | {"rollout": rollout, "train": train, "cluster": {"colocate": True}})
+    plan, made = make_plan(config, 80.0), values(config, gpus_per_node=2)
+    assert (made["rollout"], made["trainer"]["replicas"]) == ({"replicas": 0}, 2)
+    limits = made["trainer"]["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == 2
+    assert int(limits["memory"].removesuffix("Gi")) * 2**30 >= sum(
+        2 * count * plan.pods[role].memory for role, count in (("rollout", 2), ("trainer", 1))
+    )
+    assert made["trainer"]["resources"]["requests"]["cpu"] == "24", "four of each of six actors"
+    validate(job(made, profile=None))
+    on_cpu = values(config.model_copy(update={"cluster": config.cluster.model_copy(update={"device": "cpu"})}))
+    assert (on_cpu["rollout"]["replicas"], on_cpu["trainer"]["replicas"]) == (8, 4)
+    validate(job(on_cpu, profile=None))
+
+
 def test_an_engine_that_fits_no_node_is_refused(tmp_path: Path) -> None:
     config = Config.model_validate({"model": {"path": "./m"}, "rollout": {"tensor_parallel": 16}})
     with pytest.raises(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from grpo.config import Config
 from grpo.errors import ConfigError
 from grpo.plan.memory import (
     GIB,
@@ -13,11 +14,13 @@ from grpo.plan.memory import (
     LOGITS,
     MOST_TOKENS,
     QUEUE,
+    RESTING,
     ROOM,
     SPARE,
     activation_bytes,
     cannot_fit,
     make_plan,
+    need_of_ranks_gpu,
 )
 from grpo.plan.model_size import read_shape
 from tests.plan.planned import QWEN_1_5B, SMOLLM2, config
@@ -182,6 +185,34 @@ def test_what_does_not_fit_is_said_with_the_way_out(tmp_path: Path) -> None:
     several = {"rollout": {"engines": 4, "engines_per_gpu": 4}, "cluster": {"device": "cuda"}}
     (warning,) = make_plan(config(tmp_path, QWEN_1_5B, **several), gpu_gib=12).warnings[-1:]
     assert warning.endswith("cannot hold one row beside the weights: lower rollout.engines_per_gpu")
+
+
+def in_turns(folder: Path, memory: float = 0.6, engines: int = 1, **train: Any) -> Config:
+    rollout = {"memory_utilization": memory, "engines": engines, "engines_per_gpu": engines}
+    cluster = {"device": "cuda", "colocate": True}
+    return config(folder, QWEN_1_5B, rollout=rollout, cluster=cluster, train={"tokens_per_micro_batch": 8192} | train)
+
+
+def test_in_turns_a_rank_and_engines_need_the_larger_of_two_sums(tmp_path: Path) -> None:
+    wanted = in_turns(tmp_path, engines=2)
+    made = make_plan(wanted, gpu_gib=80)
+    resident = made.weights + made.gradients + made.optimizer
+    assert (made.resident_bytes, made.warnings) == (resident, ())
+    assert need_of_ranks_gpu(made, wanted) == max(made.rank_bytes + 2 * RESTING, resident + 2 * made.engine_gpu)
+    (small,) = make_plan(wanted, gpu_gib=50).warnings
+    assert small.startswith("while engines rest a rank needs") and "each of them about 2.00 GiB of a GPU's 50" in small
+    (greedy,) = make_plan(in_turns(tmp_path, memory=0.9), gpu_gib=80).warnings
+    share = int(100 * (1 - resident / (80 * GIB))) / 100
+    assert greedy.endswith(f"of 80 GiB: lower rollout.memory_utilization to {share:g}")
+    assert make_plan(in_turns(tmp_path, memory=share), gpu_gib=80).warnings == ()
+
+
+def test_auto_leaves_engines_what_they_keep_while_they_rest(tmp_path: Path) -> None:
+    def chosen(gpu_gib: float, **cluster: Any) -> int:
+        sections = {"rollout": {"memory_utilization": 0.3}, "cluster": {"device": "cuda"} | cluster}
+        return make_plan(config(tmp_path, QWEN_1_5B, **sections), gpu_gib).micro_batch
+
+    assert 2048 < chosen(50, colocate=True) < chosen(50)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,16 @@ def test_who_shares_a_gpu(engines: Any, ranks: Any, mixed: bool, expected: list[
     assert members(config(rollout=rollout, train=train), mixed) == expected
 
 
+@pytest.mark.parametrize(("several", "expected"), [(1, ["t0r0", "t1r1"]), (2, ["t0r0r2", "t1r1r3"])])
+def test_in_turns_every_gpu_has_a_rank_and_its_engines(several: int, expected: list[str]) -> None:
+    rollout = {"engines": 2 * several, "engines_per_gpu": several}
+    wanted = config(rollout=rollout, train={"ranks": 2}, cluster={"colocate": True})
+    assert members(wanted, True) == expected
+    apart = [node("r", "rollout", gpus=2), node("t", "trainer", gpus=2)]
+    assert "must find their places on 4 GPUs, but" in refusal(wanted, "cuda", apart), "not on GPUs of their own"
+    assert refusal(wanted, "cuda", [node("a", gpus=2)]) == ""
+
+
 @given(st.integers(1, 9), st.integers(1, 100), st.integers(1, 9), st.integers(1, 100), st.booleans())
 def test_every_actor_has_one_place_no_gpu_is_overfull_and_ranks_are_apart(
     engines: int, engine: int, ranks: int, rank: int, mixed: bool

@@ -253,6 +253,29 @@ def test_only_what_was_received_is_committed(stack: Stack) -> None:
 
 
 @pytest.mark.slow
+def test_an_engine_that_rests_samples_nothing_until_weights_are_committed(stack: Stack) -> None:
+    stack.sync(version=48)
+    requests = [(prompt(0), 7)]
+    before = stack.engine.call("generate", requests, SAMPLING)
+    stack.engine.call("rest")
+    stack.engine.call("rest")  # again: nothing changes
+    assert stack.engine.call("health", 20) == "busy"
+    with pytest.raises(WeightSyncError, match="samples only from committed weights"):
+        stack.engine.call("generate", requests, SAMPLING)
+    with pytest.raises(WeightSyncError, match=r"rests without weights, but was asked to commit version 48; sync it"):
+        stack.engine.call("commit_weights", 48)
+    stack.sync(version=49)
+    assert stack.engine.call("health", 20) == "ok"
+    after = stack.engine.call("generate", requests, SAMPLING)
+    assert [sample.output_ids for sample in after[0].samples] == [sample.output_ids for sample in before[0].samples]
+    assert {sample.versions for sample in after[0].samples} == {((0, 49),)}
+    generating = stack.engine.begin("generate", [(prompt(row, PROMPT[row:]), row) for row in range(24)], SAMPLING)
+    with pytest.raises(WeightSyncError, match="rests between batches, but [0-9]+ samples are being drawn"):
+        stack.engine.call("rest")
+    assert len(generating.result(60)) == 24
+
+
+@pytest.mark.slow
 def test_a_frozen_engine_core_is_found_and_an_error_within_the_deadline(stack: Stack) -> None:
     core = psutil.Process(stack.engine.pids[0])
     assert stack.engine.call("health", 20) == "ok"

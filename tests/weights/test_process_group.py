@@ -381,10 +381,10 @@ def test_a_group_that_moves_no_data_is_refused_on_both_ends(monkeypatch: pytest.
     ("changes", "on_cuda", "on_cpu"),
     [
         ({}, "nccl", "gloo"),
-        ({"rollout": {"gpus_per_engine": 0.5}, "train": {"gpus_per_rank": 0.5}}, "gloo", "gloo"),
+        ({"rollout": {"gpus_per_engine": 0.5}, "train": {"gpus_per_rank": 0.5}}, "ipc", "gloo"),
         ({"rollout": {"gpus_per_engine": 2}}, "nccl", "gloo"),
         ({"rollout": {"engines": 2, "engines_per_gpu": 2}}, "nccl", "gloo"),
-        ({"train": {"gpus_per_rank": 0.5}}, "gloo", "gloo"),
+        ({"train": {"gpus_per_rank": 0.5}}, "ipc", "gloo"),
         ({"sync": {"transport": "gloo"}}, "gloo", "gloo"),
         ({"sync": {"transport": "nccl"}, "rollout": {"gpus_per_engine": 0.5}}, "nccl", "nccl"),
     ],

@@ -238,6 +238,9 @@
 {{- $device := include "grpo.config.get" (list .root "cluster" "device" "auto") -}}
 {{- $any := add (include "grpo.gpusPerPod" $values.rollout | int) (include "grpo.gpusPerPod" $values.trainer | int) -}}
 {{- if or (eq $device "cuda") (and (eq $device "auto") (gt $any 0)) -}}
+{{- if eq (include "grpo.config.get" (list .root "cluster" "colocate" false)) "true" -}}
+{{- fail "\n\nconfig.cluster.colocate puts engines and ranks on the same GPUs, so they need the same pods: set rollout.replicas to 0, which starts engines in the trainer's." -}}
+{{- end -}}
 {{- $each := include "grpo.gpusPerActor" . | float64 -}}
 {{- $per := include "grpo.actorsPerPod" . | int -}}
 {{- $has := include "grpo.gpusPerPod" $group | int -}}

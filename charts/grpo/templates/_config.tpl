@@ -112,7 +112,9 @@ fetch.yaml: |
 
 {{/* GPUs that each actor of a role reserves. */}}
 {{- define "grpo.gpusPerActor" -}}
-{{- if eq .role "rollout" -}}
+{{- if eq (include "grpo.config.get" (list .root "cluster" "colocate" false)) "true" -}}
+{{- divf (div 10000 (add1 (include "grpo.config.get" (list .root "rollout" "engines_per_gpu" 1) | int))) 10000 -}}
+{{- else if eq .role "rollout" -}}
 {{- $parallel := include "grpo.config.get" (list .root "rollout" "tensor_parallel" 1) -}}
 {{- $several := include "grpo.config.get" (list .root "rollout" "engines_per_gpu" 1) | int -}}
 {{- $each := ternary (divf (div 10000 $several) 10000 | toString) $parallel (gt $several 1) -}}
