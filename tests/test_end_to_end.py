@@ -190,14 +190,17 @@ def chosen(run_dir: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_curriculum_that_is_killed_and_resumed_chooses_as_one_that_was_not(tmp_path: Path) -> None:
-    """Few prompts, so that each comes several times; batches are drawn ahead of the outcomes of those before."""
+    """Few prompts, so that each comes several times; batches are drawn ahead of the outcomes of those before.
+
+    Batch 8 is drawn once step 6 is trained, and its commit waits for that of step 3: there is something to resume.
+    """
     overrides = (
         *("run.steps=9", "checkpoint.every=3", "eval.prompts=0", "rollout.max_staleness=1", "model.dtype=bfloat16"),
         *("data.size=40", "rollout.prompts_per_step=16", "rollout.samples_per_prompt=4"),
         *("data.curriculum.easy_fraction=0.1", "data.curriculum.hard_fraction=0.2"),
     )
     whole, again = tmp_path / "whole", tmp_path / "again"
-    for run_dir, faults in ((whole, ""), (again, "reward.ended@5:kill"), (again, "reward.ended@5:kill")):
+    for run_dir, faults in ((whole, ""), (again, "reward.ended@8:kill"), (again, "reward.ended@8:kill")):
         environment = os.environ | {"GRPO_FAULTS": faults, "GRPO_FAULT_DIR": str(tmp_path)}
         ended = subprocess.run(
             command(run_dir, *overrides), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540
