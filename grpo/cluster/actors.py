@@ -103,7 +103,7 @@ class PolicyModelActor:
         """Builds the DeepSpeed engine together with the other ranks."""
         self.phases.begin("imports")
         ranks = self.config.train.ranks
-        on_cpu = self.device == "cpu"
+        on_cpu, offloads = self.device == "cpu", bool(self.config.train.offloads)
         if on_cpu:  # before torch is loaded
             os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
             os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", COMPILED_SHAPES)
@@ -119,7 +119,8 @@ class PolicyModelActor:
             master_addr=host,
             master_port=port,
             total_steps=self.config.run.steps,
-            threads=max(1, usable_cores() // on_my_node(self.config, ranks)) if on_cpu else None,
+            # Ray gives an actor one; on GPUs they are of use where the CPU makes the optimizer's steps.
+            threads=max(1, usable_cores() // on_my_node(self.config, ranks)) if on_cpu or offloads else None,
             phases=self.phases,
             objective=self._objective(),
         )

@@ -20,6 +20,7 @@ from grpo.cluster.nodes import ray_nodes
 from grpo.cluster.sharing import SharedGpus
 from grpo.cluster.workers import Workers
 from grpo.config import Config
+from grpo.config.schema import no_offload
 from grpo.errors import ClusterError, ConfigError, Interrupted
 from grpo.plan.placement import (
     CPUS,
@@ -79,6 +80,8 @@ class Session:
         self.workers.device = self.device
         if self.device == "cuda" and not has_gpus:
             raise ConfigError("cluster.device is cuda, but Ray sees no GPU; set cluster.device to cpu or auto")
+        if self.device == "cpu" and self.config.train.offloads:
+            raise ConfigError(no_offload(self.config.train.offloads, "Ray sees no GPU"))
         self._plan_places()
 
     def _plan_places(self) -> None:

@@ -53,6 +53,11 @@ GPU (3.9 of 4.7 s with completions of 200 tokens, 3.0 of 4.8 s with 512)."""
 FLOOR = 0.006
 """Seconds of a decoding step with few sequences in it: what the last ones of a batch cost. Assumed, not measured."""
 
+HOST_LINK = 20e9
+"""Bytes a second between host and GPU, either way: PCIe 4 x16. Assumed, not measured."""
+CPU_ADAM = 1e9
+"""Numbers a second that the CPU of a rank updates: 28 bytes each of its memory. Assumed, not measured on a server."""
+
 
 def gpu_named(name: str) -> Gpu:
     """One of GPUS, however it is written. Raises ConfigError."""

@@ -1,12 +1,13 @@
 """Rates of a run that was made, from its own rows: what it would do with other numbers of engines and ranks."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from grpo.config import Config
 from grpo.errors import ConfigError
-from grpo.plan.gpus import BESIDE, FLOOR, LINK_SHARE, Gpu
+from grpo.plan.gpus import BESIDE, CPU_ADAM, FLOOR, HOST_LINK, LINK_SHARE, Gpu
 from grpo.plan.model_size import read_shape
 from grpo.plan.speed import Rates, Work, talk_seconds, train_flops, trains_beside
 
@@ -66,6 +67,9 @@ def measured(rows: Sequence[Row], spans: Sequence[Row], config: Config, gpu: Gpu
             receive=receive,
             floor=FLOOR,
             link=rates.link,
+            # Else it is in the FLOP/s.
+            adam=math.inf if config.train.offloads else CPU_ADAM,
+            host_link=math.inf if config.train.offloads else HOST_LINK,
         ),
         _median(steps, "step/seconds", where),
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from grpo.config import Config
 from grpo.plan.model_size import Shape, read_shape
+from grpo.plan.offload import gpu_gradients, gpu_weights, host_bytes
 from grpo.plan.placement import crowded, grouped
 
 GIB = 2**30
@@ -39,7 +40,8 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Sizes in bytes. `weights` to `head`: one trainer rank; `kv_tokens_*` are tokens that an engine's cache holds."""
+    """Sizes in bytes. `weights` to `head`: one trainer rank, `host` of it in its pod's memory (`train.offload_*`);
+    `kv_tokens_*` are tokens that an engine's cache holds."""
 
     parameters: int
     trained: int
@@ -48,6 +50,7 @@ class Plan:
     reference: int
     gradients: int
     optimizer: int
+    host: int
     activations: int
     head: int
     engine_weights: int
@@ -71,8 +74,8 @@ class Plan:
 
     @property
     def rank_bytes(self) -> int:
-        """Bytes that one rank of the trainer needs at its peak."""
-        return self.resident_bytes + self.activations + self.head
+        """Bytes that one rank of the trainer needs at its peak; it has loaded the whole model before ZeRO cuts it."""
+        return max(self.resident_bytes + self.activations + self.head, self.sync_bytes)
 
     @property
     def resident_bytes(self) -> int:
@@ -96,11 +99,11 @@ def make_plan(config: Config, gpu_gib: float = 80.0) -> Plan:
     checkpoint = kept_weights(config, weights, trained * size) + MASTER * trained
     base = weights + (trained * size if train.lora else 0)
     held = {
-        "weights": base // (ranks if stage == 3 else 1),
+        "weights": gpu_weights(train, base, size),
         # That of an adapter is the model without it.
         "reference": weights if config.algorithm.kl_coef > 0 and not train.lora else 0,
-        "gradients": trained * FP32 // (ranks if stage >= 2 else 1),
-        "optimizer": adam // (ranks if stage >= 1 else 1),
+        "gradients": gpu_gradients(train, trained, size),
+        "optimizer": 0 if train.offload_optimizer == "cpu" else adam // (ranks if stage >= 1 else 1),
     }
     micro_batch = micro_batch_tokens(config, shape, size, sum(held.values()), gpu_gib)
     made = Plan(
@@ -108,6 +111,7 @@ def make_plan(config: Config, gpu_gib: float = 80.0) -> Plan:
         trained=trained,
         sync_bytes=weights,
         **held,
+        host=host_bytes(train, base, trained, size),
         activations=activation_bytes(shape, micro_batch, size, train.gradient_checkpointing),
         head=head_bytes(shape, micro_batch, *of_head(config, size)),
         engine_weights=weights // rollout.tensor_parallel,
@@ -199,7 +203,7 @@ def pods(made: Plan, config: Config) -> dict[str, Pod]:
     engine, rank = PROCESS["rollout"] * split, PROCESS["trainer"] + kept_on_host(made, config)
     shm = {"controller": 0, "rollout": queues, "trainer": 0}
     if made.device != "cpu":
-        engine, rank = engine + CUDA_HOST * split, rank + CUDA_HOST
+        engine, rank = engine + CUDA_HOST * split, rank + CUDA_HOST + made.host
         shm = {"controller": 0, "rollout": queues + split * NCCL_SHM, "trainer": NCCL_SHM}
     else:
         engine, rank = engine + made.sync_bytes + config.rollout.kv_cache_gib * GIB, rank + made.rank_bytes
@@ -227,7 +231,8 @@ def gpu_problems(made: Plan, config: Config) -> list[str]:
     if made.rank_bytes > limit:
         found.append(
             f"a trainer rank needs {gib(made.rank_bytes)} of a GPU's {made.gpu_gib:g} GiB: raise train.zero_stage or "
-            "train.ranks, lower train.tokens_per_micro_batch or set train.gradient_checkpointing"
+            "train.ranks, lower train.tokens_per_micro_batch, set train.gradient_checkpointing, or "
+            "train.offload_optimizer: cpu with zero_stage: 2"
         )
     elif config.cluster.colocate and need_of_ranks_gpu(made, config) > limit:
         found.append(turns_problem(made, config.rollout.engines_per_gpu, limit))

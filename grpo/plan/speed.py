@@ -8,16 +8,19 @@ ranks tell each other, S what a sync keeps engines from.
 The longest completion adds to G where a batch is sampled whole. Rewards count as nothing.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from grpo.config import Config
 from grpo.plan.gpus import (
     BESIDE,
     COMPILED_SHARE,
+    CPU_ADAM,
     DECODE_SHARE,
     ENGINE_TOKENS,
     FIXED_SYNC,
     FLOOR,
+    HOST_LINK,
     LINK_SHARE,
     RECEIVE_RATE,
     SHARED_TOKENS,
@@ -26,6 +29,7 @@ from grpo.plan.gpus import (
     Gpu,
 )
 from grpo.plan.model_size import Shape
+from grpo.plan.offload import offload_seconds
 
 PROMPT_TOKENS = 128
 MOST_SEQUENCES = 1024  # that decode together, as in rollout/build.py
@@ -65,6 +69,11 @@ class Rates:
     receive: float
     floor: float
     link: float
+    adam: float = math.inf
+    """Numbers a second of a CPU that updates what was offloaded; infinite where `rank_flops` has been measured with
+    it."""
+    host_link: float = math.inf
+    """Bytes a second between host and GPU, likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +122,8 @@ def rates_of(config: Config, shape: Shape, gpu: Gpu, work: Work, engines: int, t
         receive=FIXED_SYNC + carried / min(RECEIVE_RATE, LINK_SHARE * gpu.link),
         floor=FLOOR,
         link=LINK_SHARE * gpu.link,
+        adam=CPU_ADAM,
+        host_link=HOST_LINK,
     )
 
 
@@ -136,10 +147,14 @@ def talk_seconds(config: Config, shape: Shape, work: Work, rates: Rates, ranks: 
     away = (ranks - 1) / ranks
     moved = 2 * away * 4 * shape.parameters * train.epochs * train.minibatches
     if train.zero_stage == 3:
-        budget = config.fixed_tokens * ranks
-        rounds = max(train.minibatches, -(-work.forwarded // budget)) * train.epochs
-        moved += 2 * away * SIZES[config.model.dtype] * shape.parameters * rounds
+        moved += 2 * away * SIZES[config.model.dtype] * shape.parameters * micro_batches(config, work, ranks)
     return moved / rates.link
+
+
+def micro_batches(config: Config, work: Work, ranks: int) -> int:
+    """Passes of one rank in a step."""
+    budget = config.fixed_tokens * ranks
+    return int(max(config.train.minibatches, -(-work.forwarded // budget)) * config.train.epochs)
 
 
 def step_of(
@@ -150,6 +165,8 @@ def step_of(
     tail = max(0.0, work.longest - work.completion_tokens) * rates.floor
     training = train_flops(config, shape, work) / (ranks * rates.rank_flops)
     training += talk_seconds(config, shape, work, rates, ranks)
+    size, passes = SIZES[config.model.dtype], micro_batches(config, work, ranks)
+    training += offload_seconds(config, shape.parameters, size, passes, ranks, rates.adam, rates.host_link)
     step = compose(config, drawing, tail, training, rates)
     return replace(step, engines=engines, tensor_parallel=tensor_parallel, ranks=ranks)
 

@@ -51,7 +51,8 @@ def device_table(made: Plan, config: Config) -> Table:
         out.add_row("next weights (rollout.max_staleness)", gib(made.shadow) if here else "in host memory", NONE)
     out.add_row("reference", NONE, gib(made.reference))
     out.add_row("gradients", NONE, gib(made.gradients))
-    out.add_row("optimizer", NONE, gib(made.optimizer))
+    offloaded = config.train.offload_optimizer == "cpu"
+    out.add_row("optimizer", NONE, "in host memory" if offloaded else gib(made.optimizer))
     out.add_row("activations", NONE, gib(made.activations))
     out.add_row("head", NONE, gib(made.head), end_section=True)
     shadow = made.shadow if on_cpu or made.shadow_on_gpu else 0

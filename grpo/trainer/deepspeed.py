@@ -11,7 +11,7 @@ from torch import distributed
 
 from grpo.config import Train
 from grpo.trainer.adapter import adapted_layers
-from grpo.trainer.deepspeed_private import Shards, add_in_place, leave_ops_uncompiled
+from grpo.trainer.deepspeed_private import Shards, add_in_place, forget_sums, leave_ops_uncompiled
 from grpo.trainer.model import Policy
 
 
@@ -52,7 +52,8 @@ class Engine:
     def __init__(self, policy: Policy, train: Train, world_size: int) -> None:
         import deepspeed
 
-        bf16 = next(policy.parameters()).dtype == torch.bfloat16
+        first = next(policy.parameters())
+        bf16, device = first.dtype == torch.bfloat16, first.device
         optimizer = torch.optim.AdamW(
             [param for param in policy.parameters() if param.requires_grad],
             lr=0.0,
@@ -69,7 +70,7 @@ class Engine:
                 for param in one.layer.parameters():
                     deepspeed.zero.register_external_parameter(one.layer, param)
         self.world_size = world_size
-        self.shards = Shards(self.optimizer, policy)
+        self.shards = Shards(self.optimizer, policy, device)
 
     def __call__(self, *args: object) -> Any:
         return self.engine(*args)
@@ -95,6 +96,8 @@ class Engine:
             return norm, learning_rate
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm()) if norm is None else norm
+        if not math.isfinite(norm):
+            forget_sums(self.optimizer)
         return norm, float(self.optimizer.param_groups[0]["lr"])
 
     def _own_norm(self) -> float | None:
@@ -110,9 +113,9 @@ class Engine:
         distributed.destroy_process_group()
 
 
-def engine_config(train: Train, bf16: bool) -> dict[str, object]:
+def engine_config(train: Train, bf16: bool) -> dict[str, Any]:
     """DeepSpeed's configuration. Its own accumulation stays at 1 step: `Engine.backward` sets the boundary itself."""
-    config: dict[str, object] = {
+    config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": train.max_grad_norm,
@@ -122,6 +125,8 @@ def engine_config(train: Train, bf16: bool) -> dict[str, object]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
+    for key in train.offloads:
+        config["zero_optimization"] |= {key: {"device": "cpu"}}
     if bf16 and train.zero_stage > 0:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config

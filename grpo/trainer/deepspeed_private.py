@@ -37,6 +37,13 @@ def add_in_place(optimizer: Any) -> None:
     optimizer._update_hp_grad = add
 
 
+def forget_sums(optimizer: Any) -> None:
+    """After an update that was thrown away. Where its states lie on the host, stage 2 goes on adding to its sums."""
+    if getattr(optimizer, "cpu_offload", False):
+        for group in optimizer.averaged_gradients:
+            optimizer.averaged_gradients[group] = None
+
+
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 
 
@@ -55,8 +62,9 @@ class Shard:
 class Shards:
     """The optimizer states under DeepSpeed, made at once and not in the first update."""
 
-    def __init__(self, optimizer: Any, model: torch.nn.Module) -> None:
-        self.optimizer = optimizer
+    def __init__(self, optimizer: Any, model: torch.nn.Module, device: torch.device) -> None:
+        """`device` is where the ranks train; the states may lie in host memory (`train.offload_optimizer`)."""
+        self.optimizer, self.device = optimizer, device
         self.adam: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         self.stage3 = hasattr(optimizer, "fp32_partitioned_groups_flat")
         self.trained = [param for param in model.parameters() if param.requires_grad]
@@ -111,7 +119,7 @@ class Shards:
         view, shape = shard.views[kind], getattr(param, "ds_shape", param.shape)
         if self.whole:
             return view.view(shape)
-        bits = torch.zeros(shape.numel(), dtype=torch.int32, device=view.device)
+        bits = torch.zeros(shape.numel(), dtype=torch.int32, device=self.device)
         bits[shard.start : shard.start + view.numel()] = view.view(torch.int32)
         distributed.all_reduce(bits)  # each element has one owner, all others add 0
         return bits.view(torch.float32).view(shape)

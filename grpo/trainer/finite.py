@@ -22,11 +22,16 @@ def finite_flag(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def not_true(flags: dict[str, bool | torch.Tensor]) -> list[str]:
-    """Names of flags that are not, with one wait for a device."""
-    later = {name: flag for name, flag in flags.items() if isinstance(flag, torch.Tensor)}
+    """Names of flags that are not, with one wait for a device. Those of what lies on the host are known at once."""
+    later = {name: flag for name, flag in flags.items() if isinstance(flag, torch.Tensor) and not on_host(flag)}
     found = torch.stack(list(later.values())).tolist() if later else []
     known = flags | dict(zip(later, found, strict=True))
     return [name for name, flag in known.items() if not flag]
+
+
+def on_host(tensor: torch.Tensor) -> bool:
+    """Whether it lies in the host's memory."""
+    return tensor.device.type == "cpu"
 
 
 def not_finite(names: Sequence[str]) -> NonFiniteError | None:

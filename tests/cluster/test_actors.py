@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,3 +72,29 @@ def test_a_second_sender_does_not_wait_for_ever(tmp_path: Path) -> None:
     parts.gate.set()
     first.join(SECONDS)
     assert parts.sent == [1]
+
+
+@pytest.mark.parametrize(
+    ("device", "train", "threads"),
+    [
+        ("cpu", {}, 4),
+        ("cuda", {}, None),  # as Ray says: the CPU only drives the GPU
+        ("cuda", {"offload_optimizer": "cpu", "zero_stage": 2}, 4),
+        ("cuda", {"offload_optimizer": "cpu", "offload_param": "cpu", "zero_stage": 3, "lora": {}}, 4),
+    ],
+)
+def test_a_rank_has_its_share_of_the_cores_where_the_cpu_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, train: dict[str, Any], threads: int | None
+) -> None:
+    given: dict[str, Any] = {}
+
+    def made(config: Any, **keys: Any) -> Any:
+        given.update(keys)
+        return SimpleNamespace(notes=())
+
+    monkeypatch.setattr("grpo.trainer.PolicyTrainer", made)
+    monkeypatch.setattr("grpo.cluster.actors.node_id", lambda: "mine")
+    monkeypatch.setattr("grpo.cluster.actors.usable_cores", lambda: 8)
+    monkeypatch.setattr("grpo.cluster.nodes.on_my_node", lambda config, actors: actors)
+    PolicyModelActor(make_config(tmp_path, train={"ranks": 2, **train}), 0, device).start("host", 1)
+    assert given["threads"] == threads and given["world_size"] == 2

@@ -47,11 +47,21 @@ def test_a_session_leaves_no_process_behind(run_dir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cuda_without_a_gpu_is_refused(run_dir: Path) -> None:
-    config = make_config(run_dir, cluster={"device": "cuda"})
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"cluster": {"device": "cuda"}}, "^cluster.device is cuda, but Ray sees no GPU"),
+        (
+            {"train": {"offload_optimizer": "cpu", "zero_stage": 2}},
+            "train.offload_optimizer is cpu, but Ray sees no GPU; remove it",
+        ),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_where_there_is_none(run_dir: Path, sections: dict[str, object], said: str) -> None:
+    config = make_config(run_dir, **sections)
     with (
         StopRequest(30) as stop,
-        pytest.raises(ConfigError, match="^cluster.device is cuda, but Ray sees no GPU"),
+        pytest.raises(ConfigError, match=said),
         session(config, stop),
     ):
         pass

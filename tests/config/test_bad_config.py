@@ -208,6 +208,13 @@ COMBINATIONS = {
     "cluster.role_label=a/b/c": "must be a label's key",
     "model.revision=main": "must be a commit: 40 hex digits",
     "data.revision=E53F048": "must be a commit: 40 hex digits",
+    "train.offload_param=cpu": "train.offload_param is cpu, but train.zero_stage = 1; use zero_stage: 3, or",
+    "train.offload_optimizer=nvme": "train.offload_optimizer = nvme: must be 'none' or 'cpu'",
+    "train.offload_optimizer=cpu": "train.zero_stage = 1; use zero_stage: 2, also for one rank",
+    "train.offload_param=cpu train.zero_stage=3": "train.offload_optimizer = none; set it to cpu, too",
+    "train.offload_optimizer=cpu train.zero_stage=0": "train.zero_stage = 0; use zero_stage: 2, also for one rank",
+    "train.offload_optimizer=cpu train.zero_stage=2 train.lora={}": "train.offload_optimizer is cpu beside train.lora",
+    "train.offload_optimizer=cpu train.zero_stage=2 cluster.device=cpu": "train.offload_optimizer is cpu, but cluster.",
     "checkpoint.merged=false": "checkpoint.merged is false, but without train.lora the policy is all that is trained",
     "train.lora.alpha=1e-9": "train.lora.alpha = 1e-09: must be greater than or equal to 0.001",
     **{
