@@ -20,7 +20,7 @@ from grpo.cluster.nodes import ray_nodes
 from grpo.cluster.sharing import SharedGpus
 from grpo.cluster.workers import Workers
 from grpo.config import Config
-from grpo.config.schema import no_offload
+from grpo.config.train import no_offload
 from grpo.errors import ClusterError, ConfigError, Interrupted
 from grpo.plan.placement import (
     CPUS,

@@ -2,10 +2,11 @@
 
 from grpo.config.algorithm import Algorithm
 from grpo.config.data import Data, DataSource
+from grpo.config.fields import MOST_ROWS
 from grpo.config.lora import Lora
 from grpo.config.rewards import Judge, RewardFunction, RewardHttp
+from grpo.config.rollout import Rollout
 from grpo.config.schema import (
-    MOST_ROWS,
     Checkpoint,
     Cluster,
     Config,
@@ -14,13 +15,12 @@ from grpo.config.schema import (
     Metrics,
     Model,
     RewardCode,
-    Rollout,
     Run,
     Sync,
-    Train,
 )
 from grpo.config.section import Section
 from grpo.config.sft import Sft
+from grpo.config.train import Train
 
 __all__ = [
     "MOST_ROWS",

@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
+MOST_ROWS = 2**20
+"""Completions of a step; all of them are held by one process."""
 LONGEST_PATH, LONGEST_NAME = 1024, 255
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[^?#]*)?")
 

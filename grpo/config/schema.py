@@ -1,43 +1,35 @@
 """Every knob of a run: frozen, closed, documented in place. `grpo config schema` prints this file as JSON schema."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from grpo.config.algorithm import Algorithm
 from grpo.config.colocated import why_not_colocated
 from grpo.config.data import Data
-from grpo.config.engines import EnginesOrRange, bounds
 from grpo.config.fields import (
+    MOST_ROWS,
     Actors,
-    BoolOrAuto,
     Commit,
-    Decay,
     Folder,
     FolderOrBucket,
     Gibibytes,
-    Gpus,
     Line,
     Place,
     Positive,
     RayLabel,
     RunName,
     Seconds,
-    StopText,
     Temperature,
-    Tokens,
-    TokensOrAuto,
     Variable,
 )
-from grpo.config.lora import Lora
 from grpo.config.rewards import RewardFunction, RewardHttp
+from grpo.config.rollout import Rollout
 from grpo.config.section import Section
 from grpo.config.sft import Sft
+from grpo.config.train import Train, no_offload
 from grpo.config.variants import VARIANTS, with_preset
-
-MOST_ROWS = 2**20
-"""Completions of a step; all of them are held by one process."""
 
 AUTO_TOKENS = 8192
 """Of a micro-batch on a CPU, where more are slower."""
@@ -112,191 +104,6 @@ class RewardCode(Section):
     """Whether reward code may open network connections."""
     isolation: Literal["auto", "none"] = "auto"
     """auto: behind a fence (Landlock, seccomp), refused where it cannot be whole; none: reward code is trusted."""
-
-
-class Rollout(Section):
-    """How completions are sampled, and what the engines may use for it."""
-
-    engines: EnginesOrRange = 1
-    """Number of vLLM engines, or {min, max}: they come and go with nodes. Each step's prompts are shared evenly."""
-    prompts_per_step: int = Field(32, ge=1, le=MOST_ROWS)
-    """Prompts of a step (P)."""
-    samples_per_prompt: int = Field(8, ge=2, le=MOST_ROWS)
-    """Completions of a prompt (G, the N_ROLLOUTS of the original recipe)."""
-    max_tokens: Tokens = 512
-    """Longest completion, in tokens."""
-    temperature: float = Field(1.0, ge=0.01, le=100)
-    """Sampling temperature of the rollouts; the trainer applies it too. vLLM would sample below 0.01 as at 0.01."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus of the rollouts; only 1 trains, as the trainer's logprobs are over the whole vocabulary."""
-    top_k: int = Field(0, ge=0, le=10_000_000)
-    """Likeliest tokens that a rollout samples from; 0: all. Anything else is refused: the trainer means all tokens."""
-    stop: tuple[StopText, ...] = Field((), max_length=16)
-    """Texts that end a completion, with the token that completes one, which stays; the reason is then "stop"."""
-    skip_special_tokens: bool = False
-    """Leave all special tokens out of the text that rewards see, not only those that end or pad a completion."""
-    max_staleness: int = Field(0, ge=0, le=64)
-    """Batches that are sampled ahead of training, from weights that are so many versions older. 0: none."""
-    update: Literal["between_batches", "in_flight"] = "between_batches"
-    """When engines take new weights, if batches are sampled ahead. in_flight: in the middle of completions."""
-    refill: bool = False
-    """Replace groups whose rewards are all equal, which teach nothing, by further prompts (DAPO's dynamic sampling)."""
-    max_refills: int = Field(3, ge=1, le=1000)
-    """Rounds of further prompts of a step; what is equal in the last one stays in the batch."""
-    tensor_parallel: int = Field(1, ge=1, le=1024)
-    """GPUs of an engine."""
-    engines_per_gpu: int = Field(1, ge=1, le=16)
-    """Engines that share a GPU, where one Python thread, which feeds each, is slower than the GPU. 1 on the CPU."""
-    gpus_per_engine: Gpus | None = None
-    """Ray GPUs an engine reserves; null: tensor_parallel on CUDA. Below 1: a share of one, beside a rank or engines."""
-    memory_utilization: float = Field(0.9, gt=0, lt=1)
-    """Share of the GPU's memory that an engine takes; of all together with engines_per_gpu."""
-    kv_cache_gib: Gibibytes = 1.0
-    """KV cache of an engine on the CPU, in GiB."""
-    enforce_eager: bool = False
-    """Run vLLM without CUDA graphs and compilation: starts sooner, samples slower."""
-
-    @property
-    def fewest_engines(self) -> int:
-        """Engines that the run starts with."""
-        return bounds(self.engines)[0]
-
-    @property
-    def most_engines(self) -> int:
-        """Engines that it may have."""
-        return bounds(self.engines)[1]
-
-    @property
-    def elastic(self) -> bool:
-        """Whether engines come and go."""
-        return self.fewest_engines < self.most_engines
-
-    @property
-    def engines_in_words(self) -> str:
-        """`2`, or `1 to 3`."""
-        return f"{self.fewest_engines}" + f" to {self.most_engines}" * self.elastic
-
-    @property
-    def engine_memory(self) -> float:
-        """Share of a GPU's memory of one engine."""
-        return self.memory_utilization / self.engines_per_gpu
-
-    @property
-    def sharing(self) -> int:
-        """Engines on one GPU, at most."""
-        share = self.gpus_per_engine or 1.0
-        return self.engines_per_gpu if share >= 1 else max(1, min(self.most_engines, int(1.0001 / share)))
-
-    @field_validator("samples_per_prompt", mode="before")
-    @classmethod
-    def _refuse_a_group_of_one(cls, count: object) -> object:
-        if count in (1, "1") and not isinstance(count, bool):
-            raise ValueError(
-                "must be greater than or equal to 2, as a completion is compared with the others of its prompt: one "
-                "alone has the advantage 0 and teaches nothing"
-            )
-        return count
-
-    @model_validator(mode="after")
-    def _check_shared(self) -> "Rollout":
-        other = "tensor_parallel" if self.tensor_parallel > 1 else "gpus_per_engine"
-        if self.engines_per_gpu > 1 and (self.tensor_parallel > 1 or self.gpus_per_engine is not None):
-            raise ValueError(
-                f"engines that share a GPU have one each: rollout.engines_per_gpu = {self.engines_per_gpu}, but "
-                f"rollout.{other} = {getattr(self, other):g}; remove one of them"
-            )
-        if self.elastic and self.engines_per_gpu == 1 and (self.gpus_per_engine or 1) < 1:
-            raise ValueError(
-                f"engines that come and go share no GPU with a rank: rollout.engines has min and max, but "
-                f"rollout.gpus_per_engine = {self.gpus_per_engine:g}; remove it, or write engines_per_gpu"
-            )
-        if self.elastic and (self.fewest_engines % self.engines_per_gpu or self.most_engines % self.engines_per_gpu):
-            raise ValueError(
-                f"engines that share a GPU come and go together: rollout.engines = {{min: {self.fewest_engines}, "
-                f"max: {self.most_engines}}} must be multiples of rollout.engines_per_gpu = {self.engines_per_gpu}"
-            )
-        return self
-
-
-class Train(Section):
-    """How the policy is updated, and by how many ranks."""
-
-    ranks: Actors = 1
-    """DeepSpeed data-parallel ranks, one actor each."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """ZeRO stage: what the ranks shard (1 optimizer states, 2 also gradients, 3 also weights)."""
-    offload_optimizer: Literal["none", "cpu"] = "none"
-    """cpu: fp32 weights and AdamW's moments lie in host memory, where its CPU updates them: less of a GPU, slower."""
-    offload_param: Literal["none", "cpu"] = "none"
-    """cpu, at zero_stage 3, with offload_optimizer: weights too, which come to the GPU layer by layer; much slower."""
-    gpus_per_rank: Gpus | None = None
-    """Ray GPUs a rank reserves; null: 1 on CUDA, 0 on CPU."""
-    learning_rate: float = Field(1e-6, gt=0, le=1)
-    """Peak learning rate of AdamW."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after the warm-up; linear and cosine reach 0 behind run.steps, also a new one."""
-    warmup_steps: int = Field(0, ge=0, le=1_000_000_000)
-    """GRPO steps over which the learning rate rises from 0; at most run.steps."""
-    weight_decay: float = Field(0.0, ge=0, le=1)
-    """Decoupled weight decay of AdamW."""
-    betas: tuple[Decay, Decay] = (0.9, 0.95)
-    """Decay rates of AdamW's moments."""
-    max_grad_norm: float = Field(1.0, gt=0, le=1e9)
-    """Gradients are scaled down to this global norm."""
-    epochs: int = Field(1, ge=1, le=1000)
-    """Passes over each step's batch."""
-    minibatches: Positive = 1
-    """Shuffled minibatches of a pass; each is one optimizer update."""
-    tokens_per_micro_batch: TokensOrAuto = "auto"
-    """Token budget of one packed forward pass; auto: what a GPU takes, on the CPU 8192 or model.max_length."""
-    max_skipped_updates: int = Field(3, ge=0, le=1_000_000)
-    """Updates in a row with a loss or gradient that is not finite that are skipped; one more ends the run."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more compute."""
-    compile: BoolOrAuto = "auto"
-    """Run the decoder layers under torch.compile; auto: on GPUs below zero_stage 3. Not as bit-stable as without."""
-    lora: Lora | None = None
-    """Train a low-rank adapter alone; engines get it merged. {}: one of rank 16 on all linear layers; null: none."""
-
-    @property
-    def offloads(self) -> tuple[str, ...]:
-        """The keys that move something to the host's memory."""
-        return tuple(key for key in ("offload_optimizer", "offload_param") if getattr(self, key) == "cpu")
-
-    @model_validator(mode="after")
-    def _check_offload(self) -> "Train":
-        if self.offload_param == "cpu" and self.zero_stage != 3:
-            raise ValueError(
-                "weights can leave the GPU where each layer's are fetched for its turn, at ZeRO stage 3: "
-                f"train.offload_param is cpu, but train.zero_stage = {self.zero_stage}; use zero_stage: 3, or "
-                "offload_optimizer alone"
-            )
-        if self.offload_optimizer == "cpu" and self.zero_stage < 2:
-            raise ValueError(
-                "optimizer states leave the GPU with their rank's part of the gradients, from ZeRO stage 2 on "
-                "(at stage 1 DeepSpeed may add an update's to the next): train.offload_optimizer is cpu, but "
-                f"train.zero_stage = {self.zero_stage}; use zero_stage: 2, also for one rank"
-            )
-        if self.offload_param == "cpu" and self.offload_optimizer != "cpu":
-            raise ValueError(
-                "DeepSpeed updates weights where its optimizer lies: train.offload_param is cpu, but "
-                "train.offload_optimizer = none; set it to cpu, too"
-            )
-        if self.offload_optimizer == "cpu" and self.lora and self.offload_param != "cpu":
-            raise ValueError(
-                "only an adapter's own optimizer states are held, which are small, and their way to the host would "
-                "cost more than they take: train.offload_optimizer is cpu beside train.lora; remove it, or let the "
-                "frozen weights go along with zero_stage: 3 and offload_param: cpu"
-            )
-        return self
-
-
-def no_offload(keys: Sequence[str], found: str) -> str:
-    """Why nothing is offloaded on a CPU."""
-    return (
-        "offloading moves what a GPU holds to the host's memory, where on a CPU all of it lies already: "
-        f"train.{keys[0]} is cpu, but {found}; remove it"
-    )
 
 
 class Sync(Section):

@@ -4,7 +4,8 @@ import math
 from fractions import Fraction
 
 from grpo.config.algorithm import Algorithm
-from grpo.config.schema import Config, Rollout, Sync
+from grpo.config.rollout import Rollout
+from grpo.config.schema import Config, Sync
 from grpo.errors import ConfigError
 
 FOLDER = "sft"

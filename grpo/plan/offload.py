@@ -6,7 +6,7 @@ of 2.
 """
 
 from grpo.config import Config
-from grpo.config.schema import Train
+from grpo.config.train import Train
 
 FP32, MOMENTS = 4, 8
 MOST_LIVE = 10**9
