@@ -132,7 +132,9 @@ def grouped(config: Config, device: str, mixed: bool = True, roles: Sequence[Rol
     for index in range(with_ranks):
         shared[index % ranks].append(("rollout", index))
     if left := left - with_ranks:
-        count = -(-left // _fits(1, wanted["rollout"]))
+        # Without ranks, as in an evaluation, they leave the room of theirs free.
+        most = config.rollout.engines_per_gpu if config.cluster.colocate else _fits(1, wanted["rollout"])
+        count = -(-left // most)
         own: list[list[tuple[Role, int]]] = [[] for _ in range(count)]
         for index in range(left):
             own[index * count // left].append(("rollout", with_ranks + index))

@@ -94,6 +94,8 @@ def test_in_turns_every_gpu_has_a_rank_and_its_engines(several: int, expected: l
     apart = [node("r", "rollout", gpus=2), node("t", "trainer", gpus=2)]
     assert "must find their places on 4 GPUs, but" in refusal(wanted, "cuda", apart), "not on GPUs of their own"
     assert refusal(wanted, "cuda", [node("a", gpus=2)]) == ""
+    alone = [group.members for group in grouped(wanted, "cuda", roles=("rollout",))]
+    assert [len(members) for members in alone] == [several, several], "an evaluation has engines alone"
 
 
 @given(st.integers(1, 9), st.integers(1, 100), st.integers(1, 9), st.integers(1, 100), st.booleans())
