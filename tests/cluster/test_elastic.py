@@ -50,7 +50,7 @@ def still(run_dir: Path, *overrides: str, command: Sequence[str] = SMALL) -> lis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["sync", "between", "flight"])
+@pytest.mark.parametrize("mode", ["sync", "flight"])
 def test_engines_come_and_go_and_the_run_is_the_same(mode: str, tmp_path: Path) -> None:
     """Not one loss counts: with `run.max_recoveries` 0 one would end the run."""
     changes = ("rollout.engines={min: 1, max: 3}", "train.ranks=1", *FIXED, *MODES[mode])
