@@ -56,7 +56,7 @@ def group_of(config: Config, role: Role, on_gpu: bool, gpus_per_node: int) -> Gr
 
 
 def pod_values(pod: Pod, store: int, group: Group, cores: str) -> Values:
-    """Resources of a pod with so many actors; Ray's object store is there once."""
+    """Resources of a pod with so many actors but for GPUs; Ray's object store is there once."""
     shm = math.ceil((group.actors * (pod.shm - store) + store) / GIB) * GIB
     memory = whole_gib(group.actors * pod.memory + shm)
     return {
@@ -71,10 +71,7 @@ def role_values(config: Config, made: Plan, role: Role, gpus_per_node: int) -> V
     on_gpu = made.device != "cpu"
     group = group_of(config, role, on_gpu, gpus_per_node)
     cores = max(FEWEST_BESIDE_GPU, CPUS_BESIDE_GPU * group.actors) if on_gpu else group.actors
-    values = pod_values(made.pods[role], made.object_store, group, str(cores))
-    resources = values["resources"]
-    assert isinstance(resources, dict)
-    resources["limits"][GPU] = group.gpus or None  # null takes away the chart's default
+    values = with_gpus(pod_values(made.pods[role], made.object_store, group, str(cores)), group.gpus)
     if role == "rollout" and config.rollout.elastic:
         return elastic_values(config, group, values)
     return {"replicas": group.replicas, **values}
@@ -86,11 +83,15 @@ def shared_values(config: Config, made: Plan, gpus_per_node: int) -> Values:
     engine, rank, store = made.pods["rollout"], made.pods["trainer"], made.object_store
     both = Pod(rank.memory + engines * engine.memory, rank.shm + engines * (engine.shm - store))
     cores = max(FEWEST_BESIDE_GPU, CPUS_BESIDE_GPU * group.actors * (1 + engines))
-    values = pod_values(both, store, group, str(cores))
+    return {"replicas": group.replicas, **with_gpus(pod_values(both, store, group, str(cores)), group.gpus)}
+
+
+def with_gpus(values: Values, gpus: int) -> Values:
+    """The same with the GPUs of a pod."""
     resources = values["resources"]
     assert isinstance(resources, dict)
-    resources["limits"][GPU] = group.gpus
-    return {"replicas": group.replicas, **values}
+    resources["limits"][GPU] = gpus or None  # null takes away the chart's default
+    return values
 
 
 def elastic_values(config: Config, group: Group, values: Values) -> Values:
