@@ -1,12 +1,16 @@
 """An engine process, the trainer's model in this process, and the transfer group between them."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from grpo.config import Config
+from grpo.errors import ClusterError
 from grpo.types import Group, Manifest, Prompt, Sampling, TensorRecord
 from tests.engines import EngineProcess, make_model, token_logprobs
 from tests.ranks import free_port
@@ -68,6 +72,22 @@ class Stack:
 
         verify(*self.exchange(version))
         self.engine.call("commit_weights", version)
+
+    def cut_half_way(self, version: int) -> None:
+        """A sync whose trainer dies in its middle; both ends say so, before the deadline of a sync."""
+        tensors = self.tensors()
+
+        def cut() -> Iterator[tuple[str, Any]]:
+            yield from tensors[: len(tensors) // 2]
+            raise OSError("the trainer died")
+
+        receiving = self.engine.begin("receive_weights", version, self.records())
+        began = time.monotonic()
+        with pytest.raises(OSError, match="the trainer died"):
+            self.sender.send(version, cut())
+        with pytest.raises(ClusterError, match="engine 0, receive_tensors: .* broke off"):
+            receiving.result(30)
+        assert time.monotonic() - began < self.config.deadlines.sync
 
     def generate(self, prompts: list[Prompt], sampling: Sampling = SAMPLING, seed: int = 7) -> list[Group]:
         return list(

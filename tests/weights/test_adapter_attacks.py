@@ -2,7 +2,6 @@
 those that only an adapter has. What is sent is merged anew each time, by the trainer's own `LiveWeights`.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,7 @@ from grpo.algorithm.correction import NONE
 from grpo.algorithm.loss import policy_loss
 from grpo.cluster.syncing import PERTURBATION
 from grpo.config import Algorithm, Lora
-from grpo.errors import ClusterError, EngineLost, WeightSyncError
+from grpo.errors import EngineLost, WeightSyncError
 from grpo.types import Manifest, Sample, TensorRecord
 from tests.engines import make_model
 from tests.stack import PARITY, PROMPT, Stack, joined, mean_difference, prompt
@@ -327,18 +326,6 @@ def test_tied_head_stale(stack: Adapted) -> None:
 @pytest.mark.slow
 def test_sync_cut_half_way(stack: Adapted) -> None:
     """Last: the engine is stale from then on."""
-    tensors = stack.tensors()
-
-    def cut() -> Iterator[tuple[str, Any]]:
-        yield from tensors[: len(tensors) // 2]
-        raise OSError("the trainer died")
-
-    receiving = stack.engine.begin("receive_weights", 300, stack.records())
-    began = time.monotonic()
-    with pytest.raises(OSError, match="the trainer died"):
-        stack.sender.send(300, cut())
-    with pytest.raises(ClusterError, match="engine 0, receive_tensors: .* broke off"):
-        receiving.result(30)
-    assert time.monotonic() - began < stack.config.deadlines.sync
+    stack.cut_half_way(300)
     with pytest.raises(EngineLost, match="engine 0 is stale: the transfer of version 300 broke off"):
         stack.generate([prompt(0)])

@@ -288,19 +288,7 @@ def test_a_transfer_that_breaks_off_beside_sampling_leaves_the_engine_at_work(st
 @pytest.mark.slow
 def test_sync_cut_half_way(stack: Stack) -> None:
     """Last: the engine is stale from then on, whatever it is asked for."""
-    tensors = stack.tensors()
-
-    def cut() -> Iterator[tuple[str, Any]]:
-        yield from tensors[: len(tensors) // 2]
-        raise OSError("the trainer died")
-
-    receiving = stack.engine.begin("receive_weights", 300, stack.records())
-    began = time.monotonic()
-    with pytest.raises(OSError, match="the trainer died"):
-        stack.sender.send(300, cut())
-    with pytest.raises(ClusterError, match="engine 0, receive_tensors: .* broke off"):
-        receiving.result(30)
-    assert time.monotonic() - began < stack.config.deadlines.sync
+    stack.cut_half_way(300)
     stale = "engine 0 is stale: the transfer of version 300 broke off, and its model is in pieces; start a new engine"
     for verb, arguments in (
         ("generate", ([(prompt(0), 1)], None)),
