@@ -28,7 +28,7 @@ quickstart: setup  ## set-up, then a small model learns arithmetic with the real
 	$(BIN)/grpo train examples/quickstart.yaml run.dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
 test: setup lint typecheck  ## lint, types and all tests that need no GPU, but for those of `make kills`
-	$(BIN)/python -m pytest -m "not kills"
+	$(BIN)/python -m pytest -m "not kills" -n 2 --dist loadgroup
 
 kills: setup  ## 24 kills of the real stack, which CI makes too: is the run still the same? some minutes
 	$(BIN)/python -m pytest -m kills
