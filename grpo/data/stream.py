@@ -5,6 +5,7 @@ With a curriculum a prompt's turn still comes once an epoch; it is then taken, o
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
@@ -22,7 +23,7 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-class Stream:
+class Stream(ABC):
     """What both kinds share: a curriculum, if there is one, that knows what became of prompts."""
 
     rates: PassRates | None = None
@@ -35,9 +36,9 @@ class Stream:
         """The next `count` prompts, of whose outcomes nothing is known."""
         return self.choose(count).prompts
 
+    @abstractmethod
     def choose(self, count: int, known: int = 0) -> Chosen:
         """The next `count` prompts; a curriculum knows the outcomes of batches up to `known`."""
-        raise NotImplementedError
 
     def record(self, batch: int, outcomes: Iterable[Outcome]) -> None:
         """What became of the prompts of a batch, in any order of batches."""
