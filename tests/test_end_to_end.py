@@ -161,21 +161,19 @@ def test_a_terminal_that_is_closed_commits(tmp_path: Path) -> None:
     assert left_behind(mark, within=60) == set()
 
 
-@pytest.mark.slow
-def test_no_process_stays_when_a_run_is_killed(tmp_path: Path) -> None:
-    """What is stopped by SIGTERM: the run of test_security.py."""
-    run_dir, mark = tmp_path / "run", secrets.token_hex(8)
-    environment = os.environ | {MARK: mark}
+def killed(run_dir: Path, *overrides: str, faults: str) -> None:
+    """A run that a fault kills: all of its processes go. What is stopped by SIGTERM: the run of test_security.py."""
+    mark = secrets.token_hex(8)
+    environment = os.environ | {MARK: mark, "GRPO_FAULTS": faults, "GRPO_FAULT_DIR": str(run_dir.parent)}
     driver = subprocess.Popen(
-        command(run_dir, "eval.prompts=0"), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        command(run_dir, *overrides), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 300
     while not ((run_dir / "metrics.jsonl").exists() and rows(run_dir, "step")):
         assert driver.poll() is None and time.monotonic() < deadline, "the run must reach its first step"
         time.sleep(0.5)
     assert len(marked(mark)) > 4, ROLES
-    driver.kill()
-    _, errors = driver.communicate(timeout=180)
+    _, errors = driver.communicate(timeout=300)
     assert driver.returncode == -signal.SIGKILL
     assert "Traceback" not in errors
     assert left_behind(mark, within=60) == set()
@@ -189,7 +187,7 @@ def chosen(run_dir: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_curriculum_that_is_killed_and_resumed_chooses_as_one_that_was_not(tmp_path: Path) -> None:
+def test_nothing_stays_of_a_killed_run_and_resumed_its_curriculum_chooses_as_if_it_was_not(tmp_path: Path) -> None:
     """Few prompts, so that each comes several times; batches are drawn ahead of the outcomes of those before.
 
     Batch 8 is drawn once step 6 is trained, and its commit waits for that of step 3: there is something to resume.
@@ -200,13 +198,10 @@ def test_a_curriculum_that_is_killed_and_resumed_chooses_as_one_that_was_not(tmp
         *("data.curriculum.easy_fraction=0.1", "data.curriculum.hard_fraction=0.2"),
     )
     whole, again = tmp_path / "whole", tmp_path / "again"
-    for run_dir, faults in ((whole, ""), (again, "reward.ended@8:kill"), (again, "reward.ended@8:kill")):
-        environment = os.environ | {"GRPO_FAULTS": faults, "GRPO_FAULT_DIR": str(tmp_path)}
-        ended = subprocess.run(
-            command(run_dir, *overrides), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540
-        )
-        killed = bool(faults) and not (run_dir / "checkpoints/step_000009").exists()
-        assert ended.returncode == (-signal.SIGKILL if killed else 0), ended.stdout + ended.stderr
+    killed(again, *overrides, faults="reward.ended@8:kill")
+    for run_dir in (whole, again):
+        ended = subprocess.run(command(run_dir, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=540)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
     proof = audit(again)
     assert (proof.steps, proof.starts, proof.notes) == (9, 2, [])
     assert chosen(again) == chosen(whole)

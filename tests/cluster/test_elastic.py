@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo.observe.audit import audit
-from tests.chaos.judge import Row, prompts, results
+from tests.chaos.judge import Row, results
 from tests.chaos.runs import MODES
 from tests.cluster.test_drain import SMALL, START_SECONDS, Run, drained
 from tests.nodes import ROOT, Nodes
@@ -50,10 +50,11 @@ def still(run_dir: Path, *overrides: str, command: Sequence[str] = SMALL) -> lis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["sync", "flight"])
-def test_engines_come_and_go_and_the_run_is_the_same(mode: str, tmp_path: Path) -> None:
-    """Not one loss counts: with `run.max_recoveries` 0 one would end the run."""
-    changes = ("rollout.engines={min: 1, max: 3}", "train.ranks=1", *FIXED, *MODES[mode])
+def test_engines_come_and_go_and_the_run_is_the_same(tmp_path: Path) -> None:
+    """Ahead of training; the synchronous loop has the engines of vLLM below. Not one loss counts: with
+    `run.max_recoveries` 0 one would end the run."""
+    mode = MODES["between"]
+    changes = ("rollout.engines={min: 1, max: 3}", "train.ranks=1", *FIXED, *mode)
     with Nodes() as nodes:
         nodes.add("rollout-0", "rollout", cpus=1)
         nodes.add("trainer-0", "trainer", cpus=1)
@@ -65,10 +66,9 @@ def test_engines_come_and_go_and_the_run_is_the_same(mode: str, tmp_path: Path) 
     assert events == {"joined": 3, "left": 2}, run.text
     assert run.rows("recovery") == []
     audit(run.run_dir)
-    wanted = still(tmp_path / "still", "train.ranks=1", f"run.steps={run.step}", *MODES[mode])
+    wanted = still(tmp_path / "still", "train.ranks=1", f"run.steps={run.step}", *mode)
     found = results(run.run_dir)
-    assert prompts(found) == prompts(wanted) and len(found) == run.step
-    assert mode == "flight" or found == wanted
+    assert found == wanted and len(found) == run.step
 
 
 @pytest.mark.slow
