@@ -16,6 +16,8 @@ BENCH_GPU_STAMP := .venv-bench-gpu/setup-$(shell cat requirements/bench-gpu.lock
 BENCH_STAMP := .venv-bench/setup-$(shell cat requirements/bench.lock | cksum | cut -d' ' -f1)
 SMOLLM2 := models/smollm2-135m-instruct
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
+# Two processes, a file each: a real stack waits half of its time, for starts, syncs and deadlines.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup quickstart test lint typecheck audit lock sbom images generate schema manifests dashboards chart-docs bench bench-gpu kills chaos soak e2e clean
 
@@ -28,7 +30,7 @@ quickstart: setup  ## set-up, then a small model learns arithmetic with the real
 	$(BIN)/grpo train examples/quickstart.yaml run.dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
 test: setup lint typecheck  ## lint, types and all tests that need no GPU, but for those of `make kills`
-	$(BIN)/python -m pytest -m "not kills" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not kills" $(TWO)
 
 kills: setup  ## 24 kills of the real stack, which CI makes too: is the run still the same? some minutes
 	$(BIN)/python -m pytest -m kills

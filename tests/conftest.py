@@ -18,13 +18,10 @@ hypothesis.settings.load_profile("house")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """With `-n 2 --dist loadgroup` one process has the slow tests, of which two at a time would be too many for a small
-    machine and one leaves half of it unused; the other process has the rest meanwhile, file by file."""
-    for item in items:
-        group = "slow" if item.get_closest_marker("slow") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Files with slow tests first, so that of two processes neither is left with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
