@@ -57,7 +57,7 @@ def test_a_run_that_broke_off_or_is_shorter_has_not_ended(tmp_path, steps, outco
 def test_only_what_is_missing_is_run_and_seeds_go_first(tmp_path, monkeypatch, capsys):
     made = []
 
-    def pretend(stack: object, folder: Path, preset: str, seed: int) -> None:
+    def pretend(folder: Path, preset: str, seed: int) -> None:
         made.append((preset, seed))
         write_metrics(folder)
 
