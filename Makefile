@@ -16,8 +16,8 @@ BENCH_GPU_STAMP := .venv-bench-gpu/setup-$(shell cat requirements/bench-gpu.lock
 BENCH_STAMP := .venv-bench/setup-$(shell cat requirements/bench.lock | cksum | cut -d' ' -f1)
 SMOLLM2 := models/smollm2-135m-instruct
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
-# Two processes, a file each: a real stack waits half of its time, for starts, syncs and deadlines.
-TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# One process for the slow tests, one for all others (tests/conftest.py).
+TWO := -n 2 --dist loadgroup
 
 .PHONY: help setup quickstart test lint typecheck audit lock sbom images generate schema manifests dashboards chart-docs bench bench-gpu kills chaos soak e2e clean
 

@@ -18,10 +18,13 @@ hypothesis.settings.load_profile("house")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first, so that of two processes neither is left with one of them at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """With `-n 2 --dist loadgroup` one process has the slow tests, as two cores cannot hold two real stacks; the other
+    one has the rest, file by file."""
+    for item in items:
+        slow = item.get_closest_marker("slow") is not None
+        item.add_marker(pytest.mark.xdist_group("slow" if slow else item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session", autouse=True)
