@@ -11,7 +11,13 @@ from torch import distributed
 
 from grpo.config import Train
 from grpo.trainer.adapter import adapted_layers
-from grpo.trainer.deepspeed_private import Shards, add_in_place, forget_sums, leave_ops_uncompiled
+from grpo.trainer.deepspeed_private import (
+    Shards,
+    add_in_place,
+    forget_sums,
+    leave_muon_uncompiled,
+    leave_ops_uncompiled,
+)
 from grpo.trainer.model import Policy
 
 
@@ -31,6 +37,7 @@ def load_deepspeed(device: torch.device, rank: int, world_size: int, local_rank:
 
     assert deepspeed.__version__
     leave_ops_uncompiled()
+    leave_muon_uncompiled()
 
 
 def start_process_group(device: torch.device, rank: int, world_size: int, address: str, port: int) -> None:

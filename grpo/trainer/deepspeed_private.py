@@ -7,6 +7,7 @@ parameter. DeepSpeed's helpers (`safe_get_full_*`) add the pieces up as numbers,
 the whole ones, and fail before the first update; here the bits travel.
 """
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,19 @@ def leave_ops_uncompiled() -> None:
     import deepspeed
 
     vars(deepspeed.ops)["__compatible_ops__"] = {}
+
+
+def leave_muon_uncompiled() -> None:
+    """Muon, with which nobody trains here, compiles functions as DeepSpeed imports it, in every start; for them torch
+    would load its whole compiler, which takes seconds."""
+    from deepspeed.runtime import compiler
+
+    original = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = original
 
 
 def add_in_place(optimizer: Any) -> None:

@@ -1,6 +1,7 @@
 """What is changed inside of DeepSpeed changes no bit."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,20 @@ def test_adding_in_place_changes_no_bit(tmp_path: Path) -> None:
         for (theirs, ours), case in zip(answers, cases, strict=True):
             assert theirs == ours, case
             assert [row["train/skipped"] for row in ours[0]] == [0.0, 1.0, 0.0], case
+
+
+def loaded(rank: int, world_size: int, port: int, configs: list[Config]) -> list[bool]:
+    """Whether torch has loaded its compiler, after each start."""
+    answers = []
+    for config in configs:
+        trainer = open_trainer(config, rank, world_size, port)
+        answers.append("torch._inductor.compile_fx" in sys.modules)
+    trainer.close()
+    return answers
+
+
+@pytest.mark.slow
+def test_a_start_without_compiled_layers_loads_no_compiler(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    configs = [settings(folder, train={"zero_stage": stage}) for stage in range(4)]
+    assert run_ranks(1, loaded, free_port(), configs) == [[False] * 4]
