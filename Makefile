@@ -16,6 +16,8 @@ BENCH_GPU_STAMP := .venv-bench-gpu/setup-$(shell cat requirements/bench-gpu.lock
 BENCH_STAMP := .venv-bench/setup-$(shell cat requirements/bench.lock | cksum | cut -d' ' -f1)
 SMOLLM2 := models/smollm2-135m-instruct
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
+# Compiled once: where PYTHONDONTWRITEBYTECODE is set each process would do it anew, half a minute of a start.
+INSTALL := $(UV) pip install --compile-bytecode
 # One process for the slow tests, one for all others (tests/conftest.py).
 TWO := -n 2 --dist loadgroup
 
@@ -101,7 +103,7 @@ $(UV):
 
 $(STAMP): | $(UV)
 	@echo "setup 2/3: $$(grep -c == requirements/cpu.lock) packages of requirements/cpu.lock (a few GB the first time)"
-	@$(UV) pip install --python $(BIN)/python --no-deps --require-hashes -r requirements/cpu.lock
+	@$(INSTALL) --python $(BIN)/python --no-deps --require-hashes -r requirements/cpu.lock
 	@echo "setup 3/3: grpo itself, editable"
 	@$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@rm -f .venv/setup-*
@@ -111,13 +113,13 @@ $(STAMP): | $(UV)
 $(BENCH_STAMP): | $(UV)
 	@echo "setup: .venv-bench, TRL's own environment"
 	@$(UV) venv --quiet --clear --python $(BIN)/python .venv-bench
-	@$(UV) pip install --python .venv-bench/bin/python --no-deps --require-hashes -r requirements/bench.lock
+	@$(INSTALL) --python .venv-bench/bin/python --no-deps --require-hashes -r requirements/bench.lock
 	@touch $@
 
 $(BENCH_GPU_STAMP): | $(UV)
 	@echo "setup: .venv-bench-gpu, grpo's packages for GPUs, TRL and matplotlib"
 	@$(UV) venv --quiet --clear --python $(BIN)/python .venv-bench-gpu
-	@$(UV) pip install --python .venv-bench-gpu/bin/python --no-deps --require-hashes -r requirements/bench-gpu.lock
+	@$(INSTALL) --python .venv-bench-gpu/bin/python --no-deps --require-hashes -r requirements/bench-gpu.lock
 	@touch $@
 
 $(SMOLLM2): | $(STAMP)
