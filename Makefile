@@ -18,8 +18,7 @@ SMOLLM2 := models/smollm2-135m-instruct
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
 # Compiled once: where PYTHONDONTWRITEBYTECODE is set each process would do it anew, half a minute of a start.
 INSTALL := $(UV) pip install --compile-bytecode
-# One process for the slow tests, one for all others (tests/conftest.py).
-TWO := -n 2 --dist loadgroup
+SLOW_LOG := .build/slow-tests.log
 
 .PHONY: help setup quickstart test lint typecheck audit lock sbom images generate schema manifests dashboards chart-docs bench bench-gpu kills chaos soak e2e clean
 
@@ -32,7 +31,12 @@ quickstart: setup  ## set-up, then a small model learns arithmetic with the real
 	$(BIN)/grpo train examples/quickstart.yaml run.dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
 test: setup lint typecheck  ## lint, types and all tests that need no GPU, but for those of `make kills`
-	$(BIN)/python -m pytest -m "not kills" $(TWO)
+	@# Beside each other: a real stack waits for a part of its time, and two of them are too many for two cores.
+	@mkdir -p $(dir $(SLOW_LOG)); $(BIN)/python -m pytest -m "slow and not kills" >$(SLOW_LOG) 2>&1 & slow=$$!; \
+	trap 'kill $$slow' INT TERM; failed=0; \
+	echo "the slow tests run beside these, their log is $(SLOW_LOG)"; \
+	$(BIN)/python -m pytest -m "not slow" || failed=$$?; \
+	echo "the slow tests:"; wait $$slow || failed=$$?; cat $(SLOW_LOG); exit $$failed
 
 kills: setup  ## 24 kills of the real stack, which CI makes too: is the run still the same? some minutes
 	$(BIN)/python -m pytest -m kills

@@ -14,17 +14,9 @@ from tests.ranks import stop_server
 hypothesis.settings.register_profile("house", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("house")
 
-# nohup, which may have started the tests, turns SIGHUP off, and a run respects that.
+# nohup, which may have started the tests, turns SIGHUP off, a shell's & turns SIGINT off, and a run respects that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """With `-n 2 --dist loadgroup` one process has the slow tests, as two cores cannot hold two real stacks; the other
-    one has the rest, file by file."""
-    for item in items:
-        slow = item.get_closest_marker("slow") is not None
-        item.add_marker(pytest.mark.xdist_group("slow" if slow else item.nodeid.partition("::")[0]))
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
