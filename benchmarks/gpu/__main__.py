@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu --cases s0,s1,s2,trl,trl-async --tokens 200,512,tail
 
-Half of the GPUs sample and half train, in every system. Model (random weights), prompts and the lengths of completions
-are the same for all: `work.py`, `lengths.py`. Results are written after each case: result.json, result.md and, where
-matplotlib is, pictures. A case that fails is told with the end of its log, and the others go on. `--device cpu --shape
-tiny` tries all of it with our cases on a CPU.
+Half of the GPUs sample and half train, in every system; in our `+turns` cases each does both. Model (random weights),
+prompts and the lengths of completions are the same for all: `work.py`, `lengths.py`. Results are written after each
+case: result.json, result.md and, where matplotlib is, pictures. A case that fails is told with the end of its log, and
+the others go on. `--device cpu --shape tiny` tries all of it with our cases on a CPU.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--apart", action="store_true", help="a run for each length of ours")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all our cases")
     parser.add_argument("--engines-per-gpu", type=at_least(1), default=3, help="of our cases")
-    parser.add_argument("--gpus", type=at_least(2), help="how many; all of this machine if not given")
+    parser.add_argument("--gpus", type=at_least(1), help="how many; all of this machine if not given")
     parser.add_argument("--gpu", help=f"type, for limits and predictions: {', '.join(GPUS)}")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--shape", default="1.5b", choices=list(SHAPES))
@@ -91,12 +91,16 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/bench-gpu/work"), help="model and environment, kept")
     options = parser.parse_args(arguments)
     found = devices.names() if options.device == "cuda" else []
-    options.gpus = options.gpus or max(2, len(found))
+    halves = not all(case.turns for case in options.cases)
+    options.gpus = options.gpus or max(1 + halves, len(found))
     if options.gpu and options.gpu not in GPUS:
         parser.error(f"--gpu must be one of {', '.join(GPUS)}, not {options.gpu!r}")
     options.gpu = options.gpu or next((key for key in GPUS if found and key in found[0]), DEFAULT)
-    if options.gpus % 2:
-        parser.error(f"half of the GPUs sample and half train, but --gpus = {options.gpus}; give an even number")
+    if options.gpus % 2 and halves:
+        parser.error(
+            f"half of the GPUs sample and half train, but --gpus = {options.gpus}; give an even number, or cases with "
+            "+turns alone"
+        )
     if options.device == "cuda" and len(found) < options.gpus:
         parser.error(f"--gpus = {options.gpus}, but nvidia-smi finds {len(found)}; try --device cpu --shape tiny")
     if options.device == "cpu" and not all(case.ours for case in options.cases):

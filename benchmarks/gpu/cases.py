@@ -11,6 +11,8 @@ MODES: dict[str, tuple[str, ...]] = {
     "s2": ("rollout.max_staleness=2", "rollout.update=in_flight"),
 }
 """No overlap; one batch ahead, `between_batches`; two, `in_flight`."""
+TURNS = "cluster.colocate=true"
+"""Every GPU samples and trains, one after the other."""
 LEVERS: dict[str, tuple[str, ...]] = {
     "e1": ("rollout.engines_per_gpu=1",),
     "e2": ("rollout.engines_per_gpu=2",),
@@ -21,9 +23,10 @@ LEVERS: dict[str, tuple[str, ...]] = {
     "16k": ("train.tokens_per_micro_batch=16384",),
     "recompute": ("train.gradient_checkpointing=true",),
     "eager": ("rollout.enforce_eager=true",),
+    "turns": (TURNS, "rollout.memory_utilization=0.6"),
 }
 """Changes of one mode, by short names; any other `key=value` of the configuration is one too."""
-PEERS = {"trl": "TRL GRPOTrainer, server", "trl-async": "TRL async_grpo"}
+PEERS = {"trl": "TRL GRPOTrainer, server", "trl-async": "TRL async_grpo", "trl-turns": "TRL GRPOTrainer, colocate"}
 AHEAD = "rollout.max_staleness="
 
 
@@ -43,6 +46,11 @@ class Case:
         """Batches that are sampled ahead of training."""
         found = [setting.removeprefix(AHEAD) for setting in self.settings if setting.startswith(AHEAD)]
         return int(found[-1]) if found else 0
+
+    @property
+    def turns(self) -> bool:
+        """Whether every GPU samples and trains; else half of them do the one, half the other."""
+        return TURNS in self.settings or self.name.partition("+")[0] == "trl-turns"
 
     def setting(self, key: str, default: int) -> int:
         """The last value that the case gives to a key."""

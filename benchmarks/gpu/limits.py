@@ -51,13 +51,15 @@ def flops_per_token(shape: Shape, row: float) -> float:
     return 6.0 * shape.parameters + 6.0 * shape.layers * shape.heads * shape.head_dim * row
 
 
-def limits_of(shape: Shape, gpu: Gpu, rows: int, prompt: float, completion: float, engines: int, ranks: int) -> Limits:
-    """Of a step of so many rows on so many GPUs for engines and for ranks, which overlap."""
+def limits_of(
+    shape: Shape, gpu: Gpu, rows: int, prompt: float, completion: float, engines: int, ranks: int, turns: bool = False
+) -> Limits:
+    """Of a step of so many rows on so many GPUs for engines and for ranks, which overlap or take turns."""
     width, batch = shape.heads * shape.head_dim, rows / engines
     context = prompt + completion / 2
     read = (BF16 * shape.parameters + batch * context * 2 * shape.layers * shape.kv_width * BF16) / gpu.bandwidth
     computed = batch * (2 * shape.parameters + 4 * shape.layers * width * context) / gpu.bf16
     sample = engines * batch / max(read, computed)
     train = ranks * gpu.bf16 / flops_per_token(shape, prompt + completion)
-    step = max(rows * completion / sample, rows * (prompt + completion) / train)
-    return Limits(train, sample, BF16 * shape.parameters / gpu.link, step)
+    parts = rows * completion / sample, rows * (prompt + completion) / train
+    return Limits(train, sample, BF16 * shape.parameters / gpu.link, sum(parts) if turns else max(parts))

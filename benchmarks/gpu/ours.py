@@ -33,6 +33,7 @@ def settings_of(case: Case, tokens: Sequence[str], setting: Setting, run: Path) 
     """The overrides of a run."""
     work, longest = setting.work, max(map(setting.work.longest, tokens))
     per_gpu = case.setting("rollout.engines_per_gpu", setting.engines_per_gpu if setting.device == "cuda" else 1)
+    pool = setting.pool(case.turns)
     passed = [name for name in PASSED if name in os.environ]
     own = [
         f"run.dir={run}",
@@ -42,9 +43,9 @@ def settings_of(case: Case, tokens: Sequence[str], setting: Setting, run: Path) 
         f"rollout.prompts_per_step={len(work.prompts)}",
         f"rollout.samples_per_prompt={work.samples}",
         f"rollout.max_tokens={longest}",
-        f"rollout.engines={setting.half * per_gpu}",
+        f"rollout.engines={pool * per_gpu}",
         f"rollout.engines_per_gpu={per_gpu}",
-        f"train.ranks={setting.half}",
+        f"train.ranks={pool}",
         f"cluster.device={setting.device}",
         f"cluster.environment={json.dumps(passed)}",
     ]
@@ -113,7 +114,7 @@ def record_of(case: Case, phase: Phase, setting: Setting, folder: Path, watch: W
         "start": min(row["time"] - row["step/seconds"] for row in made.values()) - began,
         "gpus": summary(list(watch.looks), *found["window"]),
         "wanted_tokens": setting.work.rows * setting.work.mean(phase.tokens),
-        **record(found, setting),
+        **record(found, setting, case.turns),
     }
     return {**one, "plan": planned(one, phase, setting, folder)}
 

@@ -40,9 +40,10 @@ def run_peer(
     """
     failures: list[str] = []
     server: Program | None = None
+    port = 0
     for name in tokens:
         try:
-            if server is None:
+            if server is None and not case.turns:
                 port = free_port()
                 server = start_server(tokens, setting, folder, port)
             began = time.time()
@@ -72,10 +73,7 @@ def surroundings(setting: Setting, gpus: Sequence[int], **more: str) -> dict[str
 
 def start_server(tokens: Sequence[str], setting: Setting, folder: Path, port: int) -> Program:
     """vLLM's own, on the first half of the GPUs."""
-    work = setting.work
-    rules = {str(work.longest(name)): [work.phase(name, 1)] for name in tokens}
-    file = folder / f"lengths-{port}.json"
-    file.write_text(json.dumps({"samples": work.samples, "rules": rules}))
+    work, file = setting.work, write_rules(tokens, setting, folder / f"lengths-{port}.json")
     longest = work.longest_prompt + max(map(work.longest, tokens))
     command: list[str | Path] = [setting.python, "-m", "vllm.entrypoints.cli.main", "serve", setting.model]
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(longest)]
@@ -86,21 +84,34 @@ def start_server(tokens: Sequence[str], setting: Setting, folder: Path, port: in
     return Program(command, folder / "server.log", surroundings(setting, range(setting.half), **more), folder)
 
 
+def write_rules(tokens: Sequence[str], setting: Setting, file: Path) -> Path:
+    """What `lengths.py` reads in those that sample."""
+    work = setting.work
+    rules = {str(work.longest(name)): [work.phase(name, 1)] for name in tokens}
+    file.write_text(json.dumps({"samples": work.samples, "rules": rules}))
+    return file
+
+
 def train(
-    case: Case, name: str, setting: Setting, folder: Path, server: Program, port: int, until: float
+    case: Case, name: str, setting: Setting, folder: Path, server: Program | None, port: int, until: float
 ) -> Sequence[Json]:
     """What the trainer noted of each step."""
-    server.wait(lambda: answers(port), until)
+    more = {}
+    if server:
+        server.wait(lambda: answers(port), until)
+    else:  # it samples itself
+        more[VARIABLE] = str(write_rules([name], setting, folder / f"lengths-{name}.json"))
     file, result = folder / f"work-{name}.json", folder / f"steps-{name}.json"
     file.write_text(json.dumps(trainer_work(case, name, setting, result, port)))
     command: list[str | Path] = [setting.python, "-m", "benchmarks.gpu.trl_trainer", file]
-    if setting.half > 1:
-        command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={setting.half}"]
-    gpus = range(setting.half, 2 * setting.half)
-    program = Program(command, folder / f"trainer-{name}.log", surroundings(setting, gpus), ROOT)
+    pool = setting.pool(case.turns)
+    if pool > 1:
+        command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={pool}"]
+    gpus = range(setting.gpus - pool, setting.gpus)
+    program = Program(command, folder / f"trainer-{name}.log", surroundings(setting, gpus, **more), ROOT)
 
     def made() -> bool:
-        if server.process.poll() is not None:
+        if server and server.process.poll() is not None:
             raise Failed("the server ended")
         return len(steps_of(result)) >= setting.warmup + setting.steps
 
@@ -121,16 +132,18 @@ def answers(port: int) -> bool:
 def trainer_work(case: Case, name: str, setting: Setting, result: Path, port: int) -> Json:
     """What trl_trainer.py reads."""
     work = setting.work
-    rows = micro_batch(setting, name, padded=not case.name.startswith(ASYNC))
+    pool = setting.pool(case.turns)
+    rows = micro_batch(setting, name, pool, padded=not case.name.startswith(ASYNC))
     return {
         "kind": case.name.partition("+")[0],
         "model": str(setting.model),
         "prompts": str(setting.prompts),
         "samples": work.samples,
         "max_tokens": work.longest(name),
+        "longest": work.longest_prompt + work.longest(name),
         "steps": setting.warmup + setting.steps,
         "micro_batch": rows,
-        "accumulation": work.rows // (rows * setting.half),
+        "accumulation": work.rows // (rows * pool),
         "server": f"http://127.0.0.1:{port}",
         "group_port": free_port(),
         "settings": {key: yaml.safe_load(value) for key, _, value in (one.partition("=") for one in case.settings)},
@@ -138,15 +151,15 @@ def trainer_work(case: Case, name: str, setting: Setting, result: Path, port: in
     }
 
 
-def micro_batch(setting: Setting, name: str, padded: bool) -> int:
-    """Rows on a GPU at once, a power of 2: with all padding, or with prompts that a group shares."""
+def micro_batch(setting: Setting, name: str, pool: int, padded: bool) -> int:
+    """Rows on one of so many GPUs at once, a power of 2: with all padding, or with prompts that a group shares."""
     work = setting.work
     if padded:
         row = float(work.longest_prompt + work.longest(name))
     else:
         row = work.mean_prompt / work.samples + work.mean(name)
     rows = 1
-    while 2 * rows * row <= TOKENS and 2 * rows * setting.half <= work.rows:
+    while 2 * rows * row <= TOKENS and 2 * rows * pool <= work.rows:
         rows *= 2
     return rows
 
@@ -183,7 +196,7 @@ def measured(case: Case, name: str, result: Sequence[Json], setting: Setting, wa
         "wanted_tokens": setting.work.rows * setting.work.mean(name),
         "gpus": summary(list(watch.looks), *window),
     }
-    return {**about, **record(found, setting)}
+    return {**about, **record(found, setting, case.turns)}
 
 
 def middle(steps: Sequence[Mapping[str, float | None]], part: str) -> float | None:

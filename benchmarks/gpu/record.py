@@ -36,11 +36,11 @@ def covered(spans: Iterable[tuple[float, float]], start: float, end: float) -> f
     return total
 
 
-def record(measured: Mapping[str, Any], setting: Setting) -> Json:
+def record(measured: Mapping[str, Any], setting: Setting, turns: bool = False) -> Json:
     """Rates, shares and limits, from what was measured: seconds of steps, of their parts (median), tokens of a step.
 
     `measured`: steps (seconds of each), update, generation, sync (median seconds, None where it is not known),
-    completion_tokens (of a step).
+    completion_tokens (of a step). `turns`: every GPU samples and trains.
     """
     rows, prompt = setting.work.rows, setting.work.mean_prompt
     seconds = statistics.fmean(measured["steps"])  # steps that overlap come in bursts: rates are of all together
@@ -59,7 +59,8 @@ def record(measured: Mapping[str, Any], setting: Setting) -> Json:
     }
     if setting.device == "cpu":
         return {**found, "limits": None, "shares": dict.fromkeys(("step", "train", "sample", "sync", "mfu_step"))}
-    limits = limits_of(setting.shape, setting.gpu, rows, prompt, drawn / rows, setting.half, setting.half)
+    pool = setting.pool(turns)
+    limits = limits_of(setting.shape, setting.gpu, rows, prompt, drawn / rows, pool, pool, turns)
     return {
         **found,
         "limits": {

@@ -28,6 +28,10 @@ class Setting:
     engines_per_gpu: int
     base: tuple[str, ...] = ()
 
+    def pool(self, turns: bool) -> int:
+        """GPUs that sample, and as many that train: all of them in turns, or half and half."""
+        return self.gpus if turns else self.half
+
     @property
     def half(self) -> int:
         """GPUs that sample, and as many that train."""

@@ -1,4 +1,5 @@
-"""TRL's half: GRPOTrainer or AsyncGRPOTrainer against a server that runs, with a clock around their phases.
+"""TRL's half: GRPOTrainer or AsyncGRPOTrainer against a server that runs, or the former with engines of its own, with
+a clock around their phases.
 
 python -m benchmarks.gpu.trl_trainer WORK.json   (peers.py writes it; several ranks by torch.distributed.run)
 
@@ -57,7 +58,7 @@ class Clock:
 def main() -> None:
     work = json.loads(Path(sys.argv[1]).read_text())
     clock = Clock(Path(work["result"]))
-    trainer = {"trl": synchronous, "trl-async": asynchronous}[work["kind"]](work, clock)
+    trainer = {"trl": synchronous, "trl-turns": synchronous, "trl-async": asynchronous}[work["kind"]](work, clock)
     trainer.train()
 
 
@@ -100,16 +101,20 @@ def shared_settings(work: Json) -> Json:
 
 
 def synchronous(work: Json, clock: Clock) -> Any:
-    """GRPOTrainer in server mode: weights, then completions, then logprobs of the old weights, then the update."""
+    """GRPOTrainer: weights, then completions, then logprobs of the old weights, then the update."""
     import trl
 
     from benchmarks.rewards import shares_of_e
 
+    ways: dict[str, Json] = {
+        "trl": {"vllm_mode": "server", "vllm_group_port": work["group_port"]},
+        # The GPU has room for both, so that nothing need sleep.
+        "trl-turns": {"vllm_mode": "colocate", "vllm_max_model_length": work["longest"]},
+    }
     settings = {
         **shared_settings(work),
         "use_vllm": True,
-        "vllm_mode": "server",
-        "vllm_group_port": work["group_port"],
+        **ways[work["kind"]],
         "model_init_kwargs": {"dtype": "bfloat16"},
         "beta": 0.0,
         "loss_type": "dapo",

@@ -13,6 +13,7 @@ def test_a_case_is_a_mode_with_levers() -> None:
         "train.compile=false",
     )
     assert [case.ahead for case in found] == [0, 2, 1, 0]
+    assert [case.turns for case in cases_named("s0,s0+turns,s0+cluster.colocate=true")] == [False, True, True]
     assert [case.ours for case in found] == [True, True, True, False]
     assert found[1].setting("rollout.engines_per_gpu", 3) == 1
     assert found[0].setting("rollout.engines_per_gpu", 3) == 3

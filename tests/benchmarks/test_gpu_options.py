@@ -30,3 +30,4 @@ def test_options_have_values_of_their_own() -> None:
     options = parse_options([*CPU, "--cases", "s1+e2,s0", "--tokens", "tail,200"])
     assert [case.name for case in options.cases] == ["s1+e2", "s0"]
     assert (options.tokens, options.gpus, options.gpu) == (["tail", "200"], 2, "H100")
+    assert parse_options([*CPU, "--cases", "s0+turns", "--gpus", "1"]).gpus == 1

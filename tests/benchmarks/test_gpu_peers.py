@@ -17,9 +17,9 @@ from tests.benchmarks.test_gpu_record import setting
 
 def test_a_micro_batch_is_what_fits_with_the_padding_that_there_is(tmp_path: Path) -> None:
     one = setting(tmp_path)  # two GPUs train
-    assert [micro_batch(one, name, padded=True) for name in ("200", "512", "tail")] == [32, 16, 8]
-    assert [micro_batch(one, name, padded=False) for name in ("200", "512", "tail")] == [64, 32, 64]
-    assert micro_batch(one, "2", padded=False) == 256, "half of the rows for each"
+    assert [micro_batch(one, name, 2, padded=True) for name in ("200", "512", "tail")] == [32, 16, 8]
+    assert [micro_batch(one, name, 2, padded=False) for name in ("200", "512", "tail")] == [64, 32, 64]
+    assert micro_batch(one, "2", 2, padded=False) == 256, "half of the rows for each"
 
 
 def test_the_trainer_gets_the_whole_step_and_the_settings_of_the_case(tmp_path: Path) -> None:
@@ -28,6 +28,9 @@ def test_the_trainer_gets_the_whole_step_and_the_settings_of_the_case(tmp_path: 
     assert (work["kind"], work["micro_batch"] * work["accumulation"] * 2) == ("trl", 512)
     assert (work["max_tokens"], work["steps"], work["server"]) == (512, 6, "http://127.0.0.1:81")
     assert work["settings"] == {"gradient_checkpointing": True, "learning_rate": 0.5}
+    turns = trainer_work(case_named("trl-turns"), "512", setting(tmp_path), tmp_path / "steps.json", 0)
+    assert (turns["kind"], turns["micro_batch"] * turns["accumulation"] * 4) == ("trl-turns", 512)
+    assert turns["longest"] == 512 + 237
 
 
 def test_each_half_sees_its_own_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

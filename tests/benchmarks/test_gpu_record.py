@@ -115,6 +115,21 @@ def test_half_of_the_gpus_sample_and_the_case_has_the_last_word(tmp_path: Path) 
     assert (last["train.learning_rate"], last["rollout.max_staleness"]) == ("1e-4", "1")
 
 
+def test_in_turns_each_gpu_samples_and_trains(tmp_path: Path) -> None:
+    found = settings_of(case_named("s0+turns"), ["200"], setting(tmp_path), tmp_path)
+    last = dict(one.partition("=")[::2] for one in found)
+    assert (last["rollout.engines"], last["train.ranks"], last["cluster.colocate"]) == ("12", "4", "true")
+    measured = {"steps": [2.0], "completion_tokens": 102400.0, "update": 1.0, "generation": 0.5, "sync": None}
+    halves, turns = record(measured, setting(tmp_path)), record(measured, setting(tmp_path), turns=True)
+    assert turns["shares"]["train"] == halves["shares"]["train"] / 2, "twice as many GPUs train"
+    limits = turns["limits"]
+    sampling, training = (
+        102400 / limits["sample_tokens_per_second"],
+        (512 * 118.0 + 102400) / limits["train_tokens_per_second"],
+    )
+    assert limits["step"] == pytest.approx(sampling + training, rel=0.01)
+
+
 def test_gpus_are_read_from_nvidia_smi() -> None:
     assert parse("1, 2048, 143771, 50\n", 7.0) == Look(7.0, 1, 2**31, 143771 * 2**20, 0.5)
     assert parse("No devices were found", 7.0) is None and parse("0, [N/A], 1, 2", 7.0) is None
