@@ -63,7 +63,9 @@ def check(rows: list[dict[str, Any]], said: str) -> None:
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     reward = [row["reward/mean"] for row in rows]
     print("reward", [round(value, 3) for value in reward])
-    print("parity", [row.get("parity/mean_abs_difference") for row in rows][-3:])
+    apart = [row["train/rollout_abs_diff"] for row in rows]
+    print("apart", [round(value, 4) for value in apart])
+    assert max(apart) < 0.05, "nats a token between sampler and trainer"
     assert sum(reward[-3:]) / 3 > sum(reward[:3]) / 3 + 0.05
     assert "goes through the host" not in said and "cannot be shared" not in said
 
