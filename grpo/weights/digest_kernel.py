@@ -6,7 +6,6 @@ kernels: more than a transfer between two GPUs takes.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 import triton
@@ -21,7 +20,7 @@ TYPES = {1: tl.uint8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _sum(addresses: Any, counts: Any, found: Any, kind: tl.constexpr) -> None:
+def _sum(addresses, counts, found, kind: tl.constexpr):  # type: ignore[no-untyped-def]  # Triton compiles annotations too
     """Adds one part of a chunk of `counts[chunk]` numbers at `addresses[chunk]` to `found[chunk]`."""
     chunk, part = tl.program_id(0), tl.program_id(1)
     count = tl.load(counts + chunk)

@@ -99,6 +99,19 @@ print("equal")
 """
 
 
+def test_the_kernel_compiles_for_gpus() -> None:
+    """For NVIDIA's from 8.0 on, which asks no GPU for anything. An interpreter takes what a compiler refuses."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from grpo.weights.digest_kernel import TYPES, _sum
+
+    signature = {"addresses": "*i64", "counts": "*i64", "found": "*i64", "kind": "constexpr"}
+    for capability, kind in [(80, TYPES[2]), (90, TYPES[1]), (90, TYPES[2]), (90, TYPES[4]), (90, TYPES[8])]:
+        source = ASTSource(fn=_sum, signature=signature, constexprs={(3,): kind})
+        assert compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+
+
 @pytest.mark.slow
 def test_the_kernel_for_gpus_finds_the_same_sums_in_tritons_interpreter() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
