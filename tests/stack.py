@@ -44,7 +44,7 @@ class Stack:
 
         if self.sender is not None:
             self.sender.close()
-        url = f"tcp://127.0.0.1:{free_port()}"
+        url = f"gloo://127.0.0.1:{free_port()}"
         joining = self.engine.begin("join_transfer", url, 1, 2, "secret")
         self.sender = make_transport(self.config, "cpu", url, 0, 2, "secret")
         joining.result()

@@ -113,8 +113,8 @@ class RankActor(Protocol):
         """Mean difference of logprobs, in nats, that an engine with the same weights may have."""
         ...
 
-    def offer_transfers(self, count: int) -> tuple[str, ...]:
-        """Rank 0: where engines may meet it; the urls of as many `Transfer`s."""
+    def offer_transfers(self, lanes: int, near: bool) -> tuple[str, ...]:
+        """Rank 0: where engines may meet it; as in `TrainerRank`."""
         ...
 
     def open_transfers(self, transfers: tuple[Transfer, ...]) -> None:

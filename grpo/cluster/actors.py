@@ -142,9 +142,13 @@ class PolicyModelActor:
     def tolerance(self) -> float:
         return self.trainer.tolerance
 
-    def offer_transfers(self, count: int) -> tuple[str, ...]:
-        """Process groups that meet at free ports of this node."""
-        return tuple(f"tcp://{host}:{port}" for host, port in free_addresses(count))
+    def offer_transfers(self, lanes: int, near: bool) -> tuple[str, ...]:
+        """Process groups that meet at free ports of this node: one for each lane of NCCL, else one for all."""
+        from grpo.weights import choose_backend
+
+        backend = choose_backend(self.config, self.device, near)
+        count = lanes if backend == "nccl" else 1
+        return tuple(f"{backend}://{host}:{port}" for host, port in free_addresses(count))
 
     def open_transfers(self, transfers: tuple[Transfer, ...]) -> None:
         """Rank 0: joins the engines' transfer groups as their sender."""

@@ -191,9 +191,9 @@ class RayRank(RayWorker):
         """What rounding may do to an engine's logprobs."""
         return self._call(RankActor.tolerance)
 
-    def offer_transfers(self, count: int) -> Call[tuple[str, ...]]:
+    def offer_transfers(self, lanes: int, near: bool) -> Call[tuple[str, ...]]:
         """Where engines may meet it."""
-        return self._call(RankActor.offer_transfers, count)
+        return self._call(RankActor.offer_transfers, lanes, near)
 
     def open_transfers(self, transfers: tuple[Transfer, ...]) -> Call[None]:
         """Joins as the sender."""

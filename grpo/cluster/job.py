@@ -45,7 +45,6 @@ from grpo.run.memory import return_freed_memory
 from grpo.run.start import Phases
 from grpo.run.stopping import StopRequest
 from grpo.types import Group, Prompt, Sampling, Stats
-from grpo.weights import choose_backend
 
 W = TypeVar("W", bound=Worker)
 PROMPTS_AT_ONCE = 512
@@ -56,7 +55,7 @@ END_SECONDS = 10.0
 def placed_engine(cluster: Session, config: Config, index: int, actor: type[EngineActor] = VLLMActor) -> Engine:
     """An engine in an actor, on a node for rollouts."""
     placed, needs = cluster.place(actor, "rollout", gpus_of(config, "rollout"), config, index, cluster.device)
-    lane = cluster.shared.lane("rollout", index) if choose_backend(config, cluster.device) == "nccl" else 0
+    lane = cluster.shared.lane("rollout", index)
     return RayEngine(placed, index, needs, receivers=config.rollout.tensor_parallel, lane=lane)
 
 

@@ -11,8 +11,8 @@ from grpo.cluster.fleet import Fleet, Slot, State
 from grpo.cluster.heartbeat import process_lives
 from grpo.cluster.rollouts import engine_lives
 from grpo.cluster.trainer_group import TrainerGroup
-from grpo.errors import ClusterError, EngineLost, GrpoError, Interrupted, TrainerLost
-from grpo.interfaces import Call, Engine, Transfer
+from grpo.errors import ClusterError, EngineLost, GrpoError, Interrupted, TrainerLost, WeightSyncError
+from grpo.interfaces import Call, Engine, TrainerRank, Transfer
 from grpo.run.faults import fault_point
 from grpo.types import Manifest, Stats, TensorRecord
 from grpo.weights import check_adapter_sent, check_self_test, verify
@@ -56,6 +56,7 @@ class WeightSync:
         self.digests: dict[int, str] = {}
         self.last: Manifest | None = None
         self.connected: list[Engine] = []  # engines of the transfer
+        self.shares_memory = True  # until ends of one node have found that they cannot
         self.among: list[Slot] | None = None  # the only ones that a sync is with
 
     def begin(self, version: int) -> Stats:
@@ -136,26 +137,14 @@ class WeightSync:
         return self.version
 
     def _connect(self) -> Stats:
-        """A transfer from rank 0, the sender, to the receivers of each lane's engines; then the self-test."""
+        """A transfer from rank 0, the sender, to the engines' receivers; then the self-test."""
         observer, began = self.context.observer, time.perf_counter()
         observer.starting("connect")
         sender, engines = self.trainer.ranks[0], self._engines()
-        lanes = sorted({engine.lane for engine in engines})
-        announced, allowed, offered = sender.records(), sender.tolerance(), sender.offer_transfers(len(lanes))
+        announced, allowed = sender.records(), sender.tolerance()
         self._exchange([announced, allowed])
-        self._exchange([offered])
         self.records, self.tolerance = announced.result, allowed.result
-        members = [[engine for engine in engines if engine.lane == lane] for lane in lanes]
-        sizes = [1 + sum(engine.receivers for engine in group) for group in members]
-        urls = zip(offered.result, sizes, strict=True)
-        transfers = tuple(Transfer(url, size, secrets.token_hex(32)) for url, size in urls)
-        joins = [sender.open_transfers(transfers)]
-        for transfer, group in zip(transfers, members, strict=True):
-            place = 1
-            for engine in group:
-                joins.append(engine.join_transfer(transfer, place))
-                place += engine.receivers
-        self._exchange(joins)
+        self._join(sender, engines)
         self.last = None
         observer.starting("self_test")
         connected = time.perf_counter()
@@ -166,6 +155,36 @@ class WeightSync:
         self.connected = self._engines()
         seconds = {"sync/connect_seconds": connected - began, "sync/self_test_seconds": tested - connected}
         return {"sync/self_test_diff": difference, **seconds}
+
+    def _join(self, sender: TrainerRank, engines: Sequence[Engine]) -> None:
+        """Through the sender's GPU memory where all are on its node and can read it, else through the network."""
+        near = self.shares_memory and {engine.node_id for engine in engines} == {sender.node_id} != {""}
+        try:
+            self._meet(sender, engines, near)
+        except WeightSyncError as error:
+            if not near or self.context.config.sync.transport != "auto" or self.context.config.roles_share_gpus:
+                raise
+            self.shares_memory = False
+            self.context.workers.say(f"note: weights go by NCCL, since {error}")
+            self._meet(sender, engines, near=False)
+
+    def _meet(self, sender: TrainerRank, engines: Sequence[Engine], near: bool) -> None:
+        """In a transfer for the engines of each lane, or in one for all, as the sender offers."""
+        lanes = sorted({engine.lane for engine in engines})
+        offered = sender.offer_transfers(len(lanes), near)
+        self._exchange([offered])
+        members = [[engine for engine in engines if engine.lane == lane] for lane in lanes]
+        members = members if len(offered.result) > 1 else [list(engines)]
+        sizes = [1 + sum(engine.receivers for engine in group) for group in members]
+        urls = zip(offered.result, sizes, strict=True)
+        transfers = tuple(Transfer(url, size, secrets.token_hex(32)) for url, size in urls)
+        joins = [sender.open_transfers(transfers)]
+        for transfer, group in zip(transfers, members, strict=True):
+            place = 1
+            for engine in group:
+                joins.append(engine.join_transfer(transfer, place))
+                place += engine.receivers
+        self._exchange(joins)
 
     def _self_test(self) -> float:
         """Engines must follow the trainer to perturbed weights and back; see `weights/self_test.py`."""

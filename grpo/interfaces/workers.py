@@ -41,7 +41,7 @@ class Place(NamedTuple):
 class Transfer:
     """Where weights change hands: the sender is place 0 of `size`, each receiver of an engine has a place after it.
 
-    `url` says how they travel: tcp://host:port is a process group that meets there. Only who knows the `secret`, which
+    `url` says how they travel: nccl://host:port is a process group that meets there. Only who knows the `secret`, which
     is made for this transfer alone and handed on by Ray, takes part.
     """
 
@@ -114,7 +114,7 @@ class WeightReceiver(Worker, Protocol):
     receivers: int
     """Places that it takes in a transfer."""
     lane: int
-    """Which of the transfers it joins: NCCL takes a GPU once, so engines that share one go by lanes of their own."""
+    """Which transfer it joins by NCCL, which takes a GPU once: engines that share one have lanes of their own."""
 
     def join_transfer(self, transfer: Transfer, place: int) -> Call[None]:
         """Leaves the transfer before and joins this one; its first receiver has this place."""
@@ -196,8 +196,11 @@ class TrainerRank(Worker, Protocol):
         """Mean difference of logprobs, in nats, that an engine with the same weights may have."""
         ...
 
-    def offer_transfers(self, count: int) -> Call[tuple[str, ...]]:
-        """Rank 0: where engines may meet it; the urls of as many `Transfer`s."""
+    def offer_transfers(self, lanes: int, near: bool) -> Call[tuple[str, ...]]:
+        """Rank 0: where engines may meet it; the url of a `Transfer` for each lane, or of one for all.
+
+        `near`: all of them are on its node.
+        """
         ...
 
     def open_transfers(self, transfers: tuple[Transfer, ...]) -> Call[None]:

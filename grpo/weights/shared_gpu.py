@@ -98,8 +98,8 @@ class SharedGpuTransport(GroupTransport):
         why = f" ({reason.splitlines()[0]})" if reason else " (another one cannot)"
         if strict:
             raise WeightSyncError(
-                f"with sync.transport ipc all engines must read the trainer's GPU memory, but in the {self.where} not "
-                f"all do{why}; they must be in one pod or on one host, or use sync.transport: auto"
+                f"weights go through GPU memory (ipc) where all engines can read the trainer's, but in the "
+                f"{self.where} not all can{why}; put them into one pod or on one host, or use sync.transport: auto"
             )
         print(f"note: weights go through the host's memory, as GPU memory cannot be shared{why}", file=sys.stderr)
         return False

@@ -235,8 +235,8 @@ class FakeRankActor:
     def try_saving(self, folder: str) -> None:
         pass
 
-    def offer_transfers(self, count: int) -> tuple[str, ...]:
-        return tuple(f"tcp://{host}:{port}" for host, port in free_addresses(count))
+    def offer_transfers(self, lanes: int, near: bool) -> tuple[str, ...]:
+        return tuple(f"tcp://{host}:{port}" for host, port in free_addresses(1))
 
     def open_transfers(self, transfers: tuple[Transfer, ...]) -> None:
         for link in self.links:

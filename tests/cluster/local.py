@@ -205,9 +205,9 @@ class LocalRank(LocalWorker):
     def try_saving(self, folder: str) -> Call[None]:
         return self.does("try_saving", lambda: None)
 
-    def offer_transfers(self, count: int) -> Call[tuple[str, ...]]:
-        urls = ["local://here", *(f"local://lane-{lane}" for lane in range(1, count))]
-        return self.does("offer_transfer", lambda: tuple(urls))
+    def offer_transfers(self, lanes: int, near: bool) -> Call[tuple[str, ...]]:
+        urls = ["local://here", *(f"local://lane-{lane}" for lane in range(1, 1 if near else lanes))]
+        return self.does(f"offer_transfer{' near' if near else ''}", lambda: tuple(urls))
 
     def open_transfers(self, transfers: tuple[Transfer, ...]) -> Call[None]:
         return self.does(f"open_transfer {' '.join(str(each.size) for each in transfers)}", lambda: None)

@@ -32,8 +32,8 @@ class FolderRank(LocalRank):
         super().__init__(index, events, {})
         self.folder = folder
 
-    def offer_transfers(self, count: int) -> Call[tuple[str, ...]]:
-        return self.does("offer_transfer", lambda: (f"file://{self.folder}",) * count)
+    def offer_transfers(self, lanes: int, near: bool) -> Call[tuple[str, ...]]:
+        return self.does("offer_transfer", lambda: (f"file://{self.folder}",))
 
     def send_weights(self, version: int) -> Call[Manifest | None]:
         def send() -> Manifest | None:

@@ -19,13 +19,13 @@ from tests.cluster.local import LocalEngine, LocalHead, LocalRank, Wire, make_co
 class Stack:
     """Two engines and two ranks; what they are asked lands in `events`, what the observer is told in `told`."""
 
-    def __init__(self, run_dir: Path, engines: object = 2, recoveries: int = 3) -> None:
+    def __init__(self, run_dir: Path, engines: object = 2, recoveries: int = 3, **more: object) -> None:
         self.events: list[str] = []
         self.told: list[str] = []
         self.wire: Wire = {}
         self.head = LocalHead()
         self.engines: list[LocalEngine] = []
-        sections = {"rollout": {"engines": engines}, "train": {"ranks": 2}}
+        sections = {"rollout": {"engines": engines}, "train": {"ranks": 2}, **more}
         self.context = make_context(run_dir, self.told, self.head, recoveries, **sections)
         self.fleet = Fleet(self.context, self.make_engine)
         self.trainer = TrainerGroup(self.context, lambda index: LocalRank(index, self.events, self.wire))
@@ -241,6 +241,47 @@ def test_engines_that_share_a_gpu_join_transfers_of_their_own(stack: Stack) -> N
         "engine 0 join_transfer local://here 1 of 2",
         "engine 1 join_transfer local://lane-1 1 of 2",
     ]
+
+
+def on_one_node(stack: Stack) -> None:
+    stack.trainer.ready()
+    stack.fleet.gather(wait=True)
+    for worker in (*stack.engines, stack.rank(0)):
+        worker.node_id = "node 0"
+    stack.engines[1].lane = 1
+    stack.events.clear()
+
+
+def test_on_one_node_all_join_one_transfer_through_its_memory(stack: Stack) -> None:
+    on_one_node(stack)
+    stack.weights.publish(0)
+    assert stack.seen("transfer") == [
+        "trainer rank 0 offer_transfer near",
+        "trainer rank 0 open_transfer 3",
+        "engine 0 join_transfer local://here 1 of 3",
+        "engine 1 join_transfer local://here 2 of 3",
+    ]
+
+
+def test_where_that_memory_cannot_be_read_they_meet_by_nccl_from_then_on(stack: Stack) -> None:
+    on_one_node(stack)
+    stack.rank(0).fails["open_transfer"] = WeightSyncError("it cannot be shared")
+    stack.weights.publish(0)
+    found = stack.seen("offer", "open")
+    assert found[0] == "trainer rank 0 offer_transfer near"
+    assert found[-2:] == ["trainer rank 0 offer_transfer", "trainer rank 0 open_transfer 2 2"]
+    stack.trainer.connected = False
+    stack.weights.publish(0)
+    assert stack.seen("offer") == ["trainer rank 0 offer_transfer"]
+
+
+@pytest.mark.parametrize("sections", [{"sync": {"transport": "ipc"}}, {"cluster": {"colocate": True}}])
+def test_where_there_is_no_other_way_it_is_an_error(tmp_path: Path, sections: dict[str, object]) -> None:
+    stack = Stack(tmp_path, **sections)
+    on_one_node(stack)
+    stack.rank(0).fails["open_transfer"] = WeightSyncError("it cannot be shared")
+    with pytest.raises(WeightSyncError, match="it cannot be shared"):
+        stack.weights.publish(0)
 
 
 @pytest.fixture

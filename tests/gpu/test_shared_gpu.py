@@ -21,9 +21,11 @@ SHAPE, VERSIONS = (1024, 1024), 3
 def end(rank: int, port: int, gpu: str, live: bool) -> list[tuple[tuple[TensorRecord, ...], list[float]]]:
     """What was sent or received, version by version, and a number of each tensor."""
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    from grpo.weights.digest import has_kernel
     from grpo.weights.shared_gpu import SharedGpuTransport
 
     transport = SharedGpuTransport("cuda", "127.0.0.1", port, rank, 3, "secret", 60.0, strict=True)
+    assert has_kernel(transport.device), "digests are made by the kernel"
     flat = torch.zeros(4 * SHAPE[0] * SHAPE[1], device="cuda", dtype=torch.bfloat16)
     views = [(f"t{number}", part.view(SHAPE)) for number, part in enumerate(flat.chunk(4))]
     found = []

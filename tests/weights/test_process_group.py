@@ -135,7 +135,7 @@ def test_a_tensor_may_be_freed_before_the_next_is_asked_for() -> None:
 def test_a_sender_of_several_groups_sends_the_same_to_all_and_leaves_all() -> None:
     """As where engines share GPUs: each group holds every GPU once."""
     config = Config.model_validate({"model": {"path": "models/none"}, "deadlines": {"sync": 20}})
-    doors = [(f"tcp://127.0.0.1:{free_port()}", size, f"secret {size}") for size in (3, 2)]
+    doors = [(f"gloo://127.0.0.1:{free_port()}", size, f"secret {size}") for size in (3, 2)]
     tensors = some_tensors()
     with ThreadPoolExecutor(4) as pool:
         joining = [
@@ -160,7 +160,7 @@ def test_a_sender_of_several_groups_sends_the_same_to_all_and_leaves_all() -> No
 
 def test_a_receiver_that_leaves_one_group_ends_the_sender_of_all() -> None:
     config = Config.model_validate({"model": {"path": "models/none"}, "deadlines": {"sync": 5}})
-    doors = [(f"tcp://127.0.0.1:{free_port()}", 2, f"secret {lane}") for lane in range(2)]
+    doors = [(f"gloo://127.0.0.1:{free_port()}", 2, f"secret {lane}") for lane in range(2)]
     with ThreadPoolExecutor(3) as pool:
         joining = [pool.submit(make_transport, config, "cpu", url, 1, size, secret) for url, size, secret in doors]
         sender = pool.submit(make_sender, config, "cpu", doors).result()
@@ -391,4 +391,4 @@ def test_a_group_that_moves_no_data_is_refused_on_both_ends(monkeypatch: pytest.
 )
 def test_backends(changes: dict[str, object], on_cuda: str, on_cpu: str) -> None:
     config = Config.model_validate({"model": {"path": "models/none"}} | changes)
-    assert (choose_backend(config, "cuda"), choose_backend(config, "cpu")) == (on_cuda, on_cpu)
+    assert (choose_backend(config, "cuda", False), choose_backend(config, "cpu", False)) == (on_cuda, on_cpu)

@@ -1,6 +1,6 @@
 """Weights that receivers read out of the sender's memory: the protocol, over memory that threads share.
 
-What stands for a GPU's memory here is the process's own; tests/gpu has two processes with CUDA IPC.
+What stands for a GPU's memory here is the process's own; tests/gpu has processes with CUDA IPC.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from grpo.errors import ClusterError, WeightSyncError
 from grpo.types import Manifest
 from grpo.weights import process_group, verify
 from grpo.weights.shared_gpu import Handle, SharedGpuTransport
-from grpo.weights.transport import choose_backend
+from grpo.weights.transport import choose_backend, make_transport
 from tests.ranks import free_port
 from tests.weights.test_process_group import some_tensors, within
 
@@ -135,9 +135,7 @@ def test_where_one_end_cannot_all_go_through_the_host(
 
 
 def test_ipc_by_name_is_refused_where_one_end_cannot() -> None:
-    with pytest.raises(
-        WeightSyncError, match=r"rank 0 of 2, gloo\) not all do \(another one cannot\); they must be in"
-    ):
+    with pytest.raises(WeightSyncError, match=r"rank 0 of 2, gloo\) not all can \(another one cannot\); put them into"):
         meet(Shelf(), Shelf("open"), strict=True)
 
 
@@ -179,13 +177,37 @@ def test_a_sender_waits_until_all_have_copied() -> None:
 @pytest.mark.parametrize(
     ("device", "given", "wanted"),
     [
-        ("cuda", {}, "nccl"),
-        ("cuda", {"train": {"gpus_per_rank": 0.5}, "rollout": {"gpus_per_engine": 0.5}}, "ipc"),
-        ("cuda", {"cluster": {"colocate": True}}, "ipc"),
-        ("cuda", {"cluster": {"colocate": True}, "sync": {"transport": "gloo"}}, "gloo"),
-        ("cpu", {"cluster": {"colocate": True}}, "gloo"),
-        ("cuda", {"sync": {"transport": "ipc"}}, "ipc"),
+        ("cuda", {}, ("nccl", "ipc")),
+        ("cuda", {"train": {"gpus_per_rank": 0.5}, "rollout": {"gpus_per_engine": 0.5}}, ("ipc", "ipc")),
+        ("cuda", {"cluster": {"colocate": True}}, ("ipc", "ipc")),
+        ("cuda", {"cluster": {"colocate": True}, "sync": {"transport": "gloo"}}, ("gloo", "gloo")),
+        ("cpu", {"cluster": {"colocate": True}}, ("gloo", "gloo")),
+        ("cuda", {"sync": {"transport": "ipc"}}, ("ipc", "ipc")),
+        ("cuda", {"sync": {"transport": "nccl"}}, ("nccl", "nccl")),
     ],
 )
-def test_roles_that_share_a_gpu_share_its_memory(device: str, given: dict[str, Any], wanted: str) -> None:
-    assert choose_backend(Config.model_validate({"model": {"path": "models/none"}, **given}), device) == wanted
+def test_who_shares_a_gpu_or_a_node_shares_its_memory(
+    device: str, given: dict[str, Any], wanted: tuple[str, str]
+) -> None:
+    config = Config.model_validate({"model": {"path": "models/none"}, **given})
+    assert tuple(choose_backend(config, device, near) for near in (False, True)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "strict"),
+    [
+        ({}, True),
+        ({"sync": {"transport": "ipc"}, "cluster": {"colocate": True}}, True),
+        ({"cluster": {"colocate": True}}, False),
+    ],
+)
+def test_the_host_is_the_way_out_only_where_nccl_is_none(
+    given: dict[str, Any], strict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        "grpo.weights.shared_gpu.SharedGpuTransport", lambda *where, strict: made.append((*where, strict))
+    )
+    config = Config.model_validate({"model": {"path": "models/none"}, "deadlines": {"sync": 7}, **given})
+    make_transport(config, "cuda", "ipc://host:81", 1, 3, "secret")
+    assert made == [("cuda", "host", 81, 1, 3, "secret", 7.0, strict)]

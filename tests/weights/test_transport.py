@@ -18,5 +18,5 @@ def test_the_scheme_of_the_url_chooses_the_way(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_unknown_way_is_refused() -> None:
-    with pytest.raises(WeightSyncError, match="^weights travel by tcp, but the trainer offers owl://here"):
+    with pytest.raises(WeightSyncError, match="^weights travel by nccl, gloo, ipc, but the trainer offers owl://here"):
         make_transport(make_config(), "cpu", "owl://here", rank=0, world_size=2, secret="s")
