@@ -112,7 +112,7 @@ class Sync(Section):
     every: Positive = 1
     """Steps between two weight syncs; samples are then up to every - 1 versions older."""
     transport: Literal["auto", "nccl", "gloo", "ipc"] = "auto"
-    """auto: nccl between GPUs; ipc (engines read the trainer's GPU memory) where roles share them; gloo on the CPU."""
+    """auto: ipc (engines read the trainer's GPU memory) on one node, nccl between nodes, gloo on the CPU."""
     tolerance: float | None = Field(None, gt=0, le=100)
     """Largest mean difference, in nats, of trainer and engine logprobs in the self-test; null: by the dtype."""
     max_mismatch: float | None = Field(None, gt=0, le=100)

@@ -43,13 +43,14 @@ LINK_SHARE = 0.5
 """Of a link, in the collectives of several ranks. Assumed, not measured."""
 FIXED_SYNC = 0.07
 """Seconds of a sync whatever its size."""
-SYNC_RATE = 16.5e9
-"""Bytes a second beyond that, of all engines on a GPU one after the other (0.6 s for three times 3.1 GB)."""
-RECEIVE_RATE = 2.0e9
-"""Bytes a second of weights that arrive beside sampling, likewise (4.7 s for three times 3.1 GB)."""
+SYNC_RATE, NEAR_SYNC_RATE = 16.5e9, 30e9
+"""Bytes a second beyond that, of all engines on a GPU together: by NCCL (0.6 s for three times 3.1 GB), and through the
+trainer's memory on one node (0.4 s)."""
+RECEIVE_RATE, NEAR_RECEIVE_RATE = 2.0e9, 2.7e9
+"""Bytes a second of weights that arrive beside sampling, likewise (4.7 and 3.5 s for three times 3.1 GB)."""
 BESIDE = 0.75
-"""By how much of the time in which weights travel beside it training is longer: what sends them holds a part of the
-GPU (3.9 of 4.7 s with completions of 200 tokens, 3.0 of 4.8 s with 512)."""
+"""By how much of the time in which weights travel by NCCL beside it training is longer: what sends them holds a part of
+the GPU (3.9 of 4.7 s with completions of 200 tokens, 3.0 of 4.8 s with 512). Through memory it is not."""
 FLOOR = 0.006
 """Seconds of a decoding step with few sequences in it: what the last ones of a batch cost. Assumed, not measured."""
 

@@ -7,9 +7,9 @@ from statistics import median
 
 from grpo.config import Config
 from grpo.errors import ConfigError
-from grpo.plan.gpus import BESIDE, CPU_ADAM, FLOOR, HOST_LINK, LINK_SHARE, Gpu
+from grpo.plan.gpus import CPU_ADAM, FLOOR, HOST_LINK, LINK_SHARE, Gpu
 from grpo.plan.model_size import read_shape
-from grpo.plan.speed import Rates, Work, talk_seconds, train_flops, trains_beside
+from grpo.plan.speed import Rates, Work, slowed_by_syncs, talk_seconds, train_flops, trains_beside
 
 Row = Mapping[str, object]
 WARM_UP = 2
@@ -50,7 +50,7 @@ def measured(rows: Sequence[Row], spans: Sequence[Row], config: Config, gpu: Gpu
     whole = _middle(syncs, "sync/seconds")
     receive = _middle(syncs, "sync/receive_seconds") or whole
     if trains_beside(config):
-        slowed = BESIDE * receive / config.sync.every
+        slowed = slowed_by_syncs(config) * receive / config.sync.every
         seconds["train"] = max(seconds["train"] - slowed, seconds["train"] / 4)
     counts = [count for row in steps if (count := _number(row, "pipeline/engines"))]
     engines = sum(counts) / len(counts) if counts and rollout.elastic else float(rollout.fewest_engines)
@@ -67,6 +67,7 @@ def measured(rows: Sequence[Row], spans: Sequence[Row], config: Config, gpu: Gpu
             receive=receive,
             floor=FLOOR,
             link=rates.link,
+            slowed=slowed_by_syncs(config),
             # Else it is in the FLOP/s.
             adam=math.inf if config.train.offloads else CPU_ADAM,
             host_link=math.inf if config.train.offloads else HOST_LINK,

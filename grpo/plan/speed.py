@@ -4,7 +4,7 @@ With n engines and m ranks: sampling G = tokens / (n x tokens a second), trainin
 ranks tell each other, S what a sync keeps engines from.
     max_staleness 0           G + T + S
     1, between batches        max(G + S, T + R): a version that is published must still arrive (R) for the next batch
-    2 and more, or in flight  max(G + S, T + 3/4 R): training is slower while a version travels
+    2 and more, or in flight  max(G + S, T + 3/4 R): training is slower while a version travels, but not on one node
 The longest completion adds to G where a batch is sampled whole. Rewards count as nothing.
 """
 
@@ -22,6 +22,8 @@ from grpo.plan.gpus import (
     FLOOR,
     HOST_LINK,
     LINK_SHARE,
+    NEAR_RECEIVE_RATE,
+    NEAR_SYNC_RATE,
     RECEIVE_RATE,
     SHARED_TOKENS,
     SYNC_RATE,
@@ -69,6 +71,8 @@ class Rates:
     receive: float
     floor: float
     link: float
+    slowed: float = BESIDE
+    """By how much of `receive` beside it training is longer."""
     adam: float = math.inf
     """Numbers a second of a CPU that updates what was offloaded; infinite where `rank_flops` has been measured with
     it."""
@@ -112,16 +116,18 @@ def rates_of(config: Config, shape: Shape, gpu: Gpu, work: Work, engines: int, t
     several = config.rollout.engines_per_gpu
     decode = DECODE_SHARE * rows / max(read, computed) * tensor_parallel / several
     carried = weights * several  # to one engine of a GPU after the other
-    visible = FIXED_SYNC + carried / min(SYNC_RATE, LINK_SHARE * gpu.link)
+    sync_rate, receive_rate = (NEAR_SYNC_RATE, NEAR_RECEIVE_RATE) if near(config) else (SYNC_RATE, RECEIVE_RATE)
+    visible = FIXED_SYNC + carried / min(sync_rate, LINK_SHARE * gpu.link)
     compiled = config.train.compile is True or (config.train.compile == "auto" and config.train.zero_stage < 3)
     return Rates(
         engine_tokens=min(ENGINE_TOKENS, SHARED_TOKENS / several if several > 1 else ENGINE_TOKENS, decode),
         rank_flops=(COMPILED_SHARE if compiled else TRAIN_SHARE) * peak,
         sync=visible,
         switch=visible,
-        receive=FIXED_SYNC + carried / min(RECEIVE_RATE, LINK_SHARE * gpu.link),
+        receive=FIXED_SYNC + carried / min(receive_rate, LINK_SHARE * gpu.link),
         floor=FLOOR,
         link=LINK_SHARE * gpu.link,
+        slowed=slowed_by_syncs(config),
         adam=CPU_ADAM,
         host_link=HOST_LINK,
     )
@@ -171,6 +177,16 @@ def step_of(
     return replace(step, engines=engines, tensor_parallel=tensor_parallel, ranks=ranks)
 
 
+def near(config: Config) -> bool:
+    """Whether weights go through the trainer's memory: for sure where engines and ranks are on this machine."""
+    return config.sync.transport in ("auto", "ipc") and (config.cluster.address is None or config.roles_share_gpus)
+
+
+def slowed_by_syncs(config: Config) -> float:
+    """Share of the time in which weights travel by which training beside it is longer."""
+    return 0.0 if near(config) else BESIDE
+
+
 def trains_beside(config: Config) -> bool:
     """Whether the next batch is trained while a version travels; else nothing is, or the version is waited for."""
     rollout = config.rollout
@@ -188,7 +204,7 @@ def compose(config: Config, drawing: float, tail: float, training: float, rates:
     else:
         trainer, receive = training, rates.receive / every
         if trains_beside(config):
-            trainer += BESIDE * receive
+            trainer += rates.slowed * receive
         seconds = max(sampling + visible, trainer if trains_beside(config) else training + receive)
     idle = (1 - (sampling + visible) / seconds, 1 - trainer / seconds)
     return Step(0, 0, 0, seconds, sampling, training, visible, max(0.0, idle[0]), max(0.0, idle[1]))

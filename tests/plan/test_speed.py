@@ -40,14 +40,21 @@ def test_a_step_is_made_of_its_measured_parts_within_15_percent(
 
 
 @pytest.mark.parametrize(
-    ("tokens", "staleness", "measured"), [(200, 0, 5.63), (512, 0, 12.64), (200, 2, 6.41), (512, 2, 9.01)]
+    ("tokens", "staleness", "address", "measured"),
+    [
+        (200, 0, "auto", 5.63),
+        (512, 0, "auto", 12.64),
+        (200, 2, "auto", 6.41),
+        (512, 2, "auto", 9.01),
+        (200, 2, None, 2.99),  # through the trainer's memory
+    ],
 )
 def test_two_h200_with_three_engines_on_one_from_the_configuration_alone(
-    tmp_path: Path, tokens: int, staleness: int, measured: float
+    tmp_path: Path, tokens: int, staleness: int, address: str | None, measured: float
 ) -> None:
     how = {"max_staleness": staleness, "update": "in_flight" if staleness else "between_batches"}
     rollout = ROLLOUT | how | {"max_tokens": tokens, "engines": 3, "engines_per_gpu": 3}
-    run = config(tmp_path, QWEN_1_5B, rollout=rollout)
+    run = config(tmp_path, QWEN_1_5B, rollout=rollout, cluster={"address": address})
     work, shape = work_of(run, prompt_tokens=118), read_shape(run)
     step = step_of(run, shape, work, rates_of(run, shape, H200, work, 3, 1), 3, 1, 1)
     assert step.seconds == pytest.approx(measured, rel=0.15)
@@ -61,7 +68,7 @@ def test_engines_are_as_busy_as_was_measured(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("staleness", "measured"), [(0, 8.5), (1, 5.8)])
 def test_from_the_configuration_alone(tmp_path: Path, staleness: int, measured: float) -> None:
-    run = standard(tmp_path, staleness, train={"compile": False})
+    run = standard(tmp_path, staleness, train={"compile": False}, cluster={"address": "auto"})
     work = work_of(run, prompt_tokens=118)
     assert (work.drawn, work.forwarded) == (102_400, 64 * (118 + 1600))
     shape = read_shape(run)
