@@ -4,6 +4,7 @@
 set -euo pipefail
 here=$(dirname "$0")
 tools=$(mktemp -d)
+export TMPDIR=$tools # uv leaves locks there, which only their owner may remove
 lock=$tools/lock
 awk -v take="${2:-.}" '/^[a-z]/ { taken = $0 ~ take } taken' "$1" >"$lock"
 
