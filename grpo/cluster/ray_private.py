@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import ray
-from ray._private import parameter, ray_constants, services
+from ray._private import parameter, ray_constants, services, utils
 from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import state
 from ray.actor import ActorHandle
@@ -87,6 +87,7 @@ def binaries_alone() -> Iterator[None]:
     with (
         replaced(services, "ConsolePopen", partial(started, services.ConsolePopen)),
         replaced(services, "start_api_server", lambda *_, **__: (None, None)),
+        replaced(utils, "get_dashboard_dependency_error", lambda: None),  # it imports all that they would need
         replaced(parameter, "RayParams", partial(fewer, parameter.RayParams)),
     ):
         yield
