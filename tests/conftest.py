@@ -6,6 +6,7 @@ import signal
 import hypothesis
 import pytest
 
+from tests import engines
 from tests.data_helpers import make_tokenizer
 from tests.ranks import stop_server
 
@@ -21,9 +22,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_server_left():
-    """The fork server of `ranks.py` starts with the first test that needs it, and serves all of them."""
+    """The fork servers of `ranks.py` and `engines.py` start with the first test that needs them, and serve all."""
     yield
     stop_server()
+    engines.SERVER._stop()
 
 
 @pytest.fixture(autouse=True)

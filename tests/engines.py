@@ -1,17 +1,18 @@
 """A rollout engine in a process of its own, as Ray would hold it, and tiny models to put into it.
 
-The module loads no torch: the engine's process starts from it and must be free to fork.
+The processes are forked from a server that has imported vLLM once, which takes longer than all that most tests do with
+an engine. How an engine starts by itself is what every test of the real stack begins with.
 """
 
 import asyncio
 import itertools
-import multiprocessing
 import os
 import threading
 import time
 import types
 from collections.abc import Sequence
 from concurrent.futures import Future
+from multiprocessing import Pipe, context, forkserver, popen_forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,25 @@ from grpo.rollout.engine import RolloutEngine
 START_SECONDS = 240.0
 CALL_SECONDS = 180.0
 EOS = 1
+SERVER = forkserver.ForkServer()
+"""Not that of `ranks.py`, whose children have loaded DeepSpeed and compute with one thread."""
+SERVER.set_forkserver_preload(["tests.engines_preload"])
+
+
+class ForkedFromServer(popen_forkserver.Popen):
+    def _launch(self, process: Any) -> None:
+        connect = forkserver.connect_to_new_process
+        forkserver.connect_to_new_process = SERVER.connect_to_new_process
+        try:
+            super()._launch(process)
+        finally:
+            forkserver.connect_to_new_process = connect
+
+
+class ForkedProcess(context.ForkServerProcess):
+    @staticmethod
+    def _Popen(process: Any) -> ForkedFromServer:
+        return ForkedFromServer(process)
 
 
 class EngineProcess:
@@ -33,9 +53,9 @@ class EngineProcess:
     """
 
     def __init__(self, config: Config, receiver: str | None = None, counted: bool = False) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(config, theirs, receiver, counted), daemon=False)
+        self.pipe, theirs = Pipe()
+        environment = dict(os.environ)
+        self.process = ForkedProcess(target=serve, args=(config, theirs, receiver, counted, environment), daemon=False)
         self.process.start()
         theirs.close()
         self.pending: dict[int, Future[Any]] = {}
@@ -91,7 +111,10 @@ class Told:
         self.inc(1, tags)
 
 
-def serve(config: Config, pipe: Connection, receiver: str | None, counted: bool) -> None:
+def serve(config: Config, pipe: Connection, receiver: str | None, counted: bool, environment: dict[str, str]) -> None:
+    os.environ.clear()  # it was that of the test which started the server
+    os.environ.update(environment)
+    core.may_fork = lambda: True  # torch is loaded here, but has started no threads
     metrics: Any = types.SimpleNamespace(Gauge=Told, Counter=Told, Histogram=Told) if counted else None
     asyncio.run(answer(RolloutEngine(config, 0, "cpu", metrics), pipe, receiver))
 
@@ -117,7 +140,7 @@ async def reply(engine: RolloutEngine, pipe: Connection, number: int, verb: str,
 
 
 def use_receiver(receiver: str) -> None:
-    """Another class for vLLM's worker. vLLM must not be loaded yet, so this waits for the moment in which it is."""
+    """Another class for vLLM's worker."""
     prepare = core.prepare_environment
 
     def prepare_and_replace(config: Config, device: str, together: int) -> None:

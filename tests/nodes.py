@@ -16,7 +16,11 @@ from typing import Self
 import psutil
 
 ROOT = Path(__file__).parents[1]
-RAY = str(Path(sys.executable).with_name("ray"))
+RAY = (
+    "from grpo.cluster.ray_private import binaries_alone; from ray.scripts.scripts import main\n"
+    "with binaries_alone(): main()"
+)
+"""`ray`, whose nodes have none of the programs that nobody asks here."""
 ADDRESS = "127.0.0.1"
 START_SECONDS = 180.0
 
@@ -83,7 +87,8 @@ class Nodes:
 
     def _start(self, name: str, *arguments: str) -> None:
         own = ["--temp-dir", str(self.folder / name), "--node-ip-address", ADDRESS, "--dashboard-agent-listen-port=0"]
-        command = [RAY, "start", *arguments, *own, "--num-gpus=0", "--object-store-memory=80000000", "--block"]
+        small = ["--num-gpus=0", "--object-store-memory=80000000", "--block"]
+        command = [sys.executable, "-c", RAY, "start", *arguments, *own, *small]
         self.arguments[name] = arguments
         with open(self.folder / f"{name}.log", "wb") as log:
             self.running[name] = subprocess.Popen(

@@ -98,17 +98,15 @@ class Stack:
         """Mean |transformers - vLLM| of the prompt's logprobs."""
         return mean_difference(token_logprobs(self.model, PROMPT), self.engine.call("prompt_logprobs", PROMPT))
 
-    def replace(self, seed: int) -> list[float]:
-        """Puts other random weights into the trainer's model; returns the logprobs of the old ones."""
+    def replace(self, seed: int) -> None:
+        """Puts other random weights into the trainer's model."""
         import torch
 
-        before = token_logprobs(self.model, PROMPT)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.model.parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(1 + 0.1 * noise if parameter.dim() == 1 else 0.15 * noise)
-        return before
 
 
 def mean_difference(left: list[float], right: list[float]) -> float:

@@ -19,7 +19,7 @@ import pytest
 from grpo.observe.audit import audit
 
 ROOT = Path(__file__).parent.parent
-STEPS = 12
+STEPS, EVERY = 8, 6
 MARK = "GRPO_TEST_MARK"
 ROLES = "driver, Ray, two actors and an engine core carry the mark"
 
@@ -57,7 +57,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A short run of the quickstart with two engines, to its end; nothing of it may stay behind."""
     run_dir = tmp_path_factory.mktemp("e2e") / "run"
     mark = secrets.token_hex(8)
-    overrides = (f"run.steps={STEPS}", "rollout.engines=2", "eval.prompts=256", "metrics.port=0")
+    often = (f"eval.every={EVERY}", f"checkpoint.every={EVERY}")
+    overrides = (f"run.steps={STEPS}", "rollout.engines=2", "eval.prompts=256", "metrics.port=0", *often)
     environment = os.environ | {MARK: mark}
     ended = subprocess.run(
         command(run_dir, *overrides), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540
@@ -92,7 +93,7 @@ def test_no_sample_is_stale(run: Path) -> None:
     stamped = {(row["event"], row["step"]): set(row["versions"]) for row in groups}
     # Step n samples from the weights of the n - 1 steps before it; an evaluation after step n from those of n.
     expected = {("step", step): {step - 1} for step in range(1, STEPS + 1)}
-    assert stamped == expected | {("eval", step): {step} for step in (0, 10, STEPS)}
+    assert stamped == expected | {("eval", step): {step} for step in (0, EVERY, STEPS)}
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What others may not do: run code, write elsewhere, steer a terminal or a page, read a secret, join the cluster."""
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -441,23 +442,30 @@ def listening(pids: set[int]) -> set[tuple[str, str, int]]:
     return found
 
 
-def gcs_address(pids: set[int]) -> str:
-    """Where the run's own Ray can be reached, from the command line of its raylet."""
-    for pid in pids:
-        match = re.search(r"--gcs-address=(\S+)", " ".join(psutil.Process(pid).cmdline()))
-        if match:
-            return match[1]
-    raise AssertionError("the run has no raylet")
+def command_line(pid: int) -> str:
+    """Empty for a process that is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(psutil.Process(pid).cmdline())
+    return ""
+
+
+def gcs_address(pids: set[int]) -> str | None:
+    """Where the run's own Ray can be reached, from the command line of its raylet; None before there is one."""
+    found = (re.search(r"^\S+/raylet .*--gcs-address=(\S+)", command_line(pid)) for pid in pids)
+    return next((match[1] for match in found if match), None)
 
 
 def token_of(pid: int) -> str | None:
     """The token by which a process of the run's own Ray is let in."""
-    return psutil.Process(pid).environ().get("RAY_AUTH_TOKEN") if "raylet" in psutil.Process(pid).name() else None
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return process.environ().get("RAY_AUTH_TOKEN") if process.name() == "raylet" else None
+    return None
 
 
 def copy_logs(pids: set[int], target: Path) -> None:
     """The logs of the run's own Ray, from the folder that its raylet names."""
-    found = re.search(r"--log_dir=(\S+)", " ".join(" ".join(psutil.Process(pid).cmdline()) for pid in pids))
+    found = re.search(r"--log_dir=(\S+)", " ".join(map(command_line, pids)))
     assert found
     shutil.copytree(found[1], target, symlinks=True)
 
@@ -497,33 +505,36 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
     )
     seen: dict[str, Any] = {"run_dir": run_dir, "ray": folder / "ray", "sockets": set(), "metrics": ""}
+    asked: dict[str, Future[subprocess.CompletedProcess[str]]] = {}
+    pool = ThreadPoolExecutor()
     try:
         deadline = time.monotonic() + 300
         while (
             not (run_dir / "metrics.jsonl").exists() or '"event": "step"' not in (run_dir / "metrics.jsonl").read_text()
         ):
             assert driver.poll() is None and time.monotonic() < deadline, (folder / "output").read_text()
-            seen["sockets"] |= listening(marked(mark))
+            pids = marked(mark)
+            seen["sockets"] |= listening(pids)
+            if not asked and (address := gcs_address(pids)):  # a refusal takes its time, and so does the first step
+                CANARIES["RAY_AUTH_TOKEN"] = next(filter(None, map(token_of, pids)))
+                callers = {"none": None, "wrong": "f" * 64, "right": CANARIES["RAY_AUTH_TOKEN"]}
+                asked = {who: pool.submit(join, address, folder / f"joined-{who}", callers[who]) for who in callers}
             time.sleep(0.3)
+        for who, attempt in asked.items():
+            seen[who] = (attempt.result(), (folder / f"joined-{who}").exists())
         pids = marked(mark)
         seen["processes"] = len(pids)
         seen["sockets"] |= listening(pids)
         port = re.search(r"localhost:(\d+)/metrics", (folder / "output").read_text())
         assert port
         seen["metrics"] = urllib.request.urlopen(f"http://localhost:{port[1]}/metrics", timeout=30).read().decode()
-        seen["command lines"] = "\n".join(" ".join(psutil.Process(pid).cmdline()) for pid in pids)
-        address = gcs_address(pids)
-        CANARIES["RAY_AUTH_TOKEN"] = next(filter(None, map(token_of, pids)))
-        callers = {"none": None, "wrong": "f" * 64, "right": CANARIES["RAY_AUTH_TOKEN"]}
-        with ThreadPoolExecutor() as pool:  # a refusal takes its time
-            asked = {who: pool.submit(join, address, folder / f"joined-{who}", token) for who, token in callers.items()}
-        for who, attempt in asked.items():
-            seen[who] = (attempt.result(), (folder / f"joined-{who}").exists())
+        seen["command lines"] = "\n".join(map(command_line, pids))
         copy_logs(pids, seen["ray"])  # they go with the run
         os.killpg(driver.pid, signal.SIGTERM)  # as `timeout` or a scheduler does
         seen["code"] = driver.wait(timeout=120)
     finally:
         driver.kill()
+        pool.shutdown()
     seen["left"] = left_behind(mark, within=60)
     seen["output"] = (folder / "output").read_text()
     yield seen

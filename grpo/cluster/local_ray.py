@@ -27,7 +27,7 @@ from grpo.run.stopping import StopRequest
 from grpo.run.watchdog import start_watchdog
 
 SHUTDOWN_SECONDS = 20.0  # for Ray to leave a cluster
-IMPORT_SECONDS = 60.0  # for all that Ray's daemons import; on a busy machine nothing is concluded
+IMPORT_SECONDS = 60.0  # for all that Ray's programs import; on a busy machine nothing is concluded
 ERROR = re.compile(r"[\w.]+(Error|Exception): ")  # what follows it may have several lines
 PASSING = ("MemoryError", "OSError", "BlockingIOError")  # of a machine that is full
 PAUSE_SECONDS = 2.0  # before a Ray that did not come up is started again
@@ -118,8 +118,8 @@ class LocalRay:
 
 
 def broken_imports(environment: dict[str, str]) -> str:
-    """What keeps Ray's daemons from starting, however long one waits, or ""; they would end without a word of it."""
-    command = [sys.executable, "-c", f"import {', '.join(ray_private.DAEMONS)}"]
+    """What keeps Ray's programs from starting, however long one waits, or ""; they would end without a word of it."""
+    command = [sys.executable, "-c", f"import {', '.join(ray_private.PROGRAMS)}"]
     try:
         tried = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=IMPORT_SECONDS)
     except (subprocess.TimeoutExpired, OSError):

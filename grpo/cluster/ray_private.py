@@ -4,16 +4,20 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import parameter, ray_constants, services, utils
 from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import state
 from ray.actor import ActorHandle
 from ray.job_config import JobConfig
 
+from grpo.cluster import idle_agent
 from grpo.errors import ClusterError
 
 PREEMPTION = 2
@@ -21,8 +25,13 @@ PREEMPTION = 2
 END_SECONDS = 10
 ALIVE = 0
 """State of a node in Ray's table; also the number that protobuf leaves out."""
-DAEMONS = ("ray.dashboard.dashboard", "ray.dashboard.agent", "ray._private.runtime_env.agent.main")
-"""Python programs that Ray starts beside its own binaries."""
+PROGRAMS = ("ray._private.workers.default_worker",)
+"""Python programs that a Ray of our own starts beside its binaries."""
+AGENTS = {
+    "--dashboard_agent_command": ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port"),
+    "--runtime_env_agent_command": ("runtime_env_agent_port",),
+}
+"""What a raylet is told to start as its agents, and the ports that it then waits for."""
 
 
 def read_settings() -> None:
@@ -46,23 +55,64 @@ def daemons(environment: Mapping[str, str]) -> Iterator[None]:
 
     So a signal to our process group (a terminal's Ctrl-C, `timeout`, a scheduler) does not end Ray before we have
     committed. They still end with this process: the kernel sees to that. Loopback is what Ray does on other systems
-    than Linux, where this switch is off; among its ports is one of metrics that asks for no token.
+    than Linux, where this switch is off. Only its binaries start: see `binaries_alone`.
     """
-    reachable = ray_constants.ENABLE_RAY_CLUSTER
-    real: Any = services.ConsolePopen
 
-    def start(command: Sequence[str], *, env: Mapping[str, str], **options: Any) -> Any:
+    def started(real: Any, command: Sequence[str], *, env: Mapping[str, str], **options: Any) -> Any:
         added = {name: value for name, value in env.items() if os.environ.get(name) != value}
         added["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         return real(command, env={**environment, **added}, start_new_session=True, **options)
 
-    services.ConsolePopen = start  # type: ignore[assignment, misc]
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    with (
+        binaries_alone(),
+        replaced(services, "ConsolePopen", partial(started, services.ConsolePopen)),
+        replaced(ray_constants, "ENABLE_RAY_CLUSTER", False),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def binaries_alone() -> Iterator[None]:
+    """Inside, a node of Ray starts without the Python programs that serve dashboards, jobs, metrics, logs and the like.
+
+    Where nobody asks them anything, five interpreters that import for seconds are a tenth of the work of a start.
+    """
+
+    def started(real: Any, command: Sequence[str], **options: Any) -> Any:
+        return real(with_idle_agents(command), **options)
+
+    def fewer(real: Any, **options: Any) -> Any:
+        return real(**{**options, "no_monitor": True, "include_log_monitor": False, "ray_client_server_port": None})
+
+    with (
+        replaced(services, "ConsolePopen", partial(started, services.ConsolePopen)),
+        replaced(services, "start_api_server", lambda *_, **__: (None, None)),
+        replaced(utils, "get_dashboard_dependency_error", lambda: None),  # it imports all that they would need
+        replaced(parameter, "RayParams", partial(fewer, parameter.RayParams)),
+    ):
+        yield
+
+
+def with_idle_agents(command: Sequence[str]) -> list[str]:
+    """A command of Ray's with `idle_agent.py` for each agent that it names."""
+    options = dict(argument.partition("=")[::2] for argument in command)
+    idle = [sys.executable, "-I", "-S", idle_agent.__file__, *map(options.get, ("--session_dir", "--node_id"))]
+    return [
+        f"{name}={subprocess.list2cmdline([*map(str, idle), *AGENTS[name]])}" if name in AGENTS else argument
+        for argument in command
+        for name in [argument.partition("=")[0]]
+    ]
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+    """Another value for a name of Ray's meanwhile."""
+    original = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = reachable
-        services.ConsolePopen = real  # type: ignore[misc]
+        setattr(owner, name, original)
 
 
 def node_table() -> list[dict[str, Any]]:

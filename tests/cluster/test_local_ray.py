@@ -92,9 +92,18 @@ def test_only_its_user_can_reach_its_sockets(started: tuple[Session, list[psutil
 
 @pytest.mark.slow
 def test_it_listens_on_loopback_alone(started: tuple[Session, list[psutil.Process]]) -> None:
-    """Its port of metrics among them, which asks for no token."""
+    """Of the binaries and the workers; what would serve metrics without a token does not run."""
     tcp = [c.laddr.ip for process in started[1] for c in process.net_connections("tcp") if c.status == "LISTEN"]
-    assert len(tcp) > 5 and set(tcp) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert len(tcp) > 4 and set(tcp) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_of_its_python_programs_only_workers_start(started: tuple[Session, list[psutil.Process]]) -> None:
+    """No dashboard, no monitors, and what the raylet takes for its agents does nothing."""
+    _, processes = started
+    named = [(process.name(), *map(os.path.basename, process.cmdline()[1:4])) for process in processes]
+    others = [rest for name, *rest in named if name not in ("gcs_server", "raylet") and not name.startswith("ray::")]
+    assert others == [["-I", "-S", "idle_agent.py"]] * 2
 
 
 @pytest.mark.slow
@@ -191,7 +200,7 @@ def test_only_what_would_come_again_is_a_broken_import(
     code: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "daemon.py").write_text(code)
-    monkeypatch.setattr(module.ray_private, "DAEMONS", ("daemon",))
+    monkeypatch.setattr(module.ray_private, "PROGRAMS", ("daemon",))
     assert module.broken_imports(os.environ | {"PYTHONPATH": str(tmp_path)}) == told
 
 
@@ -199,7 +208,7 @@ def test_a_stop_while_imports_are_tried_is_heard(quick: pytest.MonkeyPatch, tmp_
     (tmp_path / "daemon.py").write_text(
         "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(50)"
     )
-    quick.setattr(module.ray_private, "DAEMONS", ("daemon",))
+    quick.setattr(module.ray_private, "PROGRAMS", ("daemon",))
     quick.setattr(module.ray, "init", BusyRay(99).init)
     quick.setattr(module.PrivateFolder, "modules", str(tmp_path), raising=False)
     with StopRequest(30) as stop:

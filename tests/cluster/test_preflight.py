@@ -88,9 +88,11 @@ def test_a_cluster_that_is_not_there_is_named_and_all_else_is_checked(
 
 NODES = """
 from ray.cluster_utils import Cluster
-found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-for role in ("rollout", "trainer"):
-    found.add_node(num_cpus=1, num_gpus=0, labels={"grpo.dev/role": role})
+from grpo.cluster.ray_private import binaries_alone
+with binaries_alone():
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for role in ("rollout", "trainer"):
+        found.add_node(num_cpus=1, num_gpus=0, labels={"grpo.dev/role": role})
 print(found.address, flush=True)
 input()
 found.shutdown()

@@ -61,15 +61,13 @@ class Adapted(Stack):
     def difference(self) -> float:
         return mean_difference(self.logprobs(), self.engine.call("prompt_logprobs", PROMPT))
 
-    def replace(self, seed: int) -> list[float]:
-        """An update: other factors, and W as it was. Returns the logprobs of the old ones."""
-        before = self.logprobs()
+    def replace(self, seed: int) -> None:
+        """An update: other factors, and W as it was."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for one in self.weights.adapted.values():
                 noise = torch.randn(one.b_OR.shape, generator=generator)
                 one.b_OR.copy_(0.1 * one.size_of_b() * noise)
-        return before
 
     def sync_verified(self, version: int, previous: Manifest | None = None, tensors: Tensors | None = None) -> Manifest:
         """As a run makes it after every training step."""
