@@ -22,6 +22,10 @@ SHARED = ("rollout.gpus_per_engine=0.25", "train.gpus_per_rank=0.25")
 WAYS: dict[str, tuple[str, ...]] = {
     "shared": (*SHARED, "model.fp32_head=true"),
     "turns": ("cluster.colocate=true", "rollout.engines=2", "rollout.engines_per_gpu=2", "model.dtype=bfloat16"),
+    "turns, offloaded": (
+        *("cluster.colocate=true", "train.zero_stage=3"),
+        *("train.offload_optimizer=cpu", "train.offload_param=cpu"),
+    ),
     "lora": (*SHARED, 'train.lora={"rank": 16, "alpha": 32}', "train.learning_rate=2e-3"),
     "offloaded optimizer": (*SHARED, "train.zero_stage=2", "train.offload_optimizer=cpu"),
     "offloaded weights": (*SHARED, "train.zero_stage=3", "train.offload_optimizer=cpu", "train.offload_param=cpu"),
@@ -29,13 +33,10 @@ WAYS: dict[str, tuple[str, ...]] = {
     "gspo, k3, entropy": (*SHARED, "algorithm.loss=gspo", "algorithm.kl_coef=0.001", "algorithm.entropy_coef=0.001"),
 }
 ACROSS: dict[str, tuple[str, ...]] = {
-    "ipc": ("sync.transport=ipc", "rollout.engines=1"),
-    "ipc in flight": ("sync.transport=ipc", "rollout.max_staleness=2", "rollout.update=in_flight"),
+    "through memory": (),
+    "by NCCL": ("sync.transport=nccl",),
+    "in flight": ("sync.transport=ipc", "rollout.max_staleness=2", "rollout.update=in_flight"),
     "turns of two": ("cluster.colocate=true", "rollout.engines=2", "train.ranks=2"),
-    "turns and offload": (
-        *("cluster.colocate=true", "rollout.engines=2", "train.ranks=2"),
-        *("train.zero_stage=3", "train.offload_optimizer=cpu", "train.offload_param=cpu"),
-    ),
 }
 
 
