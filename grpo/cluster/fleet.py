@@ -149,18 +149,26 @@ class Fleet:
         going = self.context.workers.leaving(healthy)
         return going if len(going) < len(healthy) else []
 
-    def retire(self) -> None:
-        """Replaces engines whose node is about to go away; the new ones wait for another node."""
+    def retire(self, last: bool = True) -> None:
+        """Replaces engines whose node is about to go away; the new ones wait for another node.
+
+        Without `last` they stay where nobody else serves.
+        """
         with self._turn:
             serving = self.serving
             leaving = self.context.workers.leaving([slot.engine for slot in serving])
+            if len(leaving) == len(serving) and not last:
+                return
             error = EngineLost("engines move: their node is about to go away", counts=False)
             self.lose({slot: error for slot in serving if slot.engine in leaving})
 
-    def gather(self, wait: bool) -> None:
-        """Takes in the engines that have started since; with `wait` it waits until as many as needed have."""
+    def gather(self, wait: bool, last: bool = True) -> None:
+        """Takes in the engines that have started since; with `wait` it waits until as many as needed have.
+
+        `last` as in `retire`.
+        """
         with self._turn:
-            self._take_started()
+            self._take_started(last)
             began, limit = time.monotonic(), self.context.config.deadlines.start
             while wait and len(self.serving) < self.fewest:
                 starting = self.of(State.RESTARTING)
@@ -172,12 +180,12 @@ class Fleet:
                 if not late:
                     left = min(min(ends.values()) - time.monotonic(), LOOK_SECONDS if self.elastic else limit)
                     self.context.workers.first([slot.starting for slot in starting if slot.starting], left)
-                    self._take_started()
+                    self._take_started(last)
             self._report()
 
-    def _take_started(self) -> None:
+    def _take_started(self, last: bool) -> None:
         """Whoever has started, well or badly, since the last look."""
-        self.retire()
+        self.retire(last)
         self._revive()
         limit = self.context.config.deadlines.start
         if self.elastic:

@@ -82,7 +82,8 @@ class WeightSync:
     def _bring(self, version: int) -> Manifest:
         self.self_tested = {}
         while True:
-            self.fleet.gather(wait=not self._slots())
+            # A step that was trained is over only with its weights: those that all have to leave take these before.
+            self.fleet.gather(wait=not self._slots(), last=False)
             self._drop_dead()
             if not self._slots():  # all that were there are dead, or had to leave their nodes
                 continue

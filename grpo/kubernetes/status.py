@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from grpo.config.text import clean
 from grpo.errors import ClusterError
 from grpo.kubernetes.logs import driver_lines, head_log
+from grpo.kubernetes.queue import WORKLOADS, active, queued, waits_for, workload
 from grpo.kubernetes.release import Pod, Release
+from grpo.kubernetes.tools import Object
 
 TAIL = 200
 """Lines of the head's log in which the newest step is looked for."""
@@ -37,7 +39,7 @@ def _next(release: Release, pods: list[Pod]) -> Iterator[str]:
     elif release.over:
         yield "  once the cause is mended: helm upgrade, with another job.restart where the values stay the same"
     elif release.suspended:
-        yield f"  it is stopped; to go on: {resume_command(release)}"
+        yield f"  {_held(release)}"
     elif release.debugged:
         yield "  job.debug is true: no run starts in these pods"
     elif head is None:
@@ -56,14 +58,17 @@ def newest(lines: Iterator[str]) -> str:
     return next((line for line in reversed(said) if line.startswith("step ")), said[-1] if said else "")
 
 
-def resume_command(release: Release) -> str:
-    """What lets a run that was stopped go on."""
-    if queued(release):
-        return "kubectl patch its workload.kueue.x-k8s.io with spec.active: true"
-    patch = '\'{"spec": {"suspend": false}}\''
-    return f"kubectl{release.cluster.told()} patch rayjob {release.job_name} --type merge -p {patch}"
+def _held(release: Release) -> str:
+    """Why a suspended run has no pods: somebody has stopped it, or it waits for its turn."""
+    found = workload(release) if queued(release) else None
+    if queued(release) and (found is None or active(found)):
+        return f"it waits in Kueue's queue: {waits_for(found or {}) or 'no reason is told yet'}"
+    return f"it is stopped; to go on: {resume_command(release, found)}"
 
 
-def queued(release: Release) -> bool:
-    """Whether Kueue decides when it runs."""
-    return "kueue.x-k8s.io/queue-name" in (release.job["metadata"].get("labels") or {})
+def resume_command(release: Release, queued_as: Object | None) -> str:
+    """What lets a run that was stopped go on; `queued_as` is its workload where Kueue decides."""
+    kind, name, spec = "rayjob", release.job_name, '{"spec": {"suspend": false}}'
+    if queued_as:
+        kind, name, spec = WORKLOADS, str(queued_as["metadata"]["name"]), '{"spec": {"active": true}}'
+    return f"kubectl{release.cluster.told()} patch {kind} {name} --type merge -p '{spec}'"

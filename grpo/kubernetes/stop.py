@@ -13,8 +13,9 @@ from contextlib import ExitStack
 
 from grpo.errors import ClusterError, ConfigError, DeadlineExceeded, GrpoError
 from grpo.kubernetes.logs import Say, lines_of, opened, shown
+from grpo.kubernetes.queue import WORKLOADS, queued, workload
 from grpo.kubernetes.release import HEAD_CONTAINER, Release
-from grpo.kubernetes.status import queued, resume_command
+from grpo.kubernetes.status import resume_command
 from grpo.kubernetes.tools import Object
 
 LOOK_SECONDS = 1.0
@@ -46,9 +47,9 @@ def stop(release: Release, say: Say, seconds: float | None = None) -> None:
             child = stack.enter_context(opened(release.cluster.command("kubectl", *follow), errors))
             lines = lines_of(child)
             commit(release, head.name, say, limit)
-        suspend(release)
+        queued_as = suspend(release)
         _until_gone(release, lines, say, limit)
-    say(f"run {release.run} is stopped and its pods are gone. To go on: {resume_command(release)}")
+    say(f"run {release.run} is stopped and its pods are gone. To go on: {resume_command(release, queued_as)}")
 
 
 def commit(release: Release, head: str, say: Say, seconds: float) -> None:
@@ -67,20 +68,16 @@ def grace(release: Release) -> float:
     return float(max(int(pod.get("terminationGracePeriodSeconds") or GRACE_SECONDS) for pod in pods))
 
 
-def suspend(release: Release) -> None:
-    """By Kueue where that decides when the job runs, else by the RayJob itself."""
-    cluster = release.cluster
+def suspend(release: Release) -> Object | None:
+    """By Kueue where that decides when the job runs, whose workload it returns, else by the RayJob itself."""
     if not queued(release):
         _patch(release, "rayjobs.ray.io", release.job_name, {"spec": {"suspend": True}})
-        return
-    uid = release.job["metadata"].get("uid")
-    workloads = cluster.objects("workloads.kueue.x-k8s.io")
-    for workload in workloads:
-        owners = workload["metadata"].get("ownerReferences") or []
-        if any(owner.get("uid") == uid for owner in owners):
-            _patch(release, "workloads.kueue.x-k8s.io", str(workload["metadata"]["name"]), {"spec": {"active": False}})
-            return
-    raise ClusterError(f"Kueue must have a workload of {release}, but has none yet; try again")
+        return None
+    found = workload(release)
+    if found is None:
+        raise ClusterError(f"Kueue must have a workload of {release}, but has none yet; try again")
+    _patch(release, WORKLOADS, str(found["metadata"]["name"]), {"spec": {"active": False}})
+    return found
 
 
 def _patch(release: Release, kind: str, name: str, patch: Object) -> None:

@@ -188,6 +188,10 @@ def test_a_drained_engine_asks_for_another_node_at_once(tmp_path: Path) -> None:
     assert states(fleet) == ["restarting", "healthy", "restarting"] and len(engines.made) == 4
     head.draining = frozenset({"node 0", "node 1"})
     assert fleet.leaving() == [], "nobody stays that could take over"
+    fleet.gather(wait=False, last=False)
+    assert fleet.slots[1].engine is engines.made[1], "it takes the weights of a step before it leaves"
+    fleet.gather(wait=False, last=False)
+    assert fleet.slots[1].engine is not engines.made[1], "another has started meanwhile"
 
 
 @pytest.mark.parametrize("error", [EngineLost("died"), ConfigError("no model here"), OutOfMemory("too small")])

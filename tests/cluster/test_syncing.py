@@ -180,10 +180,14 @@ def test_an_error_that_a_retry_does_not_mend_is_raised_before_losses_are_repaire
     assert len(stack.engines) == 2
 
 
-def test_a_sync_waits_for_a_new_engine_where_the_last_ones_just_leave(stack: Stack) -> None:
+def test_engines_that_all_have_to_leave_take_the_weights_of_the_step_first(stack: Stack) -> None:
+    """Where all pods go at once no other engine comes, and without its sync the step could not be committed."""
     stack.weights.publish(0)
     stack.head.draining = frozenset({"node 0", "node 1"})
+    stack.trainer.step([], 1)
     stack.weights.publish(1)
+    assert [slot.engine.node_id for slot in stack.fleet.slots] == ["node 0", "node 1"] and stack.weights.version == 1
+    assert stack.weights.ensure() == 1
     assert [slot.engine.node_id for slot in stack.fleet.slots] == ["node 2", "node 3"]
     assert stack.weights.version == 1 and stack.context.recoveries.spent == 0
 

@@ -57,6 +57,18 @@ def install(space: Namespace, *options: str) -> Run:
     return current(space)
 
 
+def upgrade(old: Run, *options: str) -> Run:
+    """Upgrades the release to values that make another job of it."""
+    old.space.helm("upgrade", "grpo", str(CHART), "-f", str(SMOKE), *options)
+
+    def replaced() -> bool:
+        names = [job["metadata"]["name"] for job in old.space.objects("rayjobs.ray.io")]
+        return len(names) == 1 and names != [old.job]
+
+    eventually(replaced, "the new RayJob instead of the old one", 60, old.space.describe)
+    return current(old.space)
+
+
 def open_volume(space: Namespace, name: str = "") -> None:
     """Lets the run's user write to a volume: folders of a host have no owner that Kubernetes would change.
 

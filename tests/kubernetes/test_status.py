@@ -49,6 +49,34 @@ def test_what_there_is_to_do(status: dict[str, str], last: str, programs: Progra
     assert programs.calls("logs") == []
 
 
+RESERVED = {"type": "QuotaReserved", "status": "True", "message": "Quota reserved in ClusterQueue training"}
+WAITS = {"type": "QuotaReserved", "status": "False", "message": "insufficient unused quota\nfor cpu, 250m more needed"}
+RESUME = 'kubectl -n team patch workloads.kueue.x-k8s.io w-2 --type merge -p \'{"spec": {"active": true}}\''
+
+
+@pytest.mark.parametrize(
+    ("active", "conditions", "last"),
+    [
+        (None, [], "  it waits in Kueue's queue: no reason is told yet"),
+        (True, [WAITS], "  it waits in Kueue's queue: insufficient unused quota for cpu, 250m more needed"),
+        (True, [RESERVED], "  it waits in Kueue's queue: no reason is told yet"),
+        (False, [WAITS], f"  it is stopped; to go on: {RESUME}"),
+    ],
+)
+def test_who_waits_in_the_queue_is_not_told_to_be_stopped(
+    active: bool | None, conditions: list[Any], last: str, programs: Programs
+) -> None:
+    queued = job("mine", **SUSPENDED)
+    queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "training"
+    programs.items("get rayjobs", [queued])
+    programs.items("get pods", [])
+    mine = {"name": "w-2", "ownerReferences": [{"uid": "uid-mine"}]}
+    own = {"metadata": mine, "spec": {"active": active}, "status": {"conditions": conditions}}
+    other = {"metadata": {"name": "w-1"}, "spec": {"active": not active}}
+    programs.items("get workloads.kueue", [other] if active is None else [other, own])
+    assert list(status_lines(find(Cluster("team"), None)))[-1] == last
+
+
 def test_a_head_that_has_just_gone_is_a_line(programs: Programs) -> None:
     programs.answer("logs pod-head", {"err": "Unable to connect to the server: EOF", "code": 1})
     assert "the cluster must answer" in lines(programs, [pod("head")], **RUNNING)[-1]

@@ -52,7 +52,10 @@ def test_kueue_is_asked_where_it_decides(programs: Programs) -> None:
     running(programs, queued)
     owner = {"metadata": {"name": "w-2", "ownerReferences": [{"uid": "uid-mine"}]}}
     programs.items("get workloads.kueue", [{"metadata": {"name": "w-1"}}, owner])
-    stop(find(Cluster(), None), print)
+    said: list[str] = []
+    stop(find(Cluster(), None), said.append)
+    resume = 'kubectl patch workloads.kueue.x-k8s.io w-2 --type merge -p \'{"spec": {"active": true}}\''
+    assert said[-1] == f"run mine-grpo-1a is stopped and its pods are gone. To go on: {resume}"
     (patch,) = programs.calls("patch")
     assert patch[2:4] == ["workloads.kueue.x-k8s.io", "w-2"] and json.loads(patch[-1]) == {"spec": {"active": False}}
 
