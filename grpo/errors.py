@@ -20,6 +20,7 @@ GrpoError
 ├── Fenced               13   another start holds the run's folder
 ├── CheckpointError      14   a run folder or checkpoint that cannot be read or written
 ├── WeightSyncError      15   an engine does not hold the trainer's weights
+│   └── MemoryNotShared  15   engines cannot read the trainer's GPU memory
 ├── AuditError           17   a run's folder contradicts itself
 ├── ResultsError         19   a run that is done, but its results could not be copied to run.results
 ├── NotProved            18   a run's folder does not, but it does not hold all that a proof needs
@@ -133,6 +134,10 @@ class CheckpointError(GrpoError):
 class WeightSyncError(GrpoError):
     exit_code = 15
     fatal = True
+
+
+class MemoryNotShared(WeightSyncError):
+    pass
 
 
 class AuditError(GrpoError):

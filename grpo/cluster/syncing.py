@@ -11,7 +11,7 @@ from grpo.cluster.fleet import Fleet, Slot, State
 from grpo.cluster.heartbeat import process_lives
 from grpo.cluster.rollouts import engine_lives
 from grpo.cluster.trainer_group import TrainerGroup
-from grpo.errors import ClusterError, EngineLost, GrpoError, Interrupted, TrainerLost, WeightSyncError
+from grpo.errors import ClusterError, EngineLost, GrpoError, Interrupted, MemoryNotShared, TrainerLost
 from grpo.interfaces import Call, Engine, TrainerRank, Transfer
 from grpo.run.faults import fault_point
 from grpo.types import Manifest, Stats, TensorRecord
@@ -56,7 +56,7 @@ class WeightSync:
         self.digests: dict[int, str] = {}
         self.last: Manifest | None = None
         self.connected: list[Engine] = []  # engines of the transfer
-        self.shares_memory = True  # until ends of one node have found that they cannot
+        self.unshared = ""  # the node on which engines could not read the trainer's memory
         self.among: list[Slot] | None = None  # the only ones that a sync is with
 
     def begin(self, version: int) -> Stats:
@@ -159,13 +159,14 @@ class WeightSync:
 
     def _join(self, sender: TrainerRank, engines: Sequence[Engine]) -> None:
         """Through the sender's GPU memory where all are on its node and can read it, else through the network."""
-        near = self.shares_memory and {engine.node_id for engine in engines} == {sender.node_id} != {""}
+        near = {engine.node_id for engine in engines} == {sender.node_id} - {"", self.unshared}
         try:
             self._meet(sender, engines, near)
-        except WeightSyncError as error:
-            if not near or self.context.config.sync.transport != "auto" or self.context.config.roles_share_gpus:
+        except MemoryNotShared as error:
+            if not near or self.context.config.sync.transport != "auto":
                 raise
-            self.shares_memory = False
+            if self.among is None:
+                self.unshared = sender.node_id
             self.context.workers.say(f"note: weights go by NCCL, since {error}")
             self._meet(sender, engines, near=False)
 

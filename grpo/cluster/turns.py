@@ -44,7 +44,7 @@ class TurnTakingTrainer(TrainerGroup):
 def rest(context: RunContext, fleet: Fleet) -> None:
     """Returns once all engines rest, those too that are only starting. Raises ClusterError if too many are lost."""
     while True:
-        fleet.gather(wait=True)
+        fleet.gather(wait=True, last=False)
         engines = [slot.engine for slot in fleet.serving]
         calls, seconds = [engine.rest() for engine in engines], context.config.deadlines.sync
         outcomes = context.workers.outcomes(calls, seconds, "rest", engine_lives, finish_first=True)

@@ -16,6 +16,7 @@ from vllm.config import set_current_vllm_config
 from vllm.utils.nccl import unpinned_nccl_env
 
 from grpo.config import Config
+from grpo.errors import WeightSyncError
 from grpo.rollout.places import Places, Watch
 from grpo.rollout.shadow import Announced, Answer, Expected, Shadow
 from grpo.rollout.vllm_private import START_SECONDS, begin_reload, finish_reload, load_tensor, not_loaded
@@ -48,10 +49,11 @@ class Receiver:
         """What this worker's start took, by phase."""
         return dict(START_SECONDS)
 
-    def join_transfer(self, config: str, url: str, rank_offset: int, world_size: int, secret: str) -> None:
+    def join_transfer(self, config: str, url: str, rank_offset: int, world_size: int, secret: str) -> str:
         """Joins a transfer group as rank `rank_offset` plus this worker's rank, leaving the one before.
 
-        `config` is the run's, as JSON.
+        `config` is the run's, as JSON. What makes the transfer one of no use is returned: of several workers that all
+        raise vLLM hears one, and takes what the next says for the answer to the next call.
         """
         parsed = Config.model_validate_json(config)
         self.shadow, self.sharing = None, parsed.rollout.sharing
@@ -62,7 +64,11 @@ class Receiver:
             unpinned_nccl_env()
         ):  # NCCL settings that vLLM makes for its own groups would make the trainer wait for ever
             rank = rank_offset + self.rank
-            self.transport = make_transport(parsed, self.device.type, url, rank, world_size, secret)
+            try:
+                self.transport = make_transport(parsed, self.device.type, url, rank, world_size, secret)
+            except WeightSyncError as error:
+                return str(error)
+        return ""
 
     def receive_tensors(self, expected: Expected) -> Answer:
         """Loads what the trainer sends. `expected` is [[name, shape, dtype], ...] as the trainer announced it.

@@ -52,12 +52,14 @@ class TakingEngine(EngineCore):
     async def join_transfer(self, url: str, rank_offset: int, world_size: int, secret: str) -> None:
         """Every worker leaves its transfer group and joins another; the first as rank `rank_offset`.
 
-        Raises: ClusterError.
+        Raises: ClusterError; WeightSyncError if no weights can travel that way.
         """
         self.transfers += 1
         arguments = (self.config.model_dump_json(), url, rank_offset, world_size, secret)
         async with self.alone():
-            await self.on_workers("join_transfer", *arguments)
+            problems = await self.on_workers("join_transfer", *arguments)
+        for problem in filter(None, problems):
+            raise WeightSyncError(problem)
 
     async def receive_weights(
         self, version: int, records: tuple[TensorRecord, ...], ahead: bool = False

@@ -16,14 +16,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from grpo.errors import WeightSyncError
+from grpo.errors import MemoryNotShared
 from grpo.run.faults import fault_point
 from grpo.types import TensorRecord
 from grpo.weights.digest import records, sums
 from grpo.weights.process_group import GroupTransport, Header, Outline, Place, type_name
 
-PROBE_BYTES = 32
+PROBE_BYTES, REASON_BYTES = 32, 256
 Handle = list[Any]
 """Plain data that names the memory of a tensor to other processes."""
 
@@ -57,15 +58,15 @@ class CudaMemory:
 class SharedGpuTransport(GroupTransport):
     """A `Transport` whose receivers copy from the sender's memory, if all of them can.
 
-    With `strict` it raises WeightSyncError where one cannot. Other arguments and errors are those of `Group`.
+    With `strict` it raises MemoryNotShared where one cannot. Other arguments and errors are those of `Group`.
     """
 
     def __init__(self, *where: Any, strict: bool = False, memory: Memory | None = None) -> None:
         super().__init__("gloo", *where)
         self.memory = memory or CudaMemory()
         self.sender = where[3] == 0
-        self.shown: dict[int, tuple[torch.UntypedStorage, Handle]] = {}
-        """By address: each storage is shown once, and stays."""
+        self.shown: dict[int, tuple[StorageWeakRef, Handle]] = {}
+        """By address: each storage is shown once, as long as somebody else keeps it."""
         self.staging = torch.empty(0, dtype=torch.uint8, device=self.device)
         try:
             self.in_place = self._all_can(strict)
@@ -95,13 +96,13 @@ class SharedGpuTransport(GroupTransport):
                 reason = f"{type(error).__name__}: {error}"
         if self._agreed(not reason):
             return True
-        why = f" ({reason.splitlines()[0]})" if reason else " (another one cannot)"
+        why = next(filter(None, self._told(reason.partition("\n")[0])), "")
         if strict:
-            raise WeightSyncError(
-                f"weights go through GPU memory (ipc) where all engines can read the trainer's, but in the "
-                f"{self.where} not all can{why}; put them into one pod or on one host, or use sync.transport: auto"
+            raise MemoryNotShared(
+                f"all engines must be able to read the trainer's GPU memory, but in the {self.where} one cannot "
+                f"({why}); put them into one pod or on one host, or do without sync.transport: ipc"
             )
-        print(f"note: weights go through the host's memory, as GPU memory cannot be shared{why}", file=sys.stderr)
+        print(f"note: weights go through the host's memory, as GPU memory cannot be shared ({why})", file=sys.stderr)
         return False
 
     @property
@@ -119,7 +120,6 @@ class SharedGpuTransport(GroupTransport):
                 starts.append(starts[-1] + data.numel())
             with self._timed("wire"):
                 if self.staging.numel() < starts[-1]:
-                    self.shown.pop(self.staging.data_ptr(), None)
                     self.staging = torch.empty(starts[-1], dtype=torch.uint8, device=self.device)
                 torch.cat([data for _, data in bucket], out=self.staging[: starts[-1]])
                 storage = self.staging.untyped_storage()
@@ -173,8 +173,9 @@ class SharedGpuTransport(GroupTransport):
         yield from zip(self._digested(arrived), [tensor for _, tensor in arrived], strict=True)
 
     def _show(self, storage: torch.UntypedStorage) -> Handle:
+        self.shown = {address: shown for address, shown in self.shown.items() if not shown[0].expired()}
         if storage.data_ptr() not in self.shown:
-            self.shown[storage.data_ptr()] = storage, self.memory.show(storage)
+            self.shown[storage.data_ptr()] = StorageWeakRef(storage), self.memory.show(storage)
         return self.shown[storage.data_ptr()][1]
 
     def _taken(self) -> None:
@@ -191,7 +192,21 @@ class SharedGpuTransport(GroupTransport):
         self._finish(works)
         return bool(answer.item())
 
+    def _told(self, mine: str) -> list[str]:
+        """What each end has to say."""
+        texts = [torch.zeros(REASON_BYTES, dtype=torch.uint8) for _ in range(self.group.size())]
+        said = torch.frombuffer(bytearray(mine.encode()[:REASON_BYTES].ljust(REASON_BYTES, b"\0")), dtype=torch.uint8)
+        with self._unbroken():
+            works = [self.group.allgather([texts], [said])]
+        self._finish(works)
+        return [bytes(text.tolist()).rstrip(b"\0").decode(errors="replace") for text in texts]
+
     def _wait(self) -> None:
-        """Until the GPU has done what this process gave it."""
-        if self.device.type == "cuda":
+        """Until the GPU has done what was given to it: in a thread with a stream of its own what that has."""
+        if self.device.type != "cuda":
+            return
+        stream = torch.cuda.current_stream(self.device)
+        if stream == torch.cuda.default_stream(self.device):
             torch.cuda.synchronize(self.device)
+        else:
+            stream.synchronize()

@@ -8,7 +8,7 @@ from grpo.cluster.fleet import Fleet, State
 from grpo.cluster.syncing import WeightSync
 from grpo.cluster.turns import TurnTakingTrainer
 from grpo.errors import BugError, ClusterError, EngineLost, TrainerLost
-from tests.cluster.local import LocalEngine, LocalRank, Wire, make_context
+from tests.cluster.local import LocalEngine, LocalHead, LocalRank, Wire, make_context
 
 
 class Turns:
@@ -19,7 +19,8 @@ class Turns:
         self.wire: Wire = {}
         self.engines: list[LocalEngine] = []
         sections = {"rollout": {"engines": 2}, "train": {"ranks": 2}, "cluster": {"colocate": True}}
-        context = make_context(run_dir, [], None, recoveries, **sections)
+        self.head = LocalHead()
+        context = make_context(run_dir, [], self.head, recoveries, **sections)
         self.fleet = Fleet(context, self.engine)
         self.trainer = TurnTakingTrainer(context, self.rank, self.fleet)
         self.weights = WeightSync(context, self.fleet, self.trainer, self_test_prompt=[1, 2, 3])
@@ -85,6 +86,19 @@ def test_new_ranks_start_once_engines_rest_wherever_the_old_ones_were_lost(turns
     ]
     turns.weights.publish(0)
     assert not any(engine.resting for engine in turns.engines)
+
+
+def test_engines_that_all_have_to_leave_rest_for_the_step_that_was_sampled(turns: Turns) -> None:
+    """No other may come, and the step would be lost."""
+    turns.weights.publish(0)
+    for engine in turns.engines:
+        engine.node_id = "node 0"
+    turns.head.draining = frozenset({"node 0"})
+    turns.events.clear()
+    turns.trainer.step([], 1)
+    assert turns.seen("start", "rest", "step", "ends") == [
+        *("engine 0 rest", "engine 1 rest", "trainer rank 0 step 1", "trainer rank 1 step 1")
+    ]
 
 
 def test_engines_that_are_lost_too_often_end_it(tmp_path: Path) -> None:
