@@ -17,6 +17,8 @@ class Background:
     def __init__(self) -> None:
         self._threads: set[threading.Thread] = set()
         self._cancelled = threading.Event()
+        self._starting = threading.Lock()
+        """Nobody joins a thread that is known and does not run yet."""
 
     def start(self, name: str, work: Callable[[], object]) -> None:
         """Does `work` beside the caller. What it raises must be of use to somebody: it is on its own there."""
@@ -30,8 +32,9 @@ class Background:
                 self._threads.discard(threading.current_thread())
 
         thread = threading.Thread(target=run, name=name, daemon=True)
-        self._threads.add(thread)
-        thread.start()
+        with self._starting:
+            self._threads.add(thread)
+            thread.start()
 
     @property
     def mine(self) -> bool:
@@ -57,10 +60,14 @@ class Background:
     def join(self, seconds: float) -> bool:
         """Whether all threads have ended after `cancel`, within that time; then new ones may start."""
         deadline = time.monotonic() + seconds
-        while left := list(self._threads):  # one that ends may have started another
+        while left := self._left():  # one that ends may have started another
             if time.monotonic() > deadline:
                 return False
             for thread in left:
                 thread.join(max(0.0, deadline - time.monotonic()))
         self._cancelled.clear()
         return True
+
+    def _left(self) -> list[threading.Thread]:
+        with self._starting:
+            return list(self._threads)

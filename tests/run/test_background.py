@@ -58,3 +58,22 @@ def test_a_thread_that_one_of_them_starts_as_it_ends_is_waited_for_too() -> None
     background.cancel()
     threading.Timer(0.02, may_end.set).start()
     assert background.join(10)
+
+
+def test_a_thread_that_is_just_starting_is_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    background, starting, may_start = Background(), threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    def slowly(thread: threading.Thread) -> None:
+        if thread.name == "slow":
+            starting.set()
+            may_start.wait(10)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", slowly)
+    starter = threading.Thread(target=background.start, args=("slow", lambda: None), name="starter")
+    starter.start()
+    assert starting.wait(10)
+    threading.Timer(0.05, may_start.set).start()
+    assert background.join(10)
+    starter.join(10)
