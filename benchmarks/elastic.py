@@ -197,6 +197,8 @@ def example(folder: Path) -> Config:
 
 def steps_with(config: Config, question: Question) -> dict[int, Step]:
     """A step with each number of engines that the run may have. Raises ConfigError."""
+    apart = config.cluster.model_copy(update={"address": "auto"})  # engines come with nodes of their own
+    config = config.model_copy(update={"cluster": apart})
     rollout = config.rollout
     if not rollout.elastic or rollout.sharing > 1:
         raise ConfigError(

@@ -134,6 +134,8 @@ def trainer_work(case: Case, name: str, setting: Setting, result: Path, port: in
     work = setting.work
     pool = setting.pool(case.turns)
     rows = micro_batch(setting, name, pool, padded=not case.name.startswith(ASYNC))
+    if work.rows % (rows * pool):
+        raise Failed(f"{pool} GPUs cannot share {work.rows} rows evenly; give another number of --gpus or --prompts")
     return {
         "kind": case.name.partition("+")[0],
         "model": str(setting.model),

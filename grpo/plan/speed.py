@@ -32,8 +32,10 @@ from grpo.plan.gpus import (
 )
 from grpo.plan.model_size import Shape
 from grpo.plan.offload import offload_seconds
+from grpo.plan.placement import grouped
 
 PROMPT_TOKENS = 128
+MACHINE = 8  # GPUs of one
 MOST_SEQUENCES = 1024  # that decode together, as in rollout/build.py
 SIZES = {"float32": 4, "bfloat16": 2}
 
@@ -178,8 +180,11 @@ def step_of(
 
 
 def near(config: Config) -> bool:
-    """Whether weights go through the trainer's memory: for sure where engines and ranks are on this machine."""
-    return config.sync.transport in ("auto", "ipc") and (config.cluster.address is None or config.roles_share_gpus)
+    """Whether weights go through the trainer's memory: on one machine, which no address of a cluster means."""
+    fits = sum(group.gpus for group in grouped(config, "cuda")) <= MACHINE
+    return config.sync.transport == "ipc" or (
+        config.sync.transport == "auto" and fits and (config.cluster.address is None or config.roles_share_gpus)
+    )
 
 
 def slowed_by_syncs(config: Config) -> float:

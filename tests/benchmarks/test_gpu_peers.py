@@ -1,5 +1,6 @@
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from benchmarks.gpu.cases import case_named
 from benchmarks.gpu.devices import Watch
-from benchmarks.gpu.peers import measured, micro_batch, steps_of, surroundings, trainer_work
+from benchmarks.gpu.peers import Failed, measured, micro_batch, steps_of, surroundings, trainer_work
 from benchmarks.gpu.trl_attention import check, dense
 from benchmarks.gpu.trl_trainer import Clock
 from benchmarks.rewards import shares_of_e
@@ -31,6 +32,8 @@ def test_the_trainer_gets_the_whole_step_and_the_settings_of_the_case(tmp_path: 
     turns = trainer_work(case_named("trl-turns"), "512", setting(tmp_path), tmp_path / "steps.json", 0)
     assert (turns["kind"], turns["micro_batch"] * turns["accumulation"] * 4) == ("trl-turns", 512)
     assert turns["longest"] == 512 + 237
+    with pytest.raises(Failed, match="3 GPUs cannot share 512 rows evenly"):
+        trainer_work(case_named("trl-turns"), "200", replace(setting(tmp_path), gpus=3), tmp_path / "steps.json", 0)
 
 
 def test_each_half_sees_its_own_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

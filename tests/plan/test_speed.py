@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from grpo.config import Config
 from grpo.plan.gpus import GPUS, gpu_named
 from grpo.plan.model_size import read_shape
-from grpo.plan.speed import Rates, compose, rates_of, step_of, talk_seconds, train_flops, work_of
+from grpo.plan.speed import Rates, compose, near, rates_of, step_of, talk_seconds, train_flops, work_of
 from tests.plan.planned import QWEN_1_5B, config
 
 H200 = GPUS["H200"]
@@ -58,6 +58,25 @@ def test_two_h200_with_three_engines_on_one_from_the_configuration_alone(
     work, shape = work_of(run, prompt_tokens=118), read_shape(run)
     step = step_of(run, shape, work, rates_of(run, shape, H200, work, 3, 1), 3, 1, 1)
     assert step.seconds == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("sections", "through_memory"),
+    [
+        ({}, True),
+        ({"cluster": {"address": "auto"}}, False),
+        ({"cluster": {"address": "auto"}, "sync": {"transport": "ipc"}}, True),
+        ({"sync": {"transport": "nccl"}}, False),
+        ({"rollout": {"engines": 5}, "train": {"ranks": 3}}, True),
+        ({"rollout": {"engines": 5}, "train": {"ranks": 4}}, False),
+        ({"cluster": {"address": "auto", "colocate": True}}, True),
+        ({"rollout": {"engines": 9}, "train": {"ranks": 9}, "cluster": {"colocate": True}}, False),
+    ],
+)
+def test_weights_go_through_memory_on_one_machine(
+    tmp_path: Path, sections: dict[str, Any], through_memory: bool
+) -> None:
+    assert near(config(tmp_path, QWEN_1_5B, **sections)) is through_memory
 
 
 def test_engines_are_as_busy_as_was_measured(tmp_path: Path) -> None:
