@@ -147,6 +147,7 @@ class SharedGpuTransport(GroupTransport):
         self, outline: Sequence[TensorRecord], places: Sequence[tuple[torch.UntypedStorage, int]], last: bool
     ) -> None:
         """Announces tensors and where they lie, once all that writes them has ended."""
+        self.shown = {address: shown for address, shown in self.shown.items() if not shown[0].expired()}
         shown = {storage.data_ptr(): self._show(storage) for storage, _ in places if storage.nbytes()}
         order = {address: number for number, address in enumerate(shown)}
         at = [[order.get(storage.data_ptr(), -1), start] for storage, start in places]
@@ -173,7 +174,6 @@ class SharedGpuTransport(GroupTransport):
         yield from zip(self._digested(arrived), [tensor for _, tensor in arrived], strict=True)
 
     def _show(self, storage: torch.UntypedStorage) -> Handle:
-        self.shown = {address: shown for address, shown in self.shown.items() if not shown[0].expired()}
         if storage.data_ptr() not in self.shown:
             self.shown[storage.data_ptr()] = StorageWeakRef(storage), self.memory.show(storage)
         return self.shown[storage.data_ptr()][1]
