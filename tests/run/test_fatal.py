@@ -14,7 +14,7 @@ from grpo.store.volume import Volume
 CONFIG = Config(model=Model(path="/model"))
 OTHER = Config(model=Model(path="/model"), run=Run(steps=7))
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, GrpoError)]
-HELD = ["NoLearningSignal", "NonFiniteError", "RewardError", "CheckpointError", "WeightSyncError"]
+HELD = ["NoLearningSignal", "NonFiniteError", "RewardError", "CheckpointError", "WeightSyncError", "MemoryNotShared"]
 HELD += ["OutOfMemory", "DiskError", "BugError"]
 
 
