@@ -94,9 +94,9 @@ class SharedGpuTransport(GroupTransport):
                     reason = "it holds something else"
             except (RuntimeError, AttributeError, OSError, KeyError) as error:
                 reason = f"{type(error).__name__}: {error}"
-        if self._agreed(not reason):
-            return True
         why = next(filter(None, self._told(reason.partition("\n")[0])), "")
+        if not why:
+            return True
         if strict:
             raise MemoryNotShared(
                 f"all engines must be able to read the trainer's GPU memory, but in the {self.where} one cannot "
@@ -180,17 +180,9 @@ class SharedGpuTransport(GroupTransport):
 
     def _taken(self) -> None:
         """Returns once all receivers have copied what was shown."""
-        self._agreed(True)
-
-    def _agreed(self, mine: bool) -> bool:
-        """Whether all say yes."""
-        answer = torch.tensor([int(mine)], dtype=torch.uint8)
-        options: Any = c10d.AllreduceOptions()
-        options.reduceOp = c10d.ReduceOp.MIN
         with self._unbroken():
-            works = [self.group.allreduce([answer], options)]
+            works = [self.group.allreduce([torch.zeros(1, dtype=torch.uint8)], c10d.AllreduceOptions())]
         self._finish(works)
-        return bool(answer.item())
 
     def _told(self, mine: str) -> list[str]:
         """What each end has to say."""
