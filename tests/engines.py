@@ -20,6 +20,7 @@ from typing import Any
 from grpo.config import Config
 from grpo.rollout import core
 from grpo.rollout.engine import RolloutEngine
+from grpo.run.replaced import replaced
 
 START_SECONDS = 240.0
 CALL_SECONDS = 180.0
@@ -31,12 +32,8 @@ SERVER.set_forkserver_preload(["tests.engines_preload"])
 
 class ForkedFromServer(popen_forkserver.Popen):
     def _launch(self, process: Any) -> None:
-        connect = forkserver.connect_to_new_process
-        forkserver.connect_to_new_process = SERVER.connect_to_new_process
-        try:
+        with replaced(forkserver, "connect_to_new_process", SERVER.connect_to_new_process):
             super()._launch(process)
-        finally:
-            forkserver.connect_to_new_process = connect
 
 
 class ForkedProcess(context.ForkServerProcess):

@@ -19,6 +19,7 @@ from ray.job_config import JobConfig
 
 from grpo.cluster import idle_agent
 from grpo.errors import ClusterError
+from grpo.run.replaced import replaced
 
 PREEMPTION = 2
 """DRAIN_NODE_REASON_PREEMPTION in Ray's autoscaler.proto: a reason that it cannot refuse."""
@@ -102,17 +103,6 @@ def with_idle_agents(command: Sequence[str]) -> list[str]:
         for argument in command
         for name in [argument.partition("=")[0]]
     ]
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, value: object) -> Iterator[None]:
-    """Another value for a name of Ray's meanwhile."""
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
 
 
 def node_table() -> list[dict[str, Any]]:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from grpo.rollout import vllm_core
 from grpo.rollout.environment import PARENT, SHARES_GPU, SOCKETS, why_no_fork
 from grpo.rollout.forking import in_a_fork
 from grpo.rollout.notes import listen
+from grpo.run.replaced import replaced
 from grpo.run.watchdog import start_watchdog
 from grpo.types import TensorRecord
 
@@ -86,17 +86,6 @@ SPAWNED: list[str] = []  # why the core of this process is no fork
 def _context(forbids: Callable[[], str], otherwise: Callable[[], BaseContext]) -> BaseContext:
     SPAWNED[:] = [reason for reason in [forbids()] if reason]
     return otherwise() if SPAWNED else get_context("fork")
-
-
-@contextlib.contextmanager
-def replaced(owner: ModuleType | object, name: str, value: object) -> Iterator[None]:
-    """Another value for a name of vLLM's meanwhile."""
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
 
 
 START_SECONDS: dict[str, float] = {}
